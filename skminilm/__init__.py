@@ -1,0 +1,11 @@
+"""scikit-learn estimators over the multilingual MiniLM family.
+
+Importing this package imports no torch, opens no file and no connection.
+"""
+
+from ._cache import clear_cache, set_config
+from ._classifier import MiniLMClassifier
+from ._encoder import MiniLMEncoder
+
+__version__ = "0.1.0"
+__all__ = ["MiniLMClassifier", "MiniLMEncoder", "clear_cache", "set_config"]

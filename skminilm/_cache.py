@@ -1,0 +1,128 @@
+"""Vectors that were computed before, found by text and by everything else they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+DEFAULT_CACHE_BYTES = 256 * 2**20
+_ENTRY_OVERHEAD = 300  # bytes of key, array header and table slot beside the vector
+
+
+class VectorCache:
+    """A bounded store of vectors in memory; the least recently used are dropped.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bound on the memory of all entries.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._vectors: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
+        """Return the vector of each key, None where there is none."""
+        with self._lock:
+            found = []
+            for key in keys:
+                vector = self._vectors.get(key)
+                if vector is not None:
+                    self._vectors.move_to_end(key)
+                found.append(vector)
+            return found
+
+    def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
+        """Store one vector a key."""
+        with self._lock:
+            for key, vector in zip(keys, vectors, strict=True):
+                if key not in self._vectors:
+                    self._vectors[key] = vector.copy()
+                    self._bytes += vector.nbytes + _ENTRY_OVERHEAD
+            self._shrink()
+
+    def resize(self, max_bytes: int) -> None:
+        """Change the bound, dropping what does not fit."""
+        with self._lock:
+            self._max_bytes = max_bytes
+            self._shrink()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._vectors.clear()
+            self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def _shrink(self) -> None:
+        while self._bytes > self._max_bytes:
+            _, vector = self._vectors.popitem(last=False)
+            self._bytes -= vector.nbytes + _ENTRY_OVERHEAD
+
+    def renew_lock(self) -> None:
+        """Forget a lock that another thread held when the process forked."""
+        self._lock = threading.Lock()
+
+
+memory_cache = VectorCache()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=memory_cache.renew_lock)
+
+
+def vector_keys(namespace: str, texts: Sequence[str], second: Sequence[str] | None) -> list[bytes]:
+    """Return one key a text (or pair).
+
+    Parameters
+    ----------
+    namespace : str
+        Names everything but the text that a vector depends on.
+    """
+    base = hashlib.blake2b(namespace.encode(), digest_size=16)
+
+    def key(*parts: str) -> bytes:
+        digest = base.copy()
+        for part in parts:
+            encoded = part.encode()
+            digest.update(len(encoded).to_bytes(8, "little"))  # ("ab", "c") is not ("a", "bc")
+            digest.update(encoded)
+        return digest.digest()
+
+    if second is None:
+        return [key(text) for text in texts]
+    return [key(a, b) for a, b in zip(texts, second, strict=True)]
+
+
+def clear_cache() -> None:
+    """Drop all vectors kept in this process by ``cache="memory"``."""
+    memory_cache.clear()
+
+
+def set_config(*, cache_bytes: int | None = None) -> None:
+    """Set process-wide options.
+
+    Parameters
+    ----------
+    cache_bytes : int, default=None
+        Memory that ``cache="memory"`` may take, in bytes (268,435,456 at
+        the start). 0 keeps nothing. None leaves it as it is.
+
+    Raises
+    ------
+    ValueError
+        `cache_bytes` is negative or not an int.
+    """
+    if cache_bytes is None:
+        return
+    if not isinstance(cache_bytes, int) or isinstance(cache_bytes, bool) or cache_bytes < 0:
+        raise ValueError(f"cache_bytes must be an int >= 0 (bytes), got {cache_bytes!r}.")
+    memory_cache.resize(cache_bytes)

@@ -1,0 +1,257 @@
+"""MiniLMEncoder: text in many languages to vectors."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from ._cache import memory_cache
+from ._encoding import encode_texts, open_checkpoint, resolve_settings
+from ._validation import Texts, check_texts
+from .checkpoints import POOLINGS, Checkpoint
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Encode texts in about 100 languages as vectors.
+
+    The encoder learns nothing from the data: `transform` works without `fit`,
+    and equal texts have equal vectors in every call. The weights are loaded
+    once a process, at first use, and shared by all estimators.
+
+    Parameters
+    ----------
+    model : str or path, default="bundled"
+        Where the weights come from: ``"bundled"`` (multilingual-e5-small in 4
+        bits, needs no network), a preset (``"multilingual-e5-small"``,
+        ``"multilingual-minilm"``, ``"paraphrase-multilingual-minilm"``), any
+        hub id, or a local folder in the layout of transformers or of
+        sentence-transformers.
+    revision : str, default=None
+        Commit, tag or branch of a hub repository. None takes the preset's
+        commit, or the newest state of other repositories.
+    pooling : {"auto", "mean", "cls", "max"}, default="auto"
+        From token states to one vector. ``"auto"``: as the checkpoint was
+        trained.
+    normalize : bool or "auto", default="auto"
+        Scale each vector to the Euclidean norm 1. ``"auto"``: as the
+        checkpoint was trained.
+    prompt : str or None, default="auto"
+        Put before every text. ``"auto"`` is what served best on the
+        development data of several tasks, see Notes; None is no prompt.
+    max_length : int or "auto", default="auto"
+        Tokens a text may have, special tokens included; what is beyond is cut
+        off with a warning. ``"auto"``: the checkpoint's limit.
+    precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
+        Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
+        float16 on older GPUs, else float32. The result is float32 always.
+    device : str, default="auto"
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
+        present.
+    batch_tokens : int or "auto", default="auto"
+        Tokens computed at once: more takes more memory. ``"auto"`` is 2,048
+        on a CPU and 65,536 on a GPU. The vectors do not depend on it, but for
+        rounding.
+    missing : {"error", "empty"}, default="error"
+        What None, NaN and NA among the texts do: raise, or count as ``""``.
+    cache : {"memory", None}, default="memory"
+        ``"memory"`` keeps vectors for the life of the process, shared by all
+        estimators and bounded by ``set_config(cache_bytes=...)``, so that a
+        grid search encodes each text once. None keeps nothing.
+    local_files_only : bool, default=False
+        Never ask a model hub.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    fingerprint_ : str
+        sha256 of the weights, tokenizer and configuration seen by `fit`. A
+        fitted encoder refuses to run with others.
+
+    See Also
+    --------
+    MiniLMClassifier : Fine-tunes the same network.
+
+    Notes
+    -----
+    The network is a 12-layer BERT distilled from XLM-R [1]_. See
+    ``docs/choosing-a-model.md`` for the checkpoints and how ``prompt="auto"``
+    was chosen.
+
+    References
+    ----------
+    .. [1] W. Wang et al., "MiniLM: Deep Self-Attention Distillation for
+       Task-Agnostic Compression of Pre-Trained Transformers", 2020,
+       arXiv:2002.10957.
+
+    Examples
+    --------
+    >>> from skminilm import MiniLMEncoder
+    >>> vectors = MiniLMEncoder().transform(["Good morning", "Guten Morgen", "おはよう"])
+    >>> vectors.shape, vectors.dtype.name
+    ((3, 384), 'float32')
+    """
+
+    _parameter_constraints = {  # noqa: RUF012
+        "model": "no_validation",
+        "revision": [str, None],
+        "pooling": [StrOptions({"auto", *POOLINGS})],
+        "normalize": ["boolean", StrOptions({"auto"})],
+        "prompt": [str, None],
+        "max_length": [Interval(Integral, 3, None, closed="left"), StrOptions({"auto"})],
+        "precision": [StrOptions(set(PRECISIONS))],
+        "device": [str],
+        "batch_tokens": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "missing": [StrOptions({"error", "empty"})],
+        "cache": [StrOptions({"memory"}), None],
+        "local_files_only": ["boolean"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model="bundled",
+        *,
+        revision=None,
+        pooling="auto",
+        normalize="auto",
+        prompt="auto",
+        max_length="auto",
+        precision="auto",
+        device="auto",
+        batch_tokens="auto",
+        missing="error",
+        cache="memory",
+        local_files_only=False,
+        verbose=0,
+    ):
+        self.model = model
+        self.revision = revision
+        self.pooling = pooling
+        self.normalize = normalize
+        self.prompt = prompt
+        self.max_length = max_length
+        self.precision = precision
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.missing = missing
+        self.cache = cache
+        self.local_files_only = local_files_only
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> MiniLMEncoder:
+        """Check the parameters and X, and remember which weights are used.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+        y : ignored
+
+        Returns
+        -------
+        self : MiniLMEncoder
+        """
+        self._validate_params()
+        check_texts(X, missing=self.missing)
+        checkpoint = self._open(fitted=False)
+        self._resolve(checkpoint)
+        self.fingerprint_ = checkpoint.fingerprint
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, then transform. See :meth:`transform`."""
+        self._validate_params()
+        texts = check_texts(X, missing=self.missing)
+        checkpoint = self._open(fitted=False)
+        vectors = self._encode(texts, checkpoint)
+        self.fingerprint_ = checkpoint.fingerprint
+        return vectors
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Encode texts.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            One column: texts. Two columns: sentence pairs, encoded together as
+            ``<s> A </s></s> B </s>``.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, 384)
+            In the order of X. The second dimension is the hidden size of the
+            checkpoint.
+
+        Raises
+        ------
+        TypeError
+            X is a bare str, or a value is not a str.
+        ValueError
+            X is empty, ragged or has missing values; a parameter is out of
+            its range; or the weights are not those that `fit` saw.
+        OSError
+            The checkpoint is missing or damaged.
+
+        Warns
+        -----
+        UserWarning
+            Texts longer than `max_length` were cut off; once a call.
+        """
+        self._validate_params()
+        texts = check_texts(X, missing=self.missing)
+        return self._encode(texts, self._open(fitted=True))
+
+    def _open(self, *, fitted: bool) -> Checkpoint:
+        return open_checkpoint(
+            self.model,
+            self.revision,
+            local_files_only=self.local_files_only,
+            fingerprint=getattr(self, "fingerprint_", None) if fitted else None,
+        )
+
+    def _resolve(self, checkpoint: Checkpoint):
+        from .engine import resolve_device, resolve_precision
+
+        settings = resolve_settings(
+            checkpoint,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            prompt=self.prompt,
+            max_length=self.max_length,
+        )
+        device = resolve_device(self.device)
+        return settings, device, resolve_precision(self.precision, device)
+
+    def _encode(self, texts: Texts, checkpoint: Checkpoint) -> np.ndarray:
+        settings, device, dtype = self._resolve(checkpoint)
+        return encode_texts(
+            texts,
+            checkpoint,
+            settings,
+            device=device,
+            dtype=dtype,
+            cache=memory_cache if self.cache == "memory" else None,
+            batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
+            verbose=self.verbose,
+        )
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._open(fitted=True).hidden_size
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.transformer_tags.preserves_dtype = []
+        return tags

@@ -1,0 +1,234 @@
+"""X and y as users have them -> lists of str, class codes; errors that name the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+from sklearn.utils.multiclass import type_of_target
+
+_EXPECTED_X = (
+    "Expected a list, array, or data-frame column of str with one text a row, or two columns for pairs"
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Validated input: one text a row, or two.
+
+    Attributes
+    ----------
+    first : list of str
+    second : list of str or None
+        The second texts of sentence pairs.
+    """
+
+    first: list[str]
+    second: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, rows: Iterable[int]) -> Texts:
+        """Return some of the rows."""
+        rows = list(rows)
+        second = None if self.second is None else [self.second[row] for row in rows]
+        return Texts([self.first[row] for row in rows], second)
+
+
+def check_texts(X: Any, *, missing: str = "error") -> Texts:
+    """Return X as lists of str.
+
+    Parameters
+    ----------
+    X : list, tuple, ndarray, or pandas / polars / pyarrow column or frame
+        One column: texts. Two columns: sentence pairs.
+    missing : {"error", "empty"}, default="error"
+        What None, NaN and NA become: an error, or the empty text.
+
+    Raises
+    ------
+    TypeError
+        X is a bare str, or some value is not a str. The row is named.
+    ValueError
+        X is empty, ragged or has more than two columns, or a value cannot be
+        encoded in UTF-8. The row is named.
+    """
+    if isinstance(X, str | bytes):
+        raise TypeError(
+            f"X is a bare {type(X).__name__}: {_shorten(X)}. {_EXPECTED_X}: put it in a list, [X]."
+        )
+    columns = _columns(X)
+    if not columns[0]:
+        raise ValueError(f"X is empty. {_EXPECTED_X}.")
+    names = [""] if len(columns) == 1 else [", first column", ", second column"]
+    checked = [_check_column(column, name, missing) for column, name in zip(columns, names, strict=True)]
+    return Texts(*checked)
+
+
+def _shorten(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _columns(X: Any) -> list[list]:
+    """Split any supported container into one or two lists of values."""
+    native = nw.from_native(X, allow_series=True, eager_only=True, pass_through=True)
+    if isinstance(native, nw.Series):
+        return [native.to_list()]
+    if isinstance(native, nw.DataFrame):
+        _check_n_columns(len(native.columns))
+        return [native.get_column(name).to_list() for name in native.columns]
+    if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
+        array = np.asarray(X)
+        if array.ndim == 1:
+            return [array.tolist()]
+        if array.ndim != 2:
+            raise ValueError(f"X has {array.ndim} dimensions. {_EXPECTED_X}.")
+        _check_n_columns(array.shape[1])
+        return [array[:, column].tolist() for column in range(array.shape[1])]
+    if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
+        raise TypeError(f"X is a {type(X).__name__}: {_shorten(X)}. {_EXPECTED_X}.")
+    rows = list(X)
+    if rows and isinstance(rows[0], list | tuple | np.ndarray):
+        return _split_rows(rows)
+    return [rows]
+
+
+def _check_n_columns(n_columns: int) -> None:
+    if n_columns not in (1, 2):
+        raise ValueError(f"X has {n_columns} columns. {_EXPECTED_X}: select the column(s) to read.")
+
+
+def _split_rows(rows: list) -> list[list]:
+    n_columns = len(rows[0])
+    _check_n_columns(n_columns)
+    for number, row in enumerate(rows):
+        if not isinstance(row, list | tuple | np.ndarray) or len(row) != n_columns:
+            raise ValueError(
+                f"X is ragged: row 0 has {n_columns} column(s), row {number} is {_shorten(row)}. {_EXPECTED_X}."
+            )
+    return [[row[column] for row in rows] for column in range(n_columns)]
+
+
+def _check_column(values: list, name: str, missing: str) -> list[str]:
+    texts = []
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            if not _is_missing(value):
+                raise TypeError(
+                    f"X must hold str: row {row}{name} is {_shorten(value)} ({type(value).__name__}). Convert "
+                    "it, for example with str(value) or Series.astype(str)."
+                )
+            if missing != "empty":
+                raise ValueError(
+                    f"X has a missing value: row {row}{name} is {value!r}. Drop the row, fill it "
+                    "(Series.fillna('')), or use missing='empty' where the estimator offers it."
+                )
+            value = ""
+        texts.append(value)
+    _check_encodable(texts, name)
+    return texts
+
+
+def _is_missing(value: object) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, float | np.floating):
+        return bool(np.isnan(value))
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+def _check_encodable(texts: list[str], name: str) -> None:
+    """Refuse half surrogate pairs, which no tokenizer can read."""
+    for row, text in enumerate(texts):
+        if text.isascii():
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"X has a text that is not valid Unicode: row {row}{name} holds a lone surrogate at position "
+                f"{error.start}: {_shorten(text)}. Repair it with "
+                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+            ) from error
+
+
+def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted classes of y and each row's class code.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_rows,)
+        Labels: str, int or bool.
+    n_rows : int
+        Rows of X.
+
+    Returns
+    -------
+    classes : ndarray of shape (n_classes,)
+    codes : ndarray of int64, shape (n_rows,)
+
+    Raises
+    ------
+    ValueError
+        y has another length than X, a missing label, real numbers, several
+        columns, or fewer than two classes.
+    """
+    if y is None:
+        raise ValueError("y is None: a classifier needs one label a text.")
+    native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
+    if isinstance(native, nw.Series):
+        labels = native.to_list()
+        y = np.array(labels, dtype=object if any(isinstance(label, str) for label in labels) else None)
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
+    if len(y) != n_rows:
+        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
+    for row, label in enumerate(y.tolist()):
+        if _is_missing(label):
+            raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
+    if y.dtype == object:
+        kinds = {str if isinstance(label, str) else type(label) for label in y}
+        if len(kinds) > 1:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise ValueError(f"y mixes labels of the types {names}: convert them to one, such as str.")
+        y = np.array(y.tolist())
+    target_type = type_of_target(y, input_name="y")
+    if target_type not in ("binary", "multiclass"):
+        raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
+    return classes, codes.astype(np.int64)
+
+
+def check_row_weights(sample_weight: Any, n_rows: int) -> np.ndarray:
+    """Return one finite weight >= 0 a row, float64 (n_rows,); ones for None.
+
+    Raises
+    ------
+    ValueError
+        Another length, a negative or non-finite weight, or all are zero.
+    """
+    if sample_weight is None:
+        return np.ones(n_rows)
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n_rows,):
+        raise ValueError(
+            f"sample_weight has the shape {weights.shape}, expected ({n_rows},): one weight a text."
+        )
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise ValueError(
+            f"sample_weight of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0."
+        )
+    if not weights.any():
+        raise ValueError("sample_weight is 0 in every row: give some row a positive weight.")
+    return weights

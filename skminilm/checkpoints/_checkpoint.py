@@ -1,0 +1,106 @@
+"""What every checkpoint source hands to the engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from .tokenizer import Tokenizer
+
+POOLINGS = ("mean", "cls", "max")
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT encoder, as in the ``config.json`` of transformers."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
+        """Read the fields of a ``config.json``; the defaults are transformers'."""
+        return cls(
+            hidden_size=int(config["hidden_size"]),
+            num_hidden_layers=int(config["num_hidden_layers"]),
+            num_attention_heads=int(config["num_attention_heads"]),
+            intermediate_size=int(config["intermediate_size"]),
+            vocab_size=int(config["vocab_size"]),
+            max_position_embeddings=int(config.get("max_position_embeddings", 512)),
+            type_vocab_size=int(config.get("type_vocab_size", 2)),
+            layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+        )
+
+
+@dataclass(frozen=True)
+class EncodingDefaults:
+    """What ``"auto"`` means for one checkpoint."""
+
+    pooling: str
+    normalize: bool
+    prompt: str
+    max_length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint that was found and verified; its weights are read on demand.
+
+    Parameters
+    ----------
+    name : str
+        What the user asked for; used in messages.
+    fingerprint : str
+        Hexadecimal sha256 of everything that the vectors depend on.
+    hidden_size : int
+        Number of columns of the vectors.
+    defaults : EncodingDefaults
+        Pooling, normalisation, prompt and length of the checkpoint.
+    config, tokenizer, read_weights :
+        For a BERT-shaped checkpoint its shape, its tokenizer, and a function
+        that returns the weights under the names of transformers' ``BertModel``.
+        None for another architecture.
+    folder : Path or None
+        Where the files lie; None for the bundled checkpoint.
+    foreign_reason : str
+        Why the packed engine cannot run this checkpoint; "" where it can.
+    """
+
+    name: str
+    fingerprint: str
+    hidden_size: int
+    defaults: EncodingDefaults
+    config: BertConfig | None = None
+    tokenizer: Tokenizer | None = None
+    read_weights: Callable[[], dict[str, torch.Tensor]] | None = None
+    folder: Path | None = None
+    foreign_reason: str = ""
+
+
+def combine_digests(parts: Mapping[str, object]) -> str:
+    """Return one sha256 over named parts (digests, configurations)."""
+    canonical = json.dumps(parts, sort_keys=True, default=asdict)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

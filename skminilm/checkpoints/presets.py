@@ -1,0 +1,69 @@
+"""The named checkpoints of the family and the settings that each was trained with.
+
+To add a preset, add an entry to :data:`PRESETS`; nothing else needs to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How to read and use one published checkpoint.
+
+    ``revision`` is a commit of the hub repository, or None for its newest
+    state. ``pooling``, ``normalize``, ``prompt`` and ``max_length`` are what
+    ``"auto"`` stands for in the estimators.
+    """
+
+    repo_id: str
+    revision: str | None
+    pooling: str
+    normalize: bool
+    prompt: str
+    max_length: int
+    summary: str
+
+
+_E5_SMALL = Preset(
+    repo_id="intfloat/multilingual-e5-small",
+    revision="fd1525a9fd15316a2d503bf26ab031a61d056e98",
+    pooling="mean",
+    normalize=True,
+    prompt="query: ",
+    max_length=512,
+    summary="trained contrastively (arXiv:2402.05672): vectors, probes, fine-tuning",
+)
+
+PRESETS: dict[str, Preset] = {
+    BUNDLED: _E5_SMALL,
+    "multilingual-e5-small": _E5_SMALL,
+    "multilingual-minilm": Preset(
+        repo_id="microsoft/Multilingual-MiniLM-L12-H384",
+        revision=None,
+        pooling="mean",
+        normalize=False,
+        prompt="",
+        max_length=512,
+        summary="the distilled original (arXiv:2002.10957): fine-tuning",
+    ),
+    "paraphrase-multilingual-minilm": Preset(
+        repo_id="sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+        revision="e8f8c211226b894fcb81acc59f3b34ba3efd5f42",
+        pooling="mean",
+        normalize=False,
+        prompt="",
+        max_length=128,
+        summary="distilled from an English paraphrase model: similarity, clustering",
+    ),
+}
+
+_BY_REPO_ID = {preset.repo_id: preset for preset in PRESETS.values()}
+
+
+def find_preset(model: str) -> Preset | None:
+    """Return the preset whose name or hub id is `model`, or None."""
+    return PRESETS.get(model) or _BY_REPO_ID.get(model)

@@ -1,0 +1,328 @@
+"""Texts to token ids.
+
+XLM-R's vocabulary runs on SentencePiece, which the networks of the family
+were trained with and which is several times faster than the alternatives.
+Other vocabularies run on the ``tokenizers`` library.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+XLMR_VOCABULARY = 250_002
+"""Pieces of XLM-R's vocabulary; checkpoints of the family have this many rows or a few more."""
+
+_BOS, _PAD, _EOS, _UNK = 0, 1, 2, 3
+
+# SentencePiece 0.2.3 normalises with newer Unicode rules than XLM-R was trained
+# with. These code points had no rule then (so they were unknown), but U+200D,
+# which was a space. A private-use code point, unknown too, stands in for them.
+_NEWER_RULES = (
+    (0x061C, 0x061C),
+    (0x32FF, 0x32FF),
+    (0xA7F1, 0xA7F4),
+    (0xAB69, 0xAB69),
+    (0x10781, 0x10785),
+    (0x10787, 0x107B0),
+    (0x107B2, 0x107BA),
+    (0x1CCD6, 0x1CCF9),
+    (0x1E030, 0x1E06D),
+    (0x1F16C, 0x1F16C),
+    (0x1F23B, 0x1F23B),
+    (0x1FBF0, 0x1FBF9),
+)
+_CHANGED = re.compile("[\u200d" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _NEWER_RULES) + "]")
+
+
+def _original_rule(match: re.Match[str]) -> str:
+    return " " if match.group() == "\u200d" else "\U0010fffd"
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of many texts, one after the other, special tokens included.
+
+    Attributes
+    ----------
+    input_ids : ndarray of int32, shape (n_tokens,)
+    lengths : ndarray of int64, shape (n_texts,)
+    full_lengths : ndarray of int64, shape (n_texts,)
+        Before truncation.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    full_lengths: np.ndarray
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each text begins and the last ends, int64 (n_texts + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    special_tokens: int
+    """Special tokens added to a single text."""
+
+    def encode(
+        self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
+    ) -> TokenBatch:
+        """Return the ids of texts, or of the pairs (texts[i], second[i])."""
+
+
+def _truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Cut the longer of two sequences, token by token, until both fit (longest first)."""
+    excess = len(first) + len(second) - room
+    if excess <= 0:
+        return first, second
+    keep_first, keep_second = len(first), len(second)
+    trim = min(excess, abs(keep_first - keep_second))
+    if keep_first > keep_second:
+        keep_first -= trim
+    else:
+        keep_second -= trim
+    rest = excess - trim
+    keep_first -= rest // 2
+    keep_second -= rest - rest // 2
+    return first[:keep_first], second[:keep_second]
+
+
+def _assemble(
+    first: list[list[int]],
+    second: list[list[int]] | None,
+    prefix: list[int],
+    middle: list[int],
+    suffix: list[int],
+    max_length: int,
+) -> TokenBatch:
+    """Truncate, put the special tokens round and flatten."""
+    n_special = len(prefix) + len(suffix)
+    if second is None:
+        full = np.fromiter((len(ids) for ids in first), np.int64, len(first)) + n_special
+        room = max_length - n_special
+        rows = [ids if len(ids) <= room else ids[:room] for ids in first]
+        parts = chain.from_iterable(chain(prefix, ids, suffix) for ids in rows)
+    else:
+        n_special += len(middle)
+        full = np.fromiter(map(len, first), np.int64, len(first)) + n_special
+        full += np.fromiter(map(len, second), np.int64, len(second))
+        room = max_length - n_special
+        pairs = [_truncate_pair(a, b, room) for a, b in zip(first, second, strict=True)]
+        parts = chain.from_iterable(chain(prefix, a, middle, b, suffix) for a, b in pairs)
+    if room < 1:
+        raise ValueError(f"max_length={max_length} leaves no room for text: use at least {n_special + 1}.")
+    lengths = np.minimum(full, max_length)
+    input_ids = np.fromiter(parts, np.int32, int(lengths.sum()))
+    return TokenBatch(input_ids, lengths, full)
+
+
+class SentencePieceTokenizer:
+    """XLM-R's tokenizer on SentencePiece: ``<s> text </s>``, ``<s> A </s></s> B </s>``.
+
+    Parameters
+    ----------
+    model_proto : bytes
+        A serialised SentencePiece model with XLM-R's pieces.
+    original_rules : bool
+        True where `model_proto` brings the normaliser that XLM-R was trained
+        with; False where it has SentencePiece's own, whose newer rules are
+        then undone.
+    """
+
+    special_tokens = 2
+
+    def __init__(self, model_proto: bytes, *, original_rules: bool) -> None:
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
+        self._original_rules = original_rules
+
+    def encode(
+        self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
+    ) -> TokenBatch:
+        """Return the ids of texts, or of pairs. See :class:`Tokenizer`."""
+        pieces = self._pieces(texts)
+        second_pieces = None if second is None else self._pieces(second)
+        return _assemble(pieces, second_pieces, [_BOS], [_EOS, _EOS], [_EOS], max_length)
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        if not self._original_rules:
+            texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
+        threads = min(os.cpu_count() or 1, 1 + len(texts) // 64)
+        encoded = self._processor.encode(list(texts), out_type=int, num_threads=threads)
+        # SentencePiece counts <unk> <s> </s> first, fairseq <s> <pad> </s> <unk>.
+        return [[piece + 1 if piece else _UNK for piece in pieces] for pieces in encoded]
+
+
+class LibraryTokenizer:
+    """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only."""
+
+    def __init__(self, serialized: str) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        special = self._tokenizer.encode("").ids
+        middle = len(special) // 2 + len(special) % 2
+        self._prefix, self._suffix = special[:middle], special[middle:]
+        self.special_tokens = len(special)
+
+    def encode(
+        self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
+    ) -> TokenBatch:
+        """Return the ids of texts. See :class:`Tokenizer`."""
+        if second is not None:
+            raise ValueError(
+                "Sentence pairs need a checkpoint with XLM-R's vocabulary; this one has another. "
+                "Join the two columns into one text, or use model='bundled'."
+            )
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        return _assemble(ids, None, self._prefix, [], self._suffix, max_length)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def build_model_proto(
+    pieces: Sequence[bytes], scores: Sequence[float], precompiled_charsmap: bytes | None = None
+) -> bytes:
+    """Serialise a SentencePiece Unigram model (``sentencepiece_model.proto``).
+
+    Parameters
+    ----------
+    pieces, scores : sequences of the same length
+        The ordinary pieces in the order of their ids, without ``<unk>``,
+        ``<s>`` and ``</s>``, which are put before them.
+    precompiled_charsmap : bytes or None
+        The compiled normaliser; None takes SentencePiece's ``nmt_nfkc``.
+
+    Returns
+    -------
+    bytes
+    """
+    pack_score = struct.Struct("<f").pack
+
+    def message(piece: bytes, score: float, extra: bytes = b"") -> bytes:
+        body = b"\x0a" + _varint(len(piece)) + piece + b"\x15" + pack_score(score) + extra
+        return b"\x0a" + _varint(len(body)) + body
+
+    proto = [message(b"<unk>", 0.0, b"\x18\x02"), message(b"<s>", 0.0, b"\x18\x03")]
+    proto.append(message(b"</s>", 0.0, b"\x18\x03"))
+    proto.extend(map(message, pieces, scores))
+    if precompiled_charsmap is None:
+        import sentencepiece
+
+        # A model proto that holds only its normaliser; concatenation merges messages.
+        normalizer = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
+        proto.append(normalizer.serialized_model_proto())
+    else:
+        spec = b"\x12" + _varint(len(precompiled_charsmap)) + precompiled_charsmap
+        proto.append(b"\x1a" + _varint(len(spec)) + spec)
+    return b"".join(proto)
+
+
+def _unigram_from_json(serialized: str) -> SentencePieceTokenizer | None:
+    """Rebuild XLM-R's SentencePiece model from a ``tokenizer.json`` that holds it."""
+    content = json.loads(serialized)
+    model = content.get("model", {})
+    vocabulary = model.get("vocab") or []
+    if not isinstance(vocabulary, list) or [row[0] for row in vocabulary[:4]] != [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+    ]:
+        return None
+    normalizer = content.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    charsmap = next(
+        (step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), None
+    )
+    ordinary = [row for row in vocabulary[4:] if row[0] != "<mask>"]
+    proto = build_model_proto(
+        [piece.encode() for piece, _ in ordinary],
+        [score for _, score in ordinary],
+        base64.b64decode(charsmap) if charsmap else None,
+    )
+    return SentencePieceTokenizer(proto, original_rules=charsmap is not None)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a checkpoint folder.
+
+    A SentencePiece model is preferred, then ``tokenizer.json``, then a plain
+    ``vocab.txt``.
+
+    Raises
+    ------
+    OSError
+        The folder has no tokenizer file that can be read.
+    """
+    model_file = folder / "sentencepiece.bpe.model"
+    if model_file.is_file():
+        try:
+            return SentencePieceTokenizer(model_file.read_bytes(), original_rules=True)
+        except RuntimeError as error:
+            raise OSError(
+                f"{model_file} is not a SentencePiece model ({error}). Download it again."
+            ) from error
+    json_file = folder / "tokenizer.json"
+    if json_file.is_file():
+        serialized = json_file.read_text(encoding="utf-8")
+        try:
+            return _unigram_from_json(serialized) or LibraryTokenizer(serialized)
+        except Exception as error:  # the library raises plain Exception
+            raise OSError(f"{json_file} cannot be read ({error}). Download it again.") from error
+    if (folder / "vocab.txt").is_file():
+        from transformers import BertTokenizerFast
+
+        fast = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        return LibraryTokenizer(fast.backend_tokenizer.to_str())
+    raise OSError(
+        f"No tokenizer in {folder}: expected sentencepiece.bpe.model, tokenizer.json or vocab.txt. "
+        "Copy one of them from the repository that the weights came from."
+    )
+
+
+def verify_golden_ids(tokenizer: Tokenizer, name: str) -> None:
+    """Compare a tokenizer with the ids that XLM-R's original gives.
+
+    Raises
+    ------
+    ValueError
+        Some probe differs. The message shows the first one.
+    """
+    golden = json.loads(Path(__file__).with_name("golden_token_ids.json").read_text(encoding="utf-8"))
+    probes = [(probe["text"], None, probe["ids"]) for probe in golden["single"]]
+    probes += [(probe["a"], probe["b"], probe["ids"]) for probe in golden["pair"]]
+    for text, second, expected in probes:
+        batch = tokenizer.encode([text], None if second is None else [second], max_length=512)
+        found = batch.input_ids.tolist()
+        if found != expected:
+            probe = repr(text) if second is None else f"the pair {text!r}, {second!r}"
+            raise ValueError(
+                f"The tokenizer of {name} is not the one that its weights were trained with: "
+                f"{probe} gives the ids {found}, expected {expected}. Its vectors would be wrong. "
+                "Use the sentencepiece.bpe.model of the original repository."
+            )

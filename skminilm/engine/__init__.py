@@ -1,0 +1,9 @@
+"""From token ids to vectors: packing, the forward pass, pooling, devices, loaded models.
+
+Importing this package imports torch; the estimators do so at first use.
+"""
+
+from .hardware import resolve_device, resolve_precision
+from .registry import get_model, get_tuned_model, release_models
+
+__all__ = ["get_model", "get_tuned_model", "release_models", "resolve_device", "resolve_precision"]

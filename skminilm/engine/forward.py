@@ -1,0 +1,94 @@
+"""BERT's forward pass over packed sequences, with or without gradients.
+
+Post-norm transformer encoder (Devlin et al., 2018, arXiv:1810.04805) on one
+matrix of tokens (n_tokens, hidden_size): no padding outside attention.
+Inference and fine-tuning run the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from ..checkpoints.q4 import dequantize_q4
+from .packing import AttentionGroup, Pack
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def gather_word_embeddings(table: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return rows of the embedding table, float32 (n_tokens, hidden_size).
+
+    A table in 4 bits (uint8 blocks) is dequantised row by row, each row once.
+    """
+    if table.dtype != torch.uint8:
+        return F.embedding(input_ids, table).float()
+    unique, inverse = torch.unique(input_ids, return_inverse=True)
+    return dequantize_q4(table[unique])[inverse]
+
+
+def embed(weights: Weights, pack: Pack, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
+    """Sum of word, position and type embeddings, normalised: (n_tokens, hidden_size)."""
+    word = gather_word_embeddings(weights["embeddings.word"], pack.input_ids)
+    hidden = word + F.embedding(pack.position_ids, weights["embeddings.position"])
+    norm_weight, norm_bias = weights["embeddings.norm.weight"], weights["embeddings.norm.bias"]
+    return F.layer_norm(hidden, hidden.shape[-1:], norm_weight, norm_bias, epsilon).to(dtype)
+
+
+def encoder_layer(
+    hidden: torch.Tensor,
+    weights: Weights,
+    prefix: str,
+    groups: list[AttentionGroup],
+    n_heads: int,
+    epsilon: float,
+) -> torch.Tensor:
+    """One transformer layer: attention inside each sequence, then feed-forward."""
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"])
+
+    def add_and_norm(x: torch.Tensor, residual: torch.Tensor, name: str) -> torch.Tensor:
+        x = x + residual
+        weight, bias = weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
+        return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+    attended = attention(linear(hidden, "qkv"), groups, n_heads)
+    hidden = add_and_norm(linear(attended, "attention_output"), hidden, "attention_norm")
+    inner = F.gelu(linear(hidden, "intermediate"))
+    return add_and_norm(linear(inner, "output"), hidden, "output_norm")
+
+
+def attention(qkv: torch.Tensor, groups: list[AttentionGroup], n_heads: int) -> torch.Tensor:
+    """Scaled dot-product attention of every sequence to itself.
+
+    Parameters
+    ----------
+    qkv : Tensor, shape (n_tokens, 3 * hidden_size)
+        Queries, keys and values side by side.
+    groups : list of AttentionGroup
+    n_heads : int
+
+    Returns
+    -------
+    Tensor, shape (n_tokens, hidden_size)
+    """
+    hidden_size = qkv.shape[1] // 3
+    outputs = []
+    for group in groups:
+        tokens = qkv[group.start : group.stop]
+        shape = (group.n_sequences, group.max_length)
+        mask = None
+        if group.slots is not None:
+            padded = tokens.new_zeros(math.prod(shape), 3 * hidden_size)
+            tokens = padded.index_copy(0, group.slots, tokens)
+            mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=qkv.device)
+            mask = mask.index_fill(0, group.slots, True).view(shape)[:, None, None, :]
+        heads = tokens.view(*shape, 3, n_heads, hidden_size // n_heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
+        attended = attended.transpose(1, 2).reshape(-1, hidden_size)
+        outputs.append(attended if group.slots is None else attended[group.slots])
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

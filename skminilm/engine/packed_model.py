@@ -1,0 +1,198 @@
+"""A BERT-shaped checkpoint, loaded on a device in one precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ..checkpoints import BertConfig, Checkpoint
+from ..checkpoints._checkpoint import WORD_EMBEDDINGS
+from ..checkpoints.q4 import dequantize_q4
+from ..checkpoints.tokenizer import TokenBatch
+from .forward import embed, encoder_layer
+from .packing import Pack, make_pack, plan_packs
+from .pooling import pool, unit_length
+
+CPU_BATCH_TOKENS = 2048
+CUDA_BATCH_TOKENS = 65_536
+# On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
+# arithmetic, gets fewer and larger ones.
+_MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
+_MAX_WASTE_TRAINING = 0.25
+
+WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
+_LAYER_PARTS = {
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+def fuse_weights(weights: Mapping[str, torch.Tensor], config: BertConfig) -> dict[str, torch.Tensor]:
+    """Rename the weights of transformers' ``BertModel`` and join what is used together.
+
+    Queries, keys and values become one matrix; the type embedding, which is
+    type 0 for every token, is added to the positions.
+    """
+    fused = {
+        WORD: weights[WORD_EMBEDDINGS],
+        "embeddings.position": weights["embeddings.position_embeddings.weight"].float()
+        + weights["embeddings.token_type_embeddings.weight"][0].float(),
+        "embeddings.norm.weight": weights["embeddings.LayerNorm.weight"].float(),
+        "embeddings.norm.bias": weights["embeddings.LayerNorm.bias"].float(),
+    }
+    for layer in range(config.num_hidden_layers):
+        old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
+        for kind in ("weight", "bias"):
+            parts = [weights[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            fused[f"{new}qkv.{kind}"] = torch.cat(parts).float()
+            for part, old_part in _LAYER_PARTS.items():
+                fused[f"{new}{part}.{kind}"] = weights[f"{old}{old_part}.{kind}"].float()
+    return fused
+
+
+def layer_prefix(layer: int) -> str:
+    """Return how the names of a layer's weights begin."""
+    return f"layers.{layer}."
+
+
+def dense_rows(table: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Return a copy of rows of an embedding table in float32, dequantised where it is in 4 bits."""
+    selected = table[rows]
+    return dequantize_q4(selected) if table.dtype == torch.uint8 else selected.float().clone()
+
+
+class PackedModel:
+    """Runs a BERT-shaped checkpoint on packed sequences.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    weights : mapping of str to Tensor
+        Under the names of :func:`fuse_weights`.
+    device : torch.device
+    dtype : torch.dtype
+        Of the layers. Embeddings are summed in float32.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weights: Mapping[str, torch.Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.tokenizer = checkpoint.tokenizer
+        self.device = device
+        self.dtype = dtype
+        self.weights = {
+            name: tensor.to(device, dtype if name.startswith("layers.") else None)
+            for name, tensor in weights.items()
+        }
+
+    def with_weights(self, tuned: Mapping[str, np.ndarray]) -> PackedModel:
+        """Return a model in which some weights are replaced; the others are shared with this one.
+
+        Parameters
+        ----------
+        tuned : mapping of str to ndarray
+            As fine-tuning returns them: weights by name, and for the embedding
+            table the changed rows (:data:`WORD`) and their numbers
+            (:data:`WORD_ROWS`).
+        """
+        # Copies: the arrays may be read-only memory maps.
+        replaced = {name: torch.from_numpy(np.array(array)) for name, array in tuned.items()}
+        if WORD in replaced:
+            rows, values = replaced.pop(WORD_ROWS), replaced.pop(WORD)
+            table = dense_rows(self.weights[WORD].cpu(), slice(None))
+            table[rows] = values
+            replaced[WORD] = table
+        return PackedModel(self.checkpoint, {**self.weights, **replaced}, self.device, self.dtype)
+
+    def tokenize(
+        self, texts: Sequence[str], second: Sequence[str] | None, prompt: str, max_length: int
+    ) -> TokenBatch:
+        """Return the token ids of texts or pairs, the prompt before each (first) text."""
+        if prompt:
+            texts = [prompt + text for text in texts]
+        return self.tokenizer.encode(texts, second, max_length=max_length)
+
+    def make_training_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
+        """Gather the texts of a training step into a pack; its rows are sorted, longest first."""
+        rows = rows[np.argsort(-batch.lengths[rows], kind="stable")]
+        return make_pack(batch.input_ids, offsets, rows, self.device, _MAX_WASTE_TRAINING)
+
+    def hidden_states(
+        self,
+        pack: Pack,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        frozen_layers: int = 0,
+        frozen_embeddings: bool = True,
+    ) -> torch.Tensor:
+        """Return the last hidden states of a pack, (n_tokens, hidden_size).
+
+        No gradients are kept for the embeddings and the lowest layers where
+        they are frozen.
+        """
+        epsilon, n_heads = self.config.layer_norm_eps, self.config.num_attention_heads
+        dtype = weights[layer_prefix(0) + "qkv.weight"].dtype
+        keep_gradients = torch.is_grad_enabled()
+        with torch.set_grad_enabled(keep_gradients and not frozen_embeddings):
+            hidden = embed(weights, pack, epsilon, dtype)
+        for layer in range(self.config.num_hidden_layers):
+            with torch.set_grad_enabled(keep_gradients and layer >= frozen_layers):
+                prefix = layer_prefix(layer)
+                hidden = encoder_layer(hidden, weights, prefix, pack.groups, n_heads, epsilon)
+        return hidden
+
+    def encode_tokens(
+        self,
+        batch: TokenBatch,
+        *,
+        pooling: str,
+        normalize: bool,
+        batch_tokens: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Return one vector a text, float32 (n_texts, hidden_size), in the order of the texts."""
+        if batch_tokens is None:
+            batch_tokens = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
+        vectors = np.empty((len(batch.lengths), self.config.hidden_size), np.float32)
+        offsets = batch.offsets
+        max_waste = _MAX_WASTE[self.device.type]
+        with torch.inference_mode():
+            for rows in plan_packs(batch.lengths, batch_tokens):
+                pack = make_pack(batch.input_ids, offsets, rows, self.device, max_waste)
+                pooled = pool(self.hidden_states(pack, self.weights), pack, pooling)
+                if normalize:
+                    pooled = unit_length(pooled)
+                vectors[rows] = pooled.cpu().numpy()
+                if progress:
+                    progress(len(rows))
+        return vectors
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        prompt: str,
+        max_length: int,
+        pooling: str,
+        normalize: bool,
+        batch_tokens: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return vectors (n_texts, hidden_size) and the tokens of each text before truncation."""
+        batch = self.tokenize(texts, second, prompt, max_length)
+        vectors = self.encode_tokens(
+            batch, pooling=pooling, normalize=normalize, batch_tokens=batch_tokens, progress=progress
+        )
+        return vectors, batch.full_lengths

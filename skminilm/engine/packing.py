@@ -1,0 +1,136 @@
+"""Texts of different lengths without padding: which of them are computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Neighbouring sequences of a pack that attend in one call, each to itself.
+
+    Attributes
+    ----------
+    start, stop : int
+        Their tokens in the pack.
+    n_sequences, max_length : int
+        The shape (n_sequences, max_length) that they are laid out in.
+    slots : Tensor of int64, shape (stop - start,), or None
+        Where in that shape each token goes. None where all sequences have
+        the same length, so that a view is enough.
+    """
+
+    start: int
+    stop: int
+    n_sequences: int
+    max_length: int
+    slots: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences computed in one forward pass, one after the other, longest first.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n_sequences,)
+        Which texts these are.
+    input_ids, position_ids, sequence_ids : Tensor of int64, shape (n_tokens,)
+    lengths : Tensor of int64, shape (n_sequences,)
+    cu_seqlens : Tensor of int64, shape (n_sequences + 1,)
+        Offsets of the sequences.
+    groups : list of AttentionGroup
+    """
+
+    rows: np.ndarray
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    sequence_ids: torch.Tensor
+    lengths: torch.Tensor
+    cu_seqlens: torch.Tensor
+    groups: list[AttentionGroup]
+
+
+def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
+    """Yield the rows of each pack: longest first, at most `max_tokens` together.
+
+    A single text longer than `max_tokens` is a pack of its own. Texts of
+    equal length keep their order.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start, total = 0, 0
+    for position, row in enumerate(order):
+        length = int(lengths[row])
+        if total and total + length > max_tokens:
+            yield order[start:position]
+            start, total = position, 0
+        total += length
+    if start < len(order):
+        yield order[start:]
+
+
+def make_pack(
+    input_ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, device: torch.device, max_waste: float
+) -> Pack:
+    """Gather the tokens of some texts into a pack on a device.
+
+    Parameters
+    ----------
+    input_ids : ndarray of int32, shape (n_tokens,)
+        Ids of all texts.
+    offsets : ndarray of int64, shape (n_texts + 1,)
+    rows : ndarray of int64
+        Texts of the pack, longest first.
+    device : torch.device
+    max_waste : float
+        See :func:`group_by_length`.
+    """
+    lengths = offsets[rows + 1] - offsets[rows]
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    sequence_ids = np.repeat(np.arange(len(rows)), lengths)
+    position_ids = np.arange(cu_seqlens[-1]) - cu_seqlens[sequence_ids]
+    tokens = offsets[rows][sequence_ids] + position_ids
+
+    def to_device(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(device)
+
+    return Pack(
+        rows=rows,
+        input_ids=to_device(input_ids[tokens]),
+        position_ids=to_device(position_ids),
+        sequence_ids=to_device(sequence_ids),
+        lengths=to_device(lengths),
+        cu_seqlens=to_device(cu_seqlens),
+        groups=list(group_by_length(lengths, max_waste, device)),
+    )
+
+
+def group_by_length(lengths: np.ndarray, max_waste: float, device: torch.device) -> Iterator[AttentionGroup]:
+    """Group sequences, sorted by descending length, for attention.
+
+    A group may be padded up to `max_waste` times its tokens (0: only equal
+    lengths share a group): fewer, larger calls against wasted work.
+    """
+    first, start = 0, 0
+    while first < len(lengths):
+        longest = int(lengths[first])
+        tokens, last = 0, first
+        while last < len(lengths):
+            padded = (last + 1 - first) * longest
+            if padded > (1 + max_waste) * (tokens + int(lengths[last])):
+                break
+            tokens += int(lengths[last])
+            last += 1
+        members = lengths[first:last]
+        slots = None
+        if members[-1] != longest:
+            sequence = np.repeat(np.arange(len(members)), members)
+            ends = np.cumsum(members)
+            within = np.arange(tokens) - (ends - members)[sequence]
+            slots = torch.from_numpy(sequence * longest + within).to(device)
+        yield AttentionGroup(start, start + tokens, len(members), longest, slots)
+        first, start = last, start + tokens

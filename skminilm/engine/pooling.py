@@ -1,0 +1,37 @@
+"""Token states to one vector a text."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .packing import Pack
+
+
+def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
+    """Pool the last hidden states of each sequence of a pack.
+
+    Parameters
+    ----------
+    hidden : Tensor, shape (n_tokens, hidden_size)
+    pack : Pack
+    pooling : {"mean", "cls", "max"}
+        Over all tokens of a sequence, the special ones included.
+
+    Returns
+    -------
+    Tensor of float32, shape (n_sequences, hidden_size)
+    """
+    if pooling == "cls":
+        return hidden[pack.cu_seqlens[:-1]].float()
+    hidden = hidden.float()
+    out = hidden.new_zeros(len(pack.lengths), hidden.shape[1])
+    if pooling == "mean":
+        return out.index_add(0, pack.sequence_ids, hidden) / pack.lengths[:, None]
+    index = pack.sequence_ids[:, None].expand_as(hidden)
+    return out.scatter_reduce(0, index, hidden, "amax", include_self=False)
+
+
+def unit_length(vectors: torch.Tensor) -> torch.Tensor:
+    """Scale each row to the Euclidean norm 1."""
+    return F.normalize(vectors, dim=1)
