@@ -50,7 +50,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
     epochs : int or "auto", default="auto"
         Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
         steps.
-    batch_size : int, default=16
+    batch_size : int, default=32
         Texts a step.
     learning_rate : float, default=5e-5
         Of the encoder, at its peak: it rises linearly over the warm-up, then
@@ -149,7 +149,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         trainable="encoder",
         init_head="probe",
         epochs="auto",
-        batch_size=16,
+        batch_size=32,
         learning_rate=5e-5,
         head_learning_rate=1e-2,
         weight_decay=0.01,

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from .checkpoints.tokenizer import TokenBatch
 from .engine.packed_model import WORD, WORD_ROWS, PackedModel, dense_rows, layer_prefix
-from .engine.packing import Pack
 from .engine.pooling import pool, unit_length
 
 _MAX_GRADIENT_NORM = 1.0
@@ -90,27 +89,38 @@ def fine_tune(
         Called with the texts of each step and its loss.
     """
     frozen_layers = _frozen_layers(options.trainable, model.config.num_hidden_layers)
-    parameters = _trained_copies(model.weights, frozen_layers, options.trainable == "all")
+    trained = _select_trained(model.weights, frozen_layers, embeddings=options.trainable == "all")
+    frozen = {name: _cast(name, model.weights[name], dtype) for name in model.weights if name not in trained}
     word_rows = None
-    if WORD in parameters:
+    if WORD in trained:
         # Only rows that occur in the texts get a gradient, so only they are trained.
         word_rows, compact_ids = np.unique(batch.input_ids, return_inverse=True)
         rows = torch.from_numpy(word_rows.astype(np.int64)).to(model.device)
-        parameters[WORD] = dense_rows(model.weights[WORD], rows)
+        trained[WORD] = dense_rows(model.weights[WORD], rows)
         batch = TokenBatch(compact_ids.astype(np.int32), batch.lengths, batch.full_lengths)
-    frozen = {name: tensor for name, tensor in model.weights.items() if name not in parameters}
-    frozen = {name: _cast(name, tensor, dtype) for name, tensor in frozen.items()}
+    matrices = {n: t for n, t in trained.items() if _is_layer(n) and t.ndim == 2}
+    biases_and_norms = {n: t for n, t in trained.items() if _is_layer(n) and t.ndim == 1}
+    embeddings = {n: t for n, t in trained.items() if not _is_layer(n)}
+    rate = options.learning_rate
+    parts = [
+        FlatParameters(matrices, dtype, rate, options.weight_decay),
+        FlatParameters(biases_and_norms, dtype, rate),
+    ]
+    if embeddings:
+        parts.append(FlatParameters(embeddings, torch.float32, rate))
+    views = {name: view for part in parts for name, view in part.views.items()}
+    offsets = batch.offsets
 
-    def vectors_of(rows: np.ndarray, offsets: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        pack: Pack = model.make_training_pack(batch, offsets, rows)
-        weights = {**frozen, **{name: _cast(name, p, dtype) for name, p in parameters.items()}}
+    def vectors_of(rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        pack = model.make_training_pack(batch, offsets, rows)
         hidden = model.hidden_states(
-            pack, weights, frozen_layers=frozen_layers, frozen_embeddings=WORD not in parameters
+            pack, {**frozen, **views}, frozen_layers=frozen_layers, frozen_embeddings=not embeddings
         )
         return unit_length(pool(hidden, pack, options.pooling)), pack.rows
 
-    result = _train(vectors_of, batch.offsets, parameters, codes, row_weights, coef, intercept, options,
-                    model.device, progress)  # fmt: skip
+    result = _train(vectors_of, parts, codes, row_weights, coef, intercept, options, model.device, progress)
+    for part in parts:
+        result.weights.update(part.arrays())
     if word_rows is not None:
         result.weights[WORD_ROWS] = word_rows.astype(np.int64)
     return result
@@ -129,25 +139,99 @@ def train_head(
     """Train the head alone, over vectors computed once. See :func:`fine_tune`."""
     fixed = torch.from_numpy(vectors).to(device)
 
-    def vectors_of(rows: np.ndarray, offsets: np.ndarray | None) -> tuple[torch.Tensor, np.ndarray]:
+    def vectors_of(rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         return fixed[torch.from_numpy(rows).to(device)], rows
 
-    return _train(vectors_of, None, {}, codes, row_weights, coef, intercept, options, device, progress)
+    return _train(vectors_of, [], codes, row_weights, coef, intercept, options, device, progress)
+
+
+class FlatParameters:
+    """Parameters side by side in one float32 vector, with views in the precision of the computation.
+
+    A step of the optimizer, the gradients' norm and the casts are one call
+    each instead of one for each of a hundred tensors.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        Where they start; copied.
+    dtype : torch.dtype
+        Of the views.
+    learning_rate, weight_decay : float
+        For the optimizer.
+
+    Attributes
+    ----------
+    master : Tensor of float32, shape (n,)
+        What the optimizer changes; its gradient is float32 too.
+    views : dict of str to Tensor
+        The parameters by name, leaves of the computation.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.master = torch.cat([tensor.detach().float().flatten() for tensor in tensors.values()])
+        self.master.grad = torch.zeros_like(self.master)
+        same = dtype == torch.float32
+        self._computed = self.master if same else self.master.to(dtype)
+        self._gradient = self.master.grad if same else torch.zeros_like(self._computed)
+        self.views = {}
+        gradients = self._split(self._gradient)
+        for name, values in self._split(self._computed).items():
+            self.views[name] = values.detach().requires_grad_(True)
+            self.views[name].grad = gradients[name]
+
+    def _split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = flat.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in named}
+
+    def collect_gradient(self) -> None:
+        """Bring the gradient of the views into `master.grad`."""
+        if self._gradient is not self.master.grad:
+            self.master.grad.copy_(self._gradient)
+
+    def publish(self) -> None:
+        """Bring a changed `master` into the views and clear the gradient."""
+        if self._computed is not self.master:
+            with torch.no_grad():
+                self._computed.copy_(self.master)
+        self._gradient.zero_()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the parameters as float32 arrays of their own."""
+        return {name: part.cpu().numpy().copy() for name, part in self._split(self.master).items()}
 
 
 def _train(
-    vectors_of, offsets, parameters, codes, row_weights, coef, intercept, options, device, progress
+    vectors_of: Callable[[np.ndarray], tuple[torch.Tensor, np.ndarray]],
+    encoder: list[FlatParameters],
+    codes: np.ndarray,
+    row_weights: np.ndarray,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    options: TrainingOptions,
+    device: torch.device,
+    progress: Callable[[int, float], object] | None,
 ) -> TrainingResult:
-    head_weight = torch.tensor(coef, dtype=torch.float32, device=device)
-    head_bias = torch.tensor(intercept, dtype=torch.float32, device=device)
-    trained = [*parameters.values(), head_weight, head_bias]
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    head_start = {
+        "coef": torch.from_numpy(coef).to(device),
+        "intercept": torch.from_numpy(intercept).to(device),
+    }
+    head = FlatParameters(head_start, torch.float32, options.head_learning_rate)
+    parts = [*encoder, head]
     targets = torch.from_numpy(codes).to(device)
     weights = torch.from_numpy(row_weights.astype(np.float32)).to(device)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(parameters, head_weight, head_bias, options), betas=(0.9, 0.999), fused=True
-    )
+    groups = [{"params": [p.master], "lr": p.learning_rate, "weight_decay": p.weight_decay} for p in parts]
+    optimizer = torch.optim.AdamW(groups, fused=True)
     steps_per_epoch = -(-len(codes) // options.batch_size)
     n_steps = steps_per_epoch * options.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -157,27 +241,31 @@ def _train(
     history = []
     for epoch in range(options.epochs):
         began, loss_sum, weight_sum = time.perf_counter(), 0.0, 0.0
-        for step, rows in enumerate(_batches(shuffle.permutation(len(codes)), options.batch_size)):
-            vectors, rows = vectors_of(rows, offsets)
-            logits = F.linear(vectors, head_weight, head_bias)
+        batches = _batches(shuffle.permutation(len(codes)), options.batch_size)
+        for step, rows in enumerate(batches, epoch * steps_per_epoch + 1):
+            vectors, rows = vectors_of(rows)
+            logits = F.linear(vectors, head.views["coef"], head.views["intercept"])
             losses = F.cross_entropy(
                 logits, targets[rows], reduction="none", label_smoothing=options.label_smoothing
             )
-            total = weights[rows].sum()
-            loss = (losses * weights[rows]).sum() / total.clamp_min(1e-12)
+            total = float(weights[rows].sum())
+            loss = (losses * weights[rows]).sum() / max(total, 1e-12)
             loss_value = float(loss.detach())
             if not np.isfinite(loss_value):
                 raise FloatingPointError(
-                    f"The loss became {loss_value} in step {epoch * steps_per_epoch + step + 1} of {n_steps}. "
-                    "Use a lower learning_rate or head_learning_rate, or precision='fp32'."
+                    f"The loss became {loss_value} in step {step} of {n_steps}. Use a lower learning_rate or "
+                    "head_learning_rate, or precision='fp32'."
                 )
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT_NORM)
+            for part in parts:
+                part.collect_gradient()
+            torch.nn.utils.clip_grad_norm_([part.master for part in parts], _MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
-            loss_sum += loss_value * float(total)
-            weight_sum += float(total)
+            for part in parts:
+                part.publish()
+            loss_sum += loss_value * total
+            weight_sum += total
             if progress:
                 progress(len(rows), loss_value)
         seconds = time.perf_counter() - began
@@ -189,12 +277,8 @@ def _train(
                 "texts_per_s": len(codes) / seconds,
             }
         )
-
-    def array(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.detach().cpu().numpy().copy()
-
-    arrays = {name: array(parameter) for name, parameter in parameters.items()}
-    return TrainingResult(array(head_weight), array(head_bias), arrays, history)
+    trained_head = head.arrays()
+    return TrainingResult(trained_head["coef"], trained_head["intercept"], history=history)
 
 
 def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
@@ -218,36 +302,21 @@ def _frozen_layers(trainable: str | int, n_layers: int) -> int:
     return n_layers - trainable
 
 
-def _trained_copies(
-    weights: Mapping[str, torch.Tensor], frozen_layers: int, embeddings: bool
+def _select_trained(
+    weights: Mapping[str, torch.Tensor], frozen_layers: int, *, embeddings: bool
 ) -> dict[str, torch.Tensor]:
-    """Return copies of what training may change; the embedding table as a placeholder."""
+    """Return the weights that training may change."""
     frozen_prefixes = tuple(layer_prefix(layer) for layer in range(frozen_layers))
-    copies = {}
-    for name, tensor in weights.items():
-        in_embeddings = name.startswith("embeddings.")
-        if name.startswith(frozen_prefixes) or (in_embeddings and not embeddings):
-            continue
-        copies[name] = tensor if name == WORD else tensor.detach().clone()
-    return copies
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if (embeddings or _is_layer(name)) and not name.startswith(frozen_prefixes)
+    }
 
 
-def _parameter_groups(
-    parameters: Mapping[str, torch.Tensor],
-    head_weight: torch.Tensor,
-    head_bias: torch.Tensor,
-    options: TrainingOptions,
-) -> list[dict]:
-    """Weight decay on the layers' matrices only: not on biases, norms, embeddings and the head."""
-    decayed = [p for name, p in parameters.items() if p.ndim == 2 and not name.startswith("embeddings.")]
-    others = [p for name, p in parameters.items() if p.ndim != 2 or name.startswith("embeddings.")]
-    groups = [
-        {"params": decayed, "lr": options.learning_rate, "weight_decay": options.weight_decay},
-        {"params": others, "lr": options.learning_rate, "weight_decay": 0.0},
-        {"params": [head_weight, head_bias], "lr": options.head_learning_rate, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def _is_layer(name: str) -> bool:
+    return name.startswith("layers.")
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if name.startswith("layers.") else tensor
+    return tensor.to(dtype) if _is_layer(name) else tensor

@@ -33,7 +33,7 @@ _E5_SMALL = Preset(
     revision="fd1525a9fd15316a2d503bf26ab031a61d056e98",
     pooling="mean",
     normalize=True,
-    prompt="query: ",
+    prompt="text: ",
     max_length=512,
     summary="trained contrastively (arXiv:2402.05672): vectors, probes, fine-tuning",
 )

@@ -35,8 +35,8 @@ same request in every language, put as a customer would put it there. The
 registers run from formal letters to hurried chat messages.
 
 Because the items are parallel, a model that is trained on an item in one
-language has seen that item in all of them: split by `items` (for example
-``GroupKFold(groups=items)``), not by rows, to measure what a model can do with
+language has seen that item in all of them: split by `groups` (for example
+with ``GroupKFold``), not by rows, to measure what a model can do with
 new requests.
 """
 
@@ -53,7 +53,7 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
         Return ``(data, target)`` instead of a Bunch.
     as_frame : bool, default=False
         Return pandas objects: `data` and `target` as Series, and `frame` with
-        the columns text, target, intent, language and item.
+        the columns text, target, intent, language and group.
 
     Returns
     -------
@@ -65,9 +65,9 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
         target_names : list of str, length 8
         languages : ndarray of str, shape (1024,)
             ISO 639-1 codes.
-        items : ndarray of int64, shape (1024,)
+        groups : ndarray of int64, shape (1024,)
             From 0 to 63: rows with the same number are the same request in
-            different languages. Use them as `groups` of a splitter.
+            different languages. Pass them as `groups` to a splitter such as ``GroupKFold``.
         frame : DataFrame, only with ``as_frame=True``
         DESCR : str
 
@@ -90,8 +90,8 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
     intents = [TARGET_NAMES.index(row["intent"]) for row in rows]
     target: Any = np.array(intents, dtype=np.int64)
     languages = np.array([row["language"] for row in rows])
-    items = np.array([8 * t + int(row["item"]) - 1 for t, row in zip(intents, rows, strict=True)])
-    bunch = Bunch(target_names=list(TARGET_NAMES), languages=languages, items=items, DESCR=_DESCR)
+    groups = np.array([8 * t + int(row["item"]) - 1 for t, row in zip(intents, rows, strict=True)])
+    bunch = Bunch(target_names=list(TARGET_NAMES), languages=languages, groups=groups, DESCR=_DESCR)
     if as_frame:
         import pandas as pd
 
@@ -103,7 +103,7 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
                 "target": target,
                 "intent": [row["intent"] for row in rows],
                 "language": languages,
-                "item": items,
+                "group": groups,
             }
         )
     if return_X_y:

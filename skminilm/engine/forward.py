@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ..checkpoints.q4 import dequantize_q4
 from .packing import AttentionGroup, Pack
 
+_MAX_PLAIN_LENGTH = 256
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -78,8 +79,8 @@ def attention(qkv: torch.Tensor, groups: list[AttentionGroup], n_heads: int) -> 
     """
     hidden_size = qkv.shape[1] // 3
     outputs = []
-    for group in groups:
-        tokens = qkv[group.start : group.stop]
+    # split and unbind, not indexing: their backward passes fill no zeros.
+    for group, tokens in zip(groups, qkv.split([g.stop - g.start for g in groups]), strict=True):
         shape = (group.n_sequences, group.max_length)
         mask = None
         if group.slots is not None:
@@ -88,7 +89,24 @@ def attention(qkv: torch.Tensor, groups: list[AttentionGroup], n_heads: int) -> 
             mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=qkv.device)
             mask = mask.index_fill(0, group.slots, True).view(shape)[:, None, None, :]
         heads = tokens.view(*shape, 3, n_heads, hidden_size // n_heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
+        query, key, value = heads.unbind(0)
+        attended = _attend(query, key, value, mask)
         attended = attended.transpose(1, 2).reshape(-1, hidden_size)
         outputs.append(attended if group.slots is None else attended[group.slots])
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Softmax(q k' / sqrt(d)) v, each of shape (n_sequences, n_heads, length, head_size)."""
+    length, head_size = query.shape[-2:]
+    # On a CPU the backward pass of torch's fused kernel takes ten times as long as its forward
+    # pass; plain matrix products do not, at the price of keeping length x length probabilities.
+    by_products = query.device.type == "cpu" and torch.is_grad_enabled() and length <= _MAX_PLAIN_LENGTH
+    if not by_products:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query / math.sqrt(head_size)) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(dim=-1) @ value
