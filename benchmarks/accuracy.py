@@ -56,9 +56,8 @@ def main():
     if not options.no_probe:
         models["probe"] = lambda seed: make_pipeline(MiniLMEncoder(), LogisticRegression(C=10, max_iter=5000))
     for text in options.params or ["{}"]:
-        models[f"classifier {text}"] = lambda seed, p=json.loads(text): MiniLMClassifier(
-            random_state=seed, **p
-        )
+        parameters = json.loads(text)
+        models[f"classifier {text}"] = lambda seed, p=parameters: MiniLMClassifier(random_state=seed, **p)
 
     columns, seconds = {}, {}
     for label, make in models.items():

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -256,7 +255,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each text, shape (n_texts,)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
 
     def encode(self, X: Any) -> np.ndarray:
         """Return the vectors that the head sees, of norm 1: float32 (n_texts, 384)."""
@@ -320,6 +320,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         if self.init_head == "random":
             coef = random.standard_normal((n_classes, vectors.shape[1])) / math.sqrt(vectors.shape[1])
             return coef.astype(np.float32), np.zeros(n_classes, np.float32)
+        from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
+
         probe = LogisticRegression(C=_PROBE_PENALTY, max_iter=2000)
         probe.fit(vectors, codes, sample_weight=row_weights)
         coef, intercept = probe.coef_, probe.intercept_

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import sklearn
 from tqdm.auto import tqdm
 
 from ._cache import VectorCache, vector_keys
@@ -175,5 +177,14 @@ def warn_if_truncated(lengths: np.ndarray, max_length: int) -> None:
             f"off there; the longest, row {int(lengths.argmax())}, has {int(lengths.max())}. Shorten or split "
             "them, or raise max_length up to the limit of the checkpoint.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """Return the `stacklevel` of the first caller outside this package and scikit-learn."""
+    own = tuple(os.path.dirname(module.__file__) + os.sep for module in (sys.modules[__package__], sklearn))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
+        frame, level = frame.f_back, level + 1
+    return level - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import narwhals as nw
@@ -182,8 +183,10 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("y is None: a classifier needs one label a text.")
     native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
     if isinstance(native, nw.Series):
-        labels = native.to_list()
-        y = np.array(labels, dtype=object if any(isinstance(label, str) for label in labels) else None)
+        y = native.to_list()
+    if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
+        y = list(y)
+        y = np.array(y, dtype=object) if y and not isinstance(y[0], list | tuple) else np.array(y)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -191,15 +194,17 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
     if len(y) != n_rows:
         raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
-    for row, label in enumerate(y.tolist()):
+    labels = y.tolist()
+    for row, label in enumerate(labels):
         if _is_missing(label):
             raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
     if y.dtype == object:
-        kinds = {str if isinstance(label, str) else type(label) for label in y}
+        kinds = {_kind_of_label(label) for label in labels}
         if len(kinds) > 1:
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise ValueError(f"y mixes labels of the types {names}: convert them to one, such as str.")
-        y = np.array(y.tolist())
+            raise ValueError(
+                f"y mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
+            )
+        y = np.array(labels)
     target_type = type_of_target(y, input_name="y")
     if target_type not in ("binary", "multiclass"):
         raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
@@ -207,6 +212,13 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
     return classes, codes.astype(np.int64)
+
+
+def _kind_of_label(label: object) -> str:
+    for kind in (str, bool, np.bool_, Number):
+        if isinstance(label, kind):
+            return {np.bool_: "bool", Number: "number"}.get(kind, kind.__name__)
+    return type(label).__name__
 
 
 def check_row_weights(sample_weight: Any, n_rows: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def load_checkpoint(
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a str or a path, got {type(model).__name__}: {model!r}.")
     name = os.fspath(model)
-    is_path = not isinstance(model, str) or Path(name).is_dir()
+    is_path = not isinstance(model, str) or (name != "" and Path(name).is_dir())
     if revision is not None and (name == BUNDLED or (is_path and name not in PRESETS)):
         raise ValueError(
             f"revision={revision!r} has no meaning for the local checkpoint {name!r}: leave it out."

@@ -164,7 +164,7 @@ def _parse_tokenizer(reader: _Reader) -> SentencePieceTokenizer:
     proto = build_model_proto(
         [text[offsets[i] : offsets[i + 1]] for i in ordinary], [scores[i] for i in ordinary]
     )
-    return SentencePieceTokenizer(proto, original_rules=False)
+    return SentencePieceTokenizer(proto)
 
 
 def _weights_reader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from .presets import BUNDLED
@@ -9,7 +10,6 @@ from .presets import BUNDLED
 # Safetensors where a repository has them; other formats and frameworks are never fetched.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TIMEOUT_S = 3
 
 
@@ -17,6 +17,8 @@ def is_hub_id(model: str) -> bool:
     """Tell whether `model` has the form of a hub id (``name`` or ``owner/name``)."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    if not model:
+        return False
     try:
         validate_repo_id(model)
     except HFValidationError:
@@ -51,16 +53,17 @@ def download(repo_id: str, revision: str | None, *, local_files_only: bool) -> P
     offline = local_files_only or constants.HF_HUB_OFFLINE
     if cached is not None and (offline or revision is not None):
         return cached
-    if not offline:
+    cause: Exception | None = None
+    if offline:
+        reason = "downloads are off (local_files_only=True or HF_HUB_OFFLINE=1)"
+    else:
         try:
-            return _fetch(repo_id, revision, snapshot)
-        except (OSError, ValueError, RuntimeError, *_hub_errors()) as error:
+            return snapshot(_wanted_files(repo_id, revision), cached_only=False)
+        except Exception as error:  # which type depends on the HTTP client of the hub's library
             if cached is not None:
                 return cached
             reason = f"the hub could not be reached or refused ({type(error).__name__}: {error})"
-            cause: Exception | None = error
-    else:
-        reason, cause = "downloads are off (local_files_only=True or HF_HUB_OFFLINE=1)", None
+            cause = error
     raise OSError(
         f"The checkpoint {repo_id!r} (revision {revision or 'main'}) is not in the local cache "
         f"{constants.HF_HUB_CACHE}, and {reason}. Download it once on a machine with access (hf download "
@@ -69,27 +72,24 @@ def download(repo_id: str, revision: str | None, *, local_files_only: bool) -> P
     ) from cause
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _complete_in_cache(snapshot: Callable[..., Path]) -> Path | None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return HfHubHTTPError, LocalEntryNotFoundError
-
-
-def _complete_in_cache(snapshot) -> Path | None:
     try:
         folder = snapshot([*_SMALL_FILES, *_WEIGHTS], cached_only=True)
-    except (OSError, ValueError, *_hub_errors()):
+    except (OSError, LocalEntryNotFoundError):
         return None
-    has_weights = any((folder / name).is_file() for name in (*_WEIGHTS, *_SHARDED))
+    has_weights = any((folder / name).is_file() for name in _WEIGHTS)
     return folder if has_weights and (folder / "config.json").is_file() else None
 
 
-def _fetch(repo_id: str, revision: str | None, snapshot) -> Path:
+def _wanted_files(repo_id: str, revision: str | None) -> list[str]:
+    """Ask the hub which files there are: one request, so that a missing network is noticed at once."""
     from huggingface_hub import HfApi
 
-    files = HfApi().list_repo_files(repo_id, revision=revision)
-    if any(name.endswith(".safetensors") and "/" not in name for name in files):
-        weights = ["model.safetensors", "model-*.safetensors"]
-    else:
-        weights = ["pytorch_model.bin", "pytorch_model-*.bin"]
-    return snapshot([*_SMALL_FILES, *weights], cached_only=False)
+    info = HfApi().repo_info(repo_id, revision=revision, timeout=_TIMEOUT_S)
+    names = {file.rfilename for file in info.siblings or ()}
+    weights = next((name for name in _WEIGHTS if name in names), None)
+    if weights is None:
+        raise FileNotFoundError(f"the repository has none of {', '.join(_WEIGHTS)}")
+    return [*_SMALL_FILES, weights]

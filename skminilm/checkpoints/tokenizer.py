@@ -135,20 +135,18 @@ class SentencePieceTokenizer:
     Parameters
     ----------
     model_proto : bytes
-        A serialised SentencePiece model with XLM-R's pieces.
-    original_rules : bool
-        True where `model_proto` brings the normaliser that XLM-R was trained
-        with; False where it has SentencePiece's own, whose newer rules are
-        then undone.
+        A serialised SentencePiece model. XLM-R's may bring its own normaliser
+        or SentencePiece's: newer Unicode rules are undone.
     """
 
     special_tokens = 2
 
-    def __init__(self, model_proto: bytes, *, original_rules: bool) -> None:
+    def __init__(self, model_proto: bytes) -> None:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
-        self._original_rules = original_rules
+        # <s> <pad> </s> <unk> <mask> are not all among the pieces of the model.
+        self._is_xlmr = self._processor.get_piece_size() >= XLMR_VOCABULARY - 5
 
     def encode(
         self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
@@ -159,7 +157,7 @@ class SentencePieceTokenizer:
         return _assemble(pieces, second_pieces, [_BOS], [_EOS, _EOS], [_EOS], max_length)
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        if not self._original_rules:
+        if self._is_xlmr:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
         threads = min(os.cpu_count() or 1, 1 + len(texts) // 64)
         encoded = self._processor.encode(list(texts), out_type=int, num_threads=threads)
@@ -265,7 +263,7 @@ def _unigram_from_json(serialized: str) -> SentencePieceTokenizer | None:
         [score for _, score in ordinary],
         base64.b64decode(charsmap) if charsmap else None,
     )
-    return SentencePieceTokenizer(proto, original_rules=charsmap is not None)
+    return SentencePieceTokenizer(proto)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -282,7 +280,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     model_file = folder / "sentencepiece.bpe.model"
     if model_file.is_file():
         try:
-            return SentencePieceTokenizer(model_file.read_bytes(), original_rules=True)
+            return SentencePieceTokenizer(model_file.read_bytes())
         except RuntimeError as error:
             raise OSError(
                 f"{model_file} is not a SentencePiece model ({error}). Download it again."

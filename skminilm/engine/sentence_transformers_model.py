@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,17 +18,13 @@ class SentenceTransformersModel:
     """The same interface as :class:`~skminilm.engine.packed_model.PackedModel`."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        from sentence_transformers import SentenceTransformer, models
+        from sentence_transformers import SentenceTransformer
 
         self.checkpoint = checkpoint
-        folder = str(checkpoint.folder)
-        options = {"local_files_only": True, "trust_remote_code": False}
-        if (checkpoint.folder / "modules.json").is_file():
-            self._model = SentenceTransformer(folder, device=str(device), **options)
-        else:
-            transformer = models.Transformer(folder, model_args=options, config_args=options)
-            pooling = models.Pooling(transformer.get_word_embedding_dimension(), checkpoint.defaults.pooling)
-            self._model = SentenceTransformer(modules=[transformer, pooling], device=str(device))
+        with _quiet():
+            self._model = SentenceTransformer(
+                str(checkpoint.folder), device=str(device), local_files_only=True, trust_remote_code=False
+            )
         self._model.to(dtype)
 
     def encode(
@@ -68,3 +66,21 @@ class SentenceTransformersModel:
             if progress:
                 progress(len(chunk))
         return np.concatenate(parts), np.array(lengths)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bar and the notes that loading prints."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    transformers_logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

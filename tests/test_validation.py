@@ -1,0 +1,151 @@
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from skminilm._validation import check_classes, check_row_weights, check_texts
+
+TEXTS = ["one", "zwei", "три"]
+COLUMNS = {
+    "list": TEXTS,
+    "tuple": tuple(TEXTS),
+    "generator": lambda: (text for text in TEXTS),
+    "object array": np.array(TEXTS, dtype=object),
+    "fixed-width array": np.array(TEXTS),
+    "column array": np.array(TEXTS, dtype=object)[:, None],
+    "list of rows": [[text] for text in TEXTS],
+    "pandas": pd.Series(TEXTS),
+    "pandas object": pd.Series(TEXTS, dtype=object),
+    "pandas category": pd.Series(TEXTS, dtype="category"),
+    "pandas frame": pd.DataFrame({"text": TEXTS}, index=[5, 6, 7]),
+    "pandas index": pd.Index(TEXTS),
+    "polars": pl.Series(TEXTS),
+    "polars frame": pl.DataFrame({"text": TEXTS}),
+    "pyarrow": pa.chunked_array([TEXTS]),
+    "pyarrow table": pa.table({"text": TEXTS}),
+}
+
+
+@pytest.mark.parametrize("container", COLUMNS)
+def test_one_column(container):
+    X = COLUMNS[container]
+    checked = check_texts(X() if callable(X) else X)
+    assert (checked.first, checked.second) == (TEXTS, None)
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy before 2 has no StringDType")
+def test_numpy_string_dtype():
+    assert check_texts(np.array(TEXTS, dtype=np.dtypes.StringDType())).first == TEXTS
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        [("a", "b"), ("c", "d")],
+        np.array([["a", "b"], ["c", "d"]]),
+        pd.DataFrame({"x": ["a", "c"], "y": ["b", "d"]}),
+        pl.DataFrame({"x": ["a", "c"], "y": ["b", "d"]}),
+    ],
+    ids=lambda X: type(X).__module__,
+)
+def test_two_columns_are_pairs(X):
+    checked = check_texts(X)
+    assert (checked.first, checked.second) == (["a", "c"], ["b", "d"])
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        ("a text", TypeError, r"X is a bare str: 'a text'.*put it in a list"),
+        (b"bytes", TypeError, "X is a bare bytes"),
+        (3, TypeError, "X is a int: 3"),
+        ({"a": 1}, TypeError, "X is a dict"),
+        ([], ValueError, "X is empty"),
+        (pd.Series([], dtype=str), ValueError, "X is empty"),
+        (["a", None], ValueError, "missing value: row 1 is None"),
+        (["a", float("nan")], ValueError, "missing value: row 1 is nan"),
+        (pd.Series(["a", pd.NA], dtype="string"), ValueError, "missing value: row 1"),
+        (pl.Series(["a", None]), ValueError, "missing value: row 1 is None"),
+        (["a", 5], TypeError, r"row 1 is 5 \(int\).*astype\(str\)"),
+        (["a", b"b"], TypeError, r"row 1 is b'b' \(bytes\)"),
+        (np.array([1.5, 2.5]), TypeError, r"row 0 is 1\.5 \(float\)"),
+        ([("a", "b"), ("c",)], ValueError, r"X is ragged: row 0 has 2 column\(s\), row 1 is \('c',\)"),
+        ([("a",), "b"], ValueError, "X is ragged: .* row 1 is 'b'"),
+        ([("a", "b", "c")], ValueError, "X has 3 columns"),
+        (pd.DataFrame({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
+        (np.zeros((2, 2, 2)), ValueError, "X has 3 dimensions"),
+        ([("a", "b"), ("c", None)], ValueError, "row 1, second column is None"),
+        (["ok", "bad \ud800 half"], ValueError, r"row 1 holds a lone surrogate at position 4.*surrogatepass"),
+        (np.array("scalar"), ValueError, "X has 0 dimensions"),
+    ],
+)
+def test_bad_x_names_row_value_and_remedy(X, error, message):
+    with pytest.raises(error, match=message):
+        check_texts(X)
+
+
+def test_missing_as_empty():
+    X = ["a", None, float("nan"), pd.NA]
+    assert check_texts(X, missing="empty").first == ["a", "", "", ""]
+
+
+def test_inputs_are_not_changed():
+    array = np.array(TEXTS, dtype=object)
+    array.setflags(write=False)
+    assert check_texts(array).first == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (["b", "a", "b"], ["a", "b"]),
+        ([True, False, True], [False, True]),
+        ([3, 1, 3], [1, 3]),
+        (pd.Series(["b", "a", "b"]), ["a", "b"]),
+        (pd.Series(["b", "a", "b"], dtype="category"), ["a", "b"]),
+        (pl.Series(["b", "a", "b"]), ["a", "b"]),
+        (np.array([["b"], ["a"], ["b"]], dtype=object), ["a", "b"]),
+        ([1.0, 0, 1], [0.0, 1.0]),
+        (("b", "a", "b"), ["a", "b"]),
+    ],
+    ids=str,
+)
+def test_classes(y, classes):
+    found, codes = check_classes(y, 3)
+    assert found.tolist() == classes
+    assert codes.tolist() == [1, 0, 1]
+    assert codes.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "y is None"),
+        (["a", "b"], "X has 3 rows but y has 2"),
+        (["a", "a", "a"], "y has one class only, 'a'"),
+        (["a", None, "b"], "missing label: row 1 is None"),
+        ([1.0, float("nan"), 2.0], "missing label: row 1 is nan"),
+        ([0.5, 1.5, 2.5], "y is continuous"),
+        (["a", 1, "b"], "y mixes labels of the types number, str"),
+        (np.zeros((3, 2)), r"y has the shape \(3, 2\)"),
+    ],
+    ids=str,
+)
+def test_bad_y(y, message):
+    with pytest.raises(ValueError, match=message):
+        check_classes(y, 3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 2], r"shape \(2,\), expected \(3,\)"),
+        ([1, -1, 1], r"row 1 is -1\.0"),
+        ([1, float("nan"), 1], "row 1 is nan"),
+        ([0, 0, 0], "0 in every row"),
+    ],
+)
+def test_bad_sample_weight(weights, message):
+    with pytest.raises(ValueError, match=message):
+        check_row_weights(weights, 3)
