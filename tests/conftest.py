@@ -103,6 +103,7 @@ def wordpiece(requests):
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

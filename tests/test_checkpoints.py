@@ -113,6 +113,20 @@ def test_safetensors_are_preferred_and_bin_is_read(folder, texts):
     np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(texts), before)
 
 
+def test_a_loaded_model_does_not_change_with_its_file(folder, texts):
+    encoder = MiniLMEncoder(folder, precision="fp32", cache=None)
+    before = encoder.transform(texts)
+    path = folder / "model.safetensors"
+    blob = path.read_bytes()
+    with open(path, "r+b") as file:  # in place, as a copy over it would
+        file.seek(len(blob) // 2)
+        file.write(b"\xff" * (len(blob) // 2))
+    with pytest.raises(FloatingPointError, match="is not finite: the weights are damaged"):
+        encoder.transform(texts)
+    path.write_bytes(blob)
+    np.testing.assert_array_equal(encoder.transform(texts), before)
+
+
 class _Evil:
     def __reduce__(self):
         return os.mkdir, ("code_ran",)
@@ -209,7 +223,7 @@ def test_presets_are_found_by_name_and_by_hub_id():
 
 @pytest.mark.parametrize("model", ["no such model", "a/b/c", "", "bad\nname"])
 def test_an_unknown_model_lists_the_presets(model):
-    with pytest.raises(ValueError, match="neither a preset .*multilingual-minilm"):
+    with pytest.raises(ValueError, match=r"neither a preset .*multilingual-minilm"):
         load_checkpoint(model)
 
 

@@ -69,7 +69,7 @@ def test_every_parameter_is_constrained_and_documented(estimator):
     parameters = set(inspect.signature(estimator).parameters)
     assert set(estimator._parameter_constraints) == parameters
     for parameter in parameters:
-        assert f"\n    {parameter} : " in estimator.__doc__, parameter
+        assert f"\n{parameter} : " in inspect.getdoc(estimator), parameter
 
 
 def test_version_is_the_same_everywhere(request):

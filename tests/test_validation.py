@@ -34,7 +34,7 @@ def test_one_column(container):
     assert (checked.first, checked.second) == (TEXTS, None)
 
 
-@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy before 2 has no StringDType")
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy before 2 has no StringDType")
 def test_numpy_string_dtype():
     assert check_texts(np.array(TEXTS, dtype=np.dtypes.StringDType())).first == TEXTS
 

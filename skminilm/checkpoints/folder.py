@@ -191,11 +191,12 @@ def _check_weights(path: Path, config: BertConfig) -> None:
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the weights under the names of transformers' ``BertModel``."""
     if path.name == _SAFETENSORS:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            weights = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                # Copies: a mapped tensor would change when somebody writes to the file.
+                weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise _damaged(path, error) from error
     else:

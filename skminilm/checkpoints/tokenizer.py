@@ -237,6 +237,8 @@ def build_model_proto(
     else:
         spec = b"\x12" + _varint(len(precompiled_charsmap)) + precompiled_charsmap
         proto.append(b"\x1a" + _varint(len(spec)) + spec)
+    # add_dummy_prefix, remove_extra_whitespaces and escape_whitespaces: true, whatever the default.
+    proto.append(b"\x1a\x06\x18\x01\x20\x01\x28\x01")
     return b"".join(proto)
 
 
