@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,9 +17,9 @@ from tqdm.auto import tqdm
 
 from ._cache import memory_cache
 from ._encoder import PRECISIONS
-from ._encoding import EncodingSettings, encode_texts, open_checkpoint, resolve_settings
+from ._encoding import encode_texts, open_checkpoint, resolve_settings
 from ._validation import Texts, check_classes, check_row_weights, check_texts
-from .checkpoints import POOLINGS, Checkpoint
+from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
 
 _PROBE_PENALTY = 10.0
 _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
@@ -97,6 +98,9 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         What training changed in the encoder.
     fingerprint_ : str
         sha256 of the checkpoint that it started from.
+    settings_ : dict
+        Pooling, normalisation, prompt and length that it was trained with;
+        predictions use them.
 
     See Also
     --------
@@ -231,6 +235,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         self.history_ = result.history
         self.n_iter_ = len(result.history)
         self.fingerprint_ = checkpoint.fingerprint
+        self.settings_ = asdict(settings)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -264,7 +269,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         self._validate_params()
         texts = check_texts(X)
         checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
-        settings, device, dtype = self._resolve(checkpoint)
+        _, device, dtype = self._resolve(checkpoint)
+        settings = EncodingSettings(**self.settings_)
         return encode_texts(
             texts,
             checkpoint,
@@ -289,7 +295,12 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
                 "trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
             )
         settings = resolve_settings(
-            checkpoint, pooling=self.pooling, normalize=True, prompt=self.prompt, max_length=self.max_length
+            checkpoint,
+            checkpoint.defaults,
+            pooling=self.pooling,
+            normalize=True,
+            prompt=self.prompt,
+            max_length=self.max_length,
         )
         device = resolve_device(self.device)
         return settings, device, resolve_precision(self.precision, device)

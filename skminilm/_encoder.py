@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from numbers import Integral
 from typing import Any
 
@@ -12,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._cache import memory_cache
 from ._encoding import encode_texts, open_checkpoint, resolve_settings
 from ._validation import Texts, check_texts
-from .checkpoints import POOLINGS, Checkpoint
+from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -73,6 +74,9 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     fingerprint_ : str
         sha256 of the weights, tokenizer and configuration seen by `fit`. A
         fitted encoder refuses to run with others.
+    defaults_ : dict
+        What ``"auto"`` stood for at `fit`, and stands for since: pooling,
+        normalize, prompt, max_length.
 
     See Also
     --------
@@ -160,8 +164,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._validate_params()
         check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)
-        self._resolve(checkpoint)
-        self.fingerprint_ = checkpoint.fingerprint
+        self._resolve(checkpoint, checkpoint.defaults)
+        self._remember(checkpoint)
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -169,8 +173,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)
-        vectors = self._encode(texts, checkpoint)
-        self.fingerprint_ = checkpoint.fingerprint
+        vectors = self._encode(texts, checkpoint, checkpoint.defaults)
+        self._remember(checkpoint)
         return vectors
 
     def transform(self, X: Any) -> np.ndarray:
@@ -205,7 +209,13 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
-        return self._encode(texts, self._open(fitted=True))
+        checkpoint = self._open(fitted=True)
+        defaults = EncodingSettings(**self.defaults_) if hasattr(self, "defaults_") else checkpoint.defaults
+        return self._encode(texts, checkpoint, defaults)
+
+    def _remember(self, checkpoint: Checkpoint) -> None:
+        self.fingerprint_ = checkpoint.fingerprint
+        self.defaults_ = asdict(checkpoint.defaults)
 
     def _open(self, *, fitted: bool) -> Checkpoint:
         return open_checkpoint(
@@ -215,11 +225,12 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             fingerprint=getattr(self, "fingerprint_", None) if fitted else None,
         )
 
-    def _resolve(self, checkpoint: Checkpoint):
+    def _resolve(self, checkpoint: Checkpoint, defaults: EncodingSettings):
         from .engine import resolve_device, resolve_precision
 
         settings = resolve_settings(
             checkpoint,
+            defaults,
             pooling=self.pooling,
             normalize=self.normalize,
             prompt=self.prompt,
@@ -228,8 +239,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         device = resolve_device(self.device)
         return settings, device, resolve_precision(self.precision, device)
 
-    def _encode(self, texts: Texts, checkpoint: Checkpoint) -> np.ndarray:
-        settings, device, dtype = self._resolve(checkpoint)
+    def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:
+        settings, device, dtype = self._resolve(checkpoint, defaults)
         return encode_texts(
             texts,
             checkpoint,

@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,22 +14,12 @@ from tqdm.auto import tqdm
 
 from ._cache import VectorCache, vector_keys
 from ._validation import Texts
-from .checkpoints import Checkpoint, load_checkpoint
+from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
 _RESULTS_VERSION = 1  # raise it when the same weights and texts begin to give other vectors
-
-
-@dataclass(frozen=True)
-class EncodingSettings:
-    """What turns a text into its vector, besides the weights."""
-
-    pooling: str
-    normalize: bool
-    prompt: str
-    max_length: int
 
 
 def open_checkpoint(
@@ -60,20 +49,20 @@ def open_checkpoint(
 
 def resolve_settings(
     checkpoint: Checkpoint,
+    defaults: EncodingSettings,
     *,
     pooling: str,
     normalize: bool | str,
     prompt: str | None,
     max_length: int | str,
 ) -> EncodingSettings:
-    """Replace ``"auto"`` by the checkpoint's settings, and check the rest against it.
+    """Replace ``"auto"`` by `defaults`, and check the rest against the checkpoint.
 
     Raises
     ------
     ValueError
         `max_length` is more than the checkpoint has positions.
     """
-    defaults = checkpoint.defaults
     limit = checkpoint.config.max_position_embeddings if checkpoint.config else None
     if max_length != "auto" and limit is not None and max_length > limit:
         raise ValueError(

@@ -297,6 +297,15 @@ def test_a_diverging_fit_names_the_step_and_keeps_the_old_model(split):
     np.testing.assert_array_equal(classifier.predict_proba(X_new), before)
 
 
+def test_predictions_use_the_settings_of_the_fit(split):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable="head", random_state=0).fit(X, y)
+    before = classifier.predict_proba(X_new)
+    assert set(classifier.settings_) == {"pooling", "normalize", "prompt", "max_length"}
+    classifier.set_params(prompt="other: ", pooling="cls")
+    np.testing.assert_array_equal(classifier.predict_proba(X_new), before)
+
+
 def test_not_fitted():
     with pytest.raises(NotFittedError):
         MiniLMClassifier().predict(["a"])

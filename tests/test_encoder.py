@@ -129,7 +129,7 @@ def test_fit_changes_no_parameter(texts):
     before = encoder.get_params()
     encoder.fit(texts)
     assert encoder.get_params() == before
-    assert set(vars(encoder)) - set(before) == {"fingerprint_"}
+    assert set(vars(encoder)) - set(before) == {"fingerprint_", "defaults_"}
 
 
 def test_persistence_is_small_and_exact(texts, tmp_path):
@@ -154,6 +154,15 @@ def test_other_weights_than_at_fit_are_refused(transformers_folder, tmp_path, te
         ):
             stale.transform(texts[:2])
     encoder.fit(texts).transform(texts[:2])
+
+
+def test_auto_means_what_it_meant_at_fit(texts):
+    """A saved encoder does not change with the presets of a later release."""
+    encoder = MiniLMEncoder().fit(texts)
+    encoder.defaults_["prompt"] = "earlier: "
+    expected = MiniLMEncoder(prompt="earlier: ").transform(texts[:2])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder)).transform(texts[:2]), expected)
+    assert encoder.fit(texts).defaults_["prompt"] != "earlier: "
 
 
 def test_output_containers_and_names(texts):

@@ -10,7 +10,7 @@ import os
 import threading
 from pathlib import Path
 
-from ._checkpoint import POOLINGS, BertConfig, Checkpoint, EncodingDefaults
+from ._checkpoint import POOLINGS, BertConfig, Checkpoint, EncodingSettings
 from .presets import BUNDLED, PRESETS, find_preset
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "PRESETS",
     "BertConfig",
     "Checkpoint",
-    "EncodingDefaults",
+    "EncodingSettings",
     "load_checkpoint",
 ]
 

@@ -47,8 +47,8 @@ class BertConfig:
 
 
 @dataclass(frozen=True)
-class EncodingDefaults:
-    """What ``"auto"`` means for one checkpoint."""
+class EncodingSettings:
+    """What turns a text into its vector, besides the weights."""
 
     pooling: str
     normalize: bool
@@ -68,8 +68,8 @@ class Checkpoint:
         Hexadecimal sha256 of everything that the vectors depend on.
     hidden_size : int
         Number of columns of the vectors.
-    defaults : EncodingDefaults
-        Pooling, normalisation, prompt and length of the checkpoint.
+    defaults : EncodingSettings
+        What ``"auto"`` means for this checkpoint.
     config, tokenizer, read_weights :
         For a BERT-shaped checkpoint its shape, its tokenizer, and a function
         that returns the weights under the names of transformers' ``BertModel``.
@@ -83,7 +83,7 @@ class Checkpoint:
     name: str
     fingerprint: str
     hidden_size: int
-    defaults: EncodingDefaults
+    defaults: EncodingSettings
     config: BertConfig | None = None
     tokenizer: Tokenizer | None = None
     read_weights: Callable[[], dict[str, torch.Tensor]] | None = None

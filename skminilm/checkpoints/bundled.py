@@ -19,7 +19,7 @@ from ._checkpoint import (
     WORD_EMBEDDINGS,
     BertConfig,
     Checkpoint,
-    EncodingDefaults,
+    EncodingSettings,
     combine_digests,
     file_sha256,
 )
@@ -124,7 +124,7 @@ def load_bundled() -> Checkpoint:
         name=BUNDLED,
         fingerprint=combine_digests({"format": 1, "file": FILE_SHA256, "config": config}),
         hidden_size=config.hidden_size,
-        defaults=EncodingDefaults(preset.pooling, preset.normalize, preset.prompt, preset.max_length),
+        defaults=EncodingSettings(preset.pooling, preset.normalize, preset.prompt, preset.max_length),
         config=config,
         tokenizer=tokenizer,
         read_weights=_weights_reader(buffer, tensors, config),

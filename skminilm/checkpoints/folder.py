@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._checkpoint import BertConfig, Checkpoint, EncodingDefaults, combine_digests, file_sha256
+from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256
 from .presets import Preset
 from .tokenizer import XLMR_VOCABULARY, read_tokenizer, verify_golden_ids
 
@@ -136,10 +136,10 @@ def _why_foreign(config: dict, modules: list[dict], folder: Path) -> str:
 
 def _read_defaults(
     folder: Path, transformer: Path, modules: list[dict], config: dict, preset: Preset | None
-) -> EncodingDefaults:
+) -> EncodingSettings:
     """Read pooling, normalisation, prompt and length, as sentence-transformers would."""
     if preset is not None:
-        return EncodingDefaults(preset.pooling, preset.normalize, preset.prompt, preset.max_length)
+        return EncodingSettings(preset.pooling, preset.normalize, preset.prompt, preset.max_length)
     pooling = "mean"
     for module in modules:
         if _kind(module) == "Pooling":
@@ -153,7 +153,7 @@ def _read_defaults(
         if limit:
             limits.append(int(limit))
     normalize = any(_kind(module) == "Normalize" for module in modules)
-    return EncodingDefaults(pooling, normalize, prompt or "", min(limits))
+    return EncodingSettings(pooling, normalize, prompt or "", min(limits))
 
 
 def _find_weights(folder: Path) -> Path:
@@ -211,7 +211,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _foreign(folder: Path, name: str, config: dict, defaults: EncodingDefaults, reason: str) -> Checkpoint:
+def _foreign(folder: Path, name: str, config: dict, defaults: EncodingSettings, reason: str) -> Checkpoint:
     """Describe a checkpoint that sentence-transformers runs."""
     files = sorted(
         path

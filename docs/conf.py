@@ -1,0 +1,11 @@
+"""Sphinx configuration: ``sphinx-build -W docs docs/_build`` with the extra ``docs``."""
+
+from skminilm import __version__
+
+project = "skminilm"
+copyright = "2026, the skminilm developers"
+release = version = __version__
+extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser"]
+numpydoc_show_class_members = False
+html_theme = "furo"
+exclude_patterns = ["_build"]

@@ -1,0 +1,13 @@
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module", ["skminilm._encoder", "skminilm._classifier", "skminilm.datasets._support_requests"]
+)
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted >= 2
+    assert result.failed == 0
