@@ -52,7 +52,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         steps.
     batch_size : int, default=32
         Texts a step.
-    learning_rate : float, default=5e-5
+    learning_rate : float, default=1e-4
         Of the encoder, at its peak: it rises linearly over the warm-up, then
         falls linearly to 0.
     head_learning_rate : float, default=1e-2
@@ -153,7 +153,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         init_head="probe",
         epochs="auto",
         batch_size=32,
-        learning_rate=5e-5,
+        learning_rate=1e-4,
         head_learning_rate=1e-2,
         weight_decay=0.01,
         warmup_ratio=0.1,
