@@ -96,6 +96,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         One an epoch: loss, learning_rate (at its end), seconds, texts_per_s.
     weights_ : dict of str to ndarray
         What training changed in the encoder.
+    weights_digest_ : str
+        sha256 of `weights_`.
     fingerprint_ : str
         sha256 of the checkpoint that it started from.
     settings_ : dict
@@ -213,6 +215,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
             The loss became infinite or NaN; the message names the step. An
             earlier fit of this estimator is kept.
         """
+        from .engine import weights_digest
+
         self._validate_params()
         texts = check_texts(X)
         classes, codes = check_classes(y, len(texts))
@@ -232,6 +236,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = classes
         self.coef_, self.intercept_ = result.coef, result.intercept
         self.weights_ = result.weights
+        self.weights_digest_ = weights_digest(result.weights)
         self.history_ = result.history
         self.n_iter_ = len(result.history)
         self.fingerprint_ = checkpoint.fingerprint
@@ -265,6 +270,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
 
     def encode(self, X: Any) -> np.ndarray:
         """Return the vectors that the head sees, of norm 1: float32 (n_texts, 384)."""
+        from .engine import TunedWeights
+
         check_is_fitted(self)
         self._validate_params()
         texts = check_texts(X)
@@ -277,8 +284,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
             settings,
             device=device,
             dtype=dtype,
-            cache=None if self.weights_ else memory_cache,
-            tuned_weights=self.weights_,
+            cache=memory_cache,
+            tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
             verbose=self.verbose,
         )
 
@@ -310,6 +317,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         if self.class_weight is not None:
             class_weight = self.class_weight
             if isinstance(class_weight, dict):
+                check_row_weights(list(class_weight.values()), len(class_weight), "class_weight")
+            if isinstance(class_weight, dict):
                 class_weight = {label: class_weight.get(label, 1.0) for label in classes.tolist()}
                 unknown = [label for label in self.class_weight if label not in class_weight]
                 if unknown:
@@ -317,7 +326,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
                         f"class_weight names the class {unknown[0]!r}, which y does not hold: {classes.tolist()}."
                     )
             weights = compute_class_weight(class_weight, classes=classes, y=classes[codes])
-            row_weights = row_weights * weights[codes]
+            row_weights = check_row_weights(row_weights * weights[codes], len(codes), "class_weight")
         return row_weights
 
     def _start_head(

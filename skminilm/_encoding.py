@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
+
+    from .engine import TunedWeights
 
 _RESULTS_VERSION = 1  # raise it when the same weights and texts begin to give other vectors
 
@@ -67,7 +69,7 @@ def resolve_settings(
     if max_length != "auto" and limit is not None and max_length > limit:
         raise ValueError(
             f"max_length={max_length} is more than the {limit} positions of {checkpoint.name!r}: use at most "
-            f"{limit}, or 'auto' ({defaults.max_length})."
+            f"{limit}."
         )
     return EncodingSettings(
         pooling=defaults.pooling if pooling == "auto" else pooling,
@@ -85,14 +87,14 @@ def encode_texts(
     device: torch.device,
     dtype: torch.dtype,
     cache: VectorCache | None,
-    tuned_weights: Mapping[str, np.ndarray] | None = None,
+    tuned: TunedWeights | None = None,
     batch_tokens: int | None = None,
     verbose: int = 0,
 ) -> np.ndarray:
     """Return one vector a row, float32 (n_rows, hidden_size).
 
     Each different text is computed once a call, and not at all when `cache`
-    has it. `tuned_weights` replace some of the checkpoint's; vectors of such
+    has it. `tuned` weights replace some of the checkpoint's; vectors of such
     a model are not cached.
 
     Warns
@@ -102,7 +104,7 @@ def encode_texts(
     """
     from .engine import get_model, get_tuned_model
 
-    if tuned_weights:
+    if tuned:
         cache = None
     # Everything a vector depends on but its text.
     namespace = repr((_RESULTS_VERSION, checkpoint.fingerprint, settings, str(dtype), device.type))
@@ -119,8 +121,8 @@ def encode_texts(
     missing = [key for key in unique_keys if key not in entries]
     if missing:
         model = get_model(checkpoint, device, dtype)
-        if tuned_weights:
-            model = get_tuned_model(model, tuned_weights)
+        if tuned:
+            model = get_tuned_model(model, tuned)
         if checkpoint.foreign_reason and verbose:
             tqdm.write(f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}.")
         computed = _compute(

@@ -211,6 +211,7 @@ class FlatParameters:
         return {name: part.cpu().numpy().copy() for name, part in self._split(self.master).items()}
 
 
+@torch.enable_grad()
 def _train(
     vectors_of: Callable[[np.ndarray], tuple[torch.Tensor, np.ndarray]],
     encoder: list[FlatParameters],
@@ -252,10 +253,7 @@ def _train(
             loss = (losses * weights[rows]).sum() / max(total, 1e-12)
             loss_value = float(loss.detach())
             if not np.isfinite(loss_value):
-                raise FloatingPointError(
-                    f"The loss became {loss_value} in step {step} of {n_steps}. Use a lower learning_rate or "
-                    "head_learning_rate, or precision='fp32'."
-                )
+                raise _diverged(f"The loss became {loss_value}", step, n_steps)
             loss.backward()
             for part in parts:
                 part.collect_gradient()
@@ -277,8 +275,17 @@ def _train(
                 "texts_per_s": len(codes) / seconds,
             }
         )
+    if not all(bool(part.master.isfinite().all()) for part in parts):
+        raise _diverged("The weights became infinite or NaN", n_steps, n_steps)
     trained_head = head.arrays()
     return TrainingResult(trained_head["coef"], trained_head["intercept"], history=history)
+
+
+def _diverged(what: str, step: int, n_steps: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} in step {step} of {n_steps}. Use a lower learning_rate or head_learning_rate, or "
+        "precision='fp32'."
+    )
 
 
 def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -77,6 +77,8 @@ def _shorten(value: object, limit: int = 60) -> str:
 
 def _columns(X: Any) -> list[list]:
     """Split any supported container into one or two lists of values."""
+    if not hasattr(X, "__dataframe__") and hasattr(X, "to_pylist"):  # a pyarrow array
+        X = X.to_pylist()
     native = nw.from_native(X, allow_series=True, eager_only=True, pass_through=True)
     if isinstance(native, nw.Series):
         return [native.to_list()]
@@ -184,9 +186,20 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
     if isinstance(native, nw.Series):
         y = native.to_list()
+    elif hasattr(y, "to_pylist"):  # a pyarrow array
+        y = y.to_pylist()
+    if isinstance(y, str | bytes | dict | set | frozenset) or not (
+        hasattr(y, "shape") or isinstance(y, Iterable)
+    ):
+        raise TypeError(
+            f"y is a {type(y).__name__}: {_shorten(y)}. Expected a list or array with one label a text."
+        )
     if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
         y = list(y)
-        y = np.array(y, dtype=object) if y and not isinstance(y[0], list | tuple) else np.array(y)
+        widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
+        if len(widths) > 1:
+            raise ValueError("y is ragged: expected one label a text, shape (n_texts,).")
+        y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -221,7 +234,7 @@ def _kind_of_label(label: object) -> str:
     return type(label).__name__
 
 
-def check_row_weights(sample_weight: Any, n_rows: int) -> np.ndarray:
+def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weight") -> np.ndarray:
     """Return one finite weight >= 0 a row, float64 (n_rows,); ones for None.
 
     Raises
@@ -233,14 +246,10 @@ def check_row_weights(sample_weight: Any, n_rows: int) -> np.ndarray:
         return np.ones(n_rows)
     weights = np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (n_rows,):
-        raise ValueError(
-            f"sample_weight has the shape {weights.shape}, expected ({n_rows},): one weight a text."
-        )
+        raise ValueError(f"{name} has the shape {weights.shape}, expected ({n_rows},): one weight a text.")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
-        raise ValueError(
-            f"sample_weight of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0."
-        )
+        raise ValueError(f"{name} of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0.")
     if not weights.any():
-        raise ValueError("sample_weight is 0 in every row: give some row a positive weight.")
+        raise ValueError(f"{name} is 0 in every row: give some row a positive weight.")
     return weights

@@ -120,15 +120,22 @@ def transformers_folder(tmp_path_factory, wordpiece):
 def make_sentence_transformers_folder(tmp_path_factory, transformers_folder):
     """Write a tiny model as ``SentenceTransformer.save`` does."""
 
-    def make(pooling="mean", normalize=True, prompt="", base=transformers_folder):
+    def make(pooling="mean", normalize=True, prompt="", base=transformers_folder, dense=None):
         from sentence_transformers import SentenceTransformer
 
         try:
-            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+            from sentence_transformers.sentence_transformer.modules import (
+                Dense,
+                Normalize,
+                Pooling,
+                Transformer,
+            )
         except ImportError:  # before sentence-transformers 6
-            from sentence_transformers.models import Normalize, Pooling, Transformer
+            from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 
         modules = [Transformer(str(base), max_seq_length=24), Pooling(32, pooling)]
+        if dense:
+            modules.append(Dense(32, dense))
         if normalize:
             modules.append(Normalize())
         options = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import edit_json
+from conftest import edit_json, tiny_bert
 
 from skminilm import MiniLMEncoder
-from skminilm.checkpoints import PRESETS, bundled, hub, load_checkpoint
+from skminilm.checkpoints import PRESETS, _loaded, bundled, hub, load_checkpoint
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
 
@@ -151,7 +151,7 @@ def test_a_truncated_weight_file_is_named(folder):
 def test_weights_of_another_shape_are_refused(folder):
     edit_json(folder / "config.json", vocab_size=7)
     with pytest.raises(
-        OSError, match=r"embedding table has the shape \(\d+, 32\), config.json says \(7, 32\)"
+        OSError, match=r"word_embeddings\.weight has the shape \(\d+, 32\), config.json says \(7, 32\)"
     ):
         load_checkpoint(folder)
 
@@ -274,6 +274,9 @@ def test_a_cached_hub_model_needs_no_network(tmp_path, monkeypatch, transformers
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     here = MiniLMEncoder(transformers_folder).transform(texts)
     for options in ({"local_files_only": True}, {"revision": "a" * 40}, {}):
+        _loaded.clear()
+        with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed"):
+            MiniLMEncoder(repo_id, **options).fit(texts)
         np.testing.assert_array_equal(MiniLMEncoder(repo_id, **options).transform(texts), here)
 
 
@@ -284,6 +287,70 @@ def test_a_preset_uses_its_pinned_commit_and_settings(tmp_path, monkeypatch, xlm
     checkpoint = load_checkpoint("paraphrase-multilingual-minilm")
     assert checkpoint.defaults.max_length == 128
     assert preset.revision in str(checkpoint.folder)
+
+
+def test_a_cache_that_may_lack_its_settings_is_not_trusted(
+    tmp_path, monkeypatch, make_sentence_transformers_folder
+):
+    """What AutoModel leaves in the cache has no modules.json, so its pooling would be guessed."""
+    folder = make_sentence_transformers_folder("cls")
+    hub_cache(tmp_path, folder, "somebody/cls", "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load_checkpoint("somebody/cls", "a" * 40).defaults.pooling == "cls"
+    snapshot = tmp_path / "models--somebody--cls" / "snapshots" / ("a" * 40)
+    (snapshot / "modules.json").unlink()
+    asked = []
+    monkeypatch.setattr(hub, "_wanted_files", lambda *arguments: asked.append(arguments) or 1 / 0)
+    with pytest.warns(UserWarning, match=r"holds no modules\.json, and .*: mean pooling"):
+        hub.download("somebody/cls", "a" * 40, local_files_only=False)
+    assert asked == [("somebody/cls", "a" * 40)]
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: time.sleep(30))
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"no answer within 4 s.*model='bundled'"):
+        load_checkpoint("somebody/silent")
+    assert time.monotonic() - began < 5
+
+
+def test_a_path_is_never_a_preset(tmp_path, monkeypatch, transformers_folder):
+    monkeypatch.chdir(tmp_path)
+    for name in ("bundled", "multilingual-minilm"):
+        shutil.copytree(transformers_folder, tmp_path / name)
+        assert load_checkpoint(tmp_path / name).hidden_size == 32
+        assert load_checkpoint(type(tmp_path)(name)).hidden_size == 32
+    assert load_checkpoint("bundled").hidden_size == 384
+
+
+def test_another_large_vocabulary_is_not_taken_for_xlmr(tmp_path, wordpiece):
+    tiny_bert(300_000, hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    assert MiniLMEncoder(tmp_path).transform(["a"]).shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, "5 heads do not divide the hidden size 32"),
+        ({"max_position_embeddings": 600}, r"position_embeddings\.weight has the shape \(64, 32\)"),
+        ({"num_hidden_layers": "x"}, r"lacks or garbles a field \(ValueError"),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_is_refused(folder, changes, message):
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(OSError, match=message):
+        load_checkpoint(folder)
+
+
+def test_damaged_weights_of_another_architecture_are_named(distilbert_folder, tmp_path):
+    folder = shutil.copytree(distilbert_folder, tmp_path / "model")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(OSError, match=r"model\.safetensors is damaged"):
+        load_checkpoint(folder)
 
 
 def test_an_incomplete_cache_is_not_used(tmp_path, monkeypatch, transformers_folder):

@@ -91,6 +91,7 @@ def test_all_trains_only_the_rows_of_the_table_that_occur(split):
     before = classifier.predict_proba(X_new)
     changed = clone(classifier).fit(X, y)
     changed.weights_["embeddings.word"] = values + 1
+    changed.weights_digest_ = "of the changed weights"
     assert np.abs(changed.predict_proba(X_new) - before).max() > 1e-3
 
 
@@ -295,6 +296,28 @@ def test_a_diverging_fit_names_the_step_and_keeps_the_old_model(split):
         classifier.fit(X, y)
     classifier.set_params(trainable="head", learning_rate=5e-5, head_learning_rate=1e-2)
     np.testing.assert_array_equal(classifier.predict_proba(X_new), before)
+
+
+@pytest.mark.parametrize("options", [{"trainable": "head"}, {"trainable": 1, "learning_rate": 1e38}], ids=str)
+def test_a_last_step_that_diverges_is_an_error(split, options):
+    X, y, _, _ = split
+    options = {"head_learning_rate": 1e38, "epochs": 1, "batch_size": 64, "warmup_ratio": 0, **options}
+    with pytest.raises(FloatingPointError, match="in step 1 of 1"):
+        MiniLMClassifier(random_state=0, **options).fit(X, y)
+
+
+def test_fit_inside_no_grad(split):
+    import torch
+
+    X, y, _, _ = split
+    with torch.no_grad():
+        MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+
+
+def test_bad_class_weights(split):
+    X, y, _, _ = split
+    with pytest.raises(ValueError, match=r"class_weight of row 0 is -1\.0: weights must be finite and >= 0"):
+        MiniLMClassifier(class_weight={"delivery": -1.0}).fit(X, y)
 
 
 def test_predictions_use_the_settings_of_the_fit(split):

@@ -209,10 +209,44 @@ def test_another_architecture_goes_through_sentence_transformers(distilbert_fold
     )
     expected = SentenceTransformer(str(distilbert_folder), device="cpu").encode(texts)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="max_length=500 is more than the 64 tokens"):
+        MiniLMEncoder(distilbert_folder, max_length=500).transform(texts)
     with pytest.raises(ValueError, match="pooling='cls' cannot be chosen"):
         MiniLMEncoder(distilbert_folder, pooling="cls").transform(texts)
     with pytest.raises(ValueError, match="Sentence pairs need a BERT-shaped checkpoint"):
         MiniLMEncoder(distilbert_folder).transform([("a", "b")])
+
+
+@pytest.fixture(scope="module")
+def foreign_folder(make_sentence_transformers_folder, distilbert_folder):
+    """Another architecture with a default prompt, normalisation and, behind them, a Dense module."""
+    return make_sentence_transformers_folder(base=distilbert_folder, prompt="query: ", dense=16)
+
+
+def test_every_parameter_counts_on_another_architecture(foreign_folder, texts):
+    plain = MiniLMEncoder(foreign_folder, precision="bf16").fit_transform(texts)
+    assert plain.shape == (64, 16)
+    assert len(MiniLMEncoder(foreign_folder).get_feature_names_out()) == 16
+    np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
+    unprompted = MiniLMEncoder(foreign_folder, prompt=None, precision="bf16").transform(texts)
+    assert np.abs(plain - unprompted).max() > 1e-3
+    with pytest.raises(ValueError, match="normalize=False cannot be chosen"):
+        MiniLMEncoder(foreign_folder, normalize=False).transform(texts)
+
+
+@pytest.mark.filterwarnings("ignore:.*max_length=8")
+def test_threads_do_not_mix_the_limits_of_another_architecture(foreign_folder, texts):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def encode(max_length):
+        encoder = MiniLMEncoder(foreign_folder, max_length=max_length, precision="fp32", cache=None)
+        return encoder.transform(texts[:8])
+
+    expected = {length: encode(length) for length in (8, 24)}
+    with ThreadPoolExecutor(4) as threads:
+        lengths = [8, 24] * 10
+        for length, found in zip(lengths, threads.map(encode, lengths), strict=True):
+            np.testing.assert_allclose(found, expected[length], atol=1e-6)
 
 
 def test_quiet_by_default_progress_on_request(texts, capfd):

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -153,7 +155,8 @@ def test_precision_follows_the_hardware(monkeypatch):
     assert resolve_precision("auto", CPU) == torch.bfloat16
     monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: False)
     assert resolve_precision("auto", CPU) == torch.float32
-    cuda = torch.device("cuda")
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     for native, dtype in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
         assert resolve_precision("auto", cuda) == dtype

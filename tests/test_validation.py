@@ -22,6 +22,7 @@ COLUMNS = {
     "pandas index": pd.Index(TEXTS),
     "polars": pl.Series(TEXTS),
     "polars frame": pl.DataFrame({"text": TEXTS}),
+    "pyarrow array": pa.array(TEXTS),
     "pyarrow": pa.chunked_array([TEXTS]),
     "pyarrow table": pa.table({"text": TEXTS}),
 }
@@ -105,6 +106,7 @@ def test_inputs_are_not_changed():
         (pd.Series(["b", "a", "b"]), ["a", "b"]),
         (pd.Series(["b", "a", "b"], dtype="category"), ["a", "b"]),
         (pl.Series(["b", "a", "b"]), ["a", "b"]),
+        (pa.array(["b", "a", "b"]), ["a", "b"]),
         (np.array([["b"], ["a"], ["b"]], dtype=object), ["a", "b"]),
         ([1.0, 0, 1], [0.0, 1.0]),
         (("b", "a", "b"), ["a", "b"]),
@@ -128,12 +130,16 @@ def test_classes(y, classes):
         ([1.0, float("nan"), 2.0], "missing label: row 1 is nan"),
         ([0.5, 1.5, 2.5], "y is continuous"),
         (["a", 1, "b"], "y mixes labels of the types number, str"),
+        ("bab", "y is a str: 'bab'"),
+        ({"b", "a", "c"}, "y is a set"),
+        (3, "y is a int: 3"),
+        ([["a"], ["b", "c"], ["d"]], "y is ragged"),
         (np.zeros((3, 2)), r"y has the shape \(3, 2\)"),
     ],
     ids=str,
 )
 def test_bad_y(y, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         check_classes(y, 3)
 
 

@@ -65,15 +65,16 @@ def load_checkpoint(
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a str or a path, got {type(model).__name__}: {model!r}.")
     name = os.fspath(model)
-    is_path = not isinstance(model, str) or (name != "" and Path(name).is_dir())
-    if revision is not None and (name == BUNDLED or (is_path and name not in PRESETS)):
+    is_preset = isinstance(model, str) and name in PRESETS
+    is_folder = not is_preset and (not isinstance(model, str) or (name != "" and Path(name).is_dir()))
+    if revision is not None and (is_folder or model == BUNDLED):
         raise ValueError(
             f"revision={revision!r} has no meaning for the local checkpoint {name!r}: leave it out."
         )
     with _lock:
-        if name == BUNDLED:
+        if model == BUNDLED:
             return _load_bundled_once()
-        if is_path and name not in PRESETS:
+        if is_folder:
             return _load_folder_once(Path(name), name)
         return _load_hub(name, revision, local_files_only)
 
@@ -112,7 +113,9 @@ def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkp
     revision = revision or (preset.revision if preset else None)
     key = ("hub", repo_id, revision)
     if key not in _loaded:  # a snapshot's files never change
-        folder = hub.download(repo_id, revision, local_files_only=local_files_only)
+        folder = hub.download(
+            repo_id, revision, local_files_only=local_files_only, settings_known=preset is not None
+        )
         _remember(key, _load_folder_once(folder, name, preset))
     return _loaded[key]
 

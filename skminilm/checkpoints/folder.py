@@ -18,6 +18,7 @@ _POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
 }
+_MAX_PADDING_ROWS = 64  # beyond the pieces: the family has 35
 _MODULES_KNOWN = ("Transformer", "Pooling", "Normalize")
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
 
@@ -56,14 +57,15 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
         reason = _why_foreign(raw_config, modules, folder)
         weights_file = _find_weights(transformer)
         if reason:
-            return _foreign(folder, name, raw_config, defaults, reason)
+            return _foreign(folder, name, raw_config, defaults, reason, modules, weights_file)
         config = BertConfig.from_dict(raw_config)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OSError(
-            f"A configuration file in {folder} lacks or garbles {error}. Download the folder again."
+            f"A configuration file in {folder} lacks or garbles a field ({type(error).__name__}: {error}). "
+            "Download the folder again."
         ) from error
     tokenizer = read_tokenizer(transformer)
-    if config.vocab_size >= XLMR_VOCABULARY:
+    if XLMR_VOCABULARY <= config.vocab_size <= XLMR_VOCABULARY + _MAX_PADDING_ROWS:
         verify_golden_ids(tokenizer, name)
     tokenizer_files = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
     digests = {
@@ -143,7 +145,7 @@ def _read_defaults(
     pooling = "mean"
     for module in modules:
         if _kind(module) == "Pooling":
-            pooling = _pooling_of(_read_json(folder / module["path"] / "config.json") or {}) or "mean"
+            pooling = _pooling_of(_read_json(folder / module["path"] / "config.json") or {}) or "other"
     prompts = _read_json(folder / "config_sentence_transformers.json") or {}
     prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
     limits = [int(config.get("max_position_embeddings") or 512)]
@@ -172,20 +174,33 @@ def _damaged(path: Path, error: Exception | str) -> OSError:
 
 def _check_weights(path: Path, config: BertConfig) -> None:
     """Look at the weight file's table of contents, so that a damaged file is refused early."""
+    if config.hidden_size % config.num_attention_heads:
+        raise _damaged(
+            path.parent / "config.json",
+            f"{config.num_attention_heads} heads do not divide the hidden size {config.hidden_size}",
+        )
+    expected = {
+        "word_embeddings.weight": (config.vocab_size, config.hidden_size),
+        "position_embeddings.weight": (config.max_position_embeddings, config.hidden_size),
+    }
+    shapes = _safetensors_shapes(path)
+    for name, shape in expected.items():
+        found = next((value for full_name, value in shapes.items() if full_name.endswith(name)), None)
+        if shapes and found != shape:
+            raise _damaged(path, f"its {name} has the shape {found}, config.json says {shape}")
+
+
+def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a safetensors file; nothing for another file."""
     if path.name != _SAFETENSORS:
-        return
+        return {}
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-            word = next((name for name in names if name.endswith("word_embeddings.weight")), None)
-            shape = tuple(file.get_slice(word).get_shape()) if word else None
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error) from error
-    expected = (config.vocab_size, config.hidden_size)
-    if shape != expected:
-        raise _damaged(path, f"its embedding table has the shape {shape}, config.json says {expected}")
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -211,8 +226,17 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _foreign(folder: Path, name: str, config: dict, defaults: EncodingSettings, reason: str) -> Checkpoint:
+def _foreign(
+    folder: Path,
+    name: str,
+    config: dict,
+    defaults: EncodingSettings,
+    reason: str,
+    modules: list[dict],
+    weights_file: Path,
+) -> Checkpoint:
     """Describe a checkpoint that sentence-transformers runs."""
+    _safetensors_shapes(weights_file)  # refuses a damaged file
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -220,6 +244,9 @@ def _foreign(folder: Path, name: str, config: dict, defaults: EncodingSettings, 
     )
     digests = {str(path.relative_to(folder)): file_sha256(path) for path in files}
     hidden = config.get("hidden_size") or config.get("dim") or config.get("d_model")
+    for module in modules:  # a Dense module changes the width
+        width = (_read_json(folder / module["path"] / "config.json") or {}).get("out_features")
+        hidden = width or hidden
     if not hidden:
         raise OSError(f"{folder / 'config.json'} does not say the hidden size of the network.")
     return Checkpoint(

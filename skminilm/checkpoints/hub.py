@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from .presets import BUNDLED
+from .presets import BUNDLED, PRESETS
 
 # Safetensors where a repository has them; other formats and frameworks are never fetched.
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_TIMEOUT_S = 3
+_TOKENIZERS = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
+_TIMEOUT_S = 4.0
 
 
 def is_hub_id(model: str) -> bool:
@@ -26,32 +29,43 @@ def is_hub_id(model: str) -> bool:
     return True
 
 
-def download(repo_id: str, revision: str | None, *, local_files_only: bool) -> Path:
+def download(
+    repo_id: str, revision: str | None, *, local_files_only: bool, settings_known: bool = False
+) -> Path:
     """Return the folder of a hub checkpoint, from the cache or downloaded.
 
-    A pinned commit that is in the cache is used without asking the hub.
+    A pinned commit that is complete in the cache is used without asking the
+    hub.
+
+    Parameters
+    ----------
+    settings_known : bool
+        A preset knows pooling, normalisation and prompt. Otherwise they are
+        read from ``modules.json``, so a cache without it may be incomplete.
 
     Raises
     ------
     OSError
         The checkpoint is not in the cache and cannot be downloaded.
+
+    Warns
+    -----
+    UserWarning
+        The cache holds no ``modules.json`` and the hub could not be asked
+        whether there is one.
     """
     from huggingface_hub import constants, snapshot_download
 
     def snapshot(patterns: list[str], *, cached_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=cached_only,
-                etag_timeout=_TIMEOUT_S,
-            )
+        folder = snapshot_download(
+            repo_id, revision=revision, allow_patterns=patterns, local_files_only=cached_only
         )
+        return Path(folder)
 
-    cached = _complete_in_cache(snapshot)
+    cached = _usable_in_cache(snapshot)
+    sure = cached is not None and (settings_known or (cached / "modules.json").is_file())
     offline = local_files_only or constants.HF_HUB_OFFLINE
-    if cached is not None and (offline or revision is not None):
+    if sure and (offline or revision is not None):
         return cached
     cause: Exception | None = None
     if offline:
@@ -60,35 +74,58 @@ def download(repo_id: str, revision: str | None, *, local_files_only: bool) -> P
         try:
             return snapshot(_wanted_files(repo_id, revision), cached_only=False)
         except Exception as error:  # which type depends on the HTTP client of the hub's library
-            if cached is not None:
-                return cached
             reason = f"the hub could not be reached or refused ({type(error).__name__}: {error})"
             cause = error
+    if cached is not None:
+        if not sure:
+            warnings.warn(
+                f"The cache of {repo_id!r} holds no modules.json, and {reason}: mean pooling without "
+                "normalisation is assumed. Give pooling= and normalize= if the checkpoint needs others.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return cached
     raise OSError(
         f"The checkpoint {repo_id!r} (revision {revision or 'main'}) is not in the local cache "
-        f"{constants.HF_HUB_CACHE}, and {reason}. Download it once on a machine with access (hf download "
-        f"{repo_id}) and copy the cache, give the path of a local folder, or use model={BUNDLED!r}, "
-        "which needs no network."
+        f"{constants.HF_HUB_CACHE}, and {reason}. It is no local folder either. Download it once on a machine "
+        f"with access (hf download {repo_id}) and copy the cache, give the path of a local folder, use a preset "
+        f"({', '.join(PRESETS)}), or use model={BUNDLED!r}, which needs no network."
     ) from cause
 
 
-def _complete_in_cache(snapshot: Callable[..., Path]) -> Path | None:
+def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = snapshot([*_SMALL_FILES, *_WEIGHTS], cached_only=True)
     except (OSError, LocalEntryNotFoundError):
         return None
-    has_weights = any((folder / name).is_file() for name in _WEIGHTS)
-    return folder if has_weights and (folder / "config.json").is_file() else None
+    needed = (("config.json", "modules.json"), _WEIGHTS, _TOKENIZERS)
+    present = all(any((folder / name).is_file() for name in names) for names in needed)
+    return folder if present else None
 
 
 def _wanted_files(repo_id: str, revision: str | None) -> list[str]:
-    """Ask the hub which files there are: one request, so that a missing network is noticed at once."""
+    """Ask the hub which files there are: one request, given up after a few seconds in all."""
     from huggingface_hub import HfApi
 
-    info = HfApi().repo_info(repo_id, revision=revision, timeout=_TIMEOUT_S)
-    names = {file.rfilename for file in info.siblings or ()}
+    answers: list = []
+
+    def ask() -> None:
+        try:
+            answers.append(HfApi().repo_info(repo_id, revision=revision, timeout=_TIMEOUT_S))
+        except Exception as error:
+            answers.append(error)
+
+    # In a thread: the library's own time-out counts anew for each address and each attempt.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_TIMEOUT_S)
+    if not answers:
+        raise TimeoutError(f"no answer within {_TIMEOUT_S:.0f} s")
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    names = {file.rfilename for file in answers[0].siblings or ()}
     weights = next((name for name in _WEIGHTS if name in names), None)
     if weights is None:
         raise FileNotFoundError(f"the repository has none of {', '.join(_WEIGHTS)}")

@@ -74,9 +74,6 @@ class TokenBatch:
 class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
-    special_tokens: int
-    """Special tokens added to a single text."""
-
     def encode(
         self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
     ) -> TokenBatch:
@@ -139,8 +136,6 @@ class SentencePieceTokenizer:
         or SentencePiece's: newer Unicode rules are undone.
     """
 
-    special_tokens = 2
-
     def __init__(self, model_proto: bytes) -> None:
         import sentencepiece
 
@@ -177,7 +172,6 @@ class LibraryTokenizer:
         special = self._tokenizer.encode("").ids
         middle = len(special) // 2 + len(special) % 2
         self._prefix, self._suffix = special[:middle], special[middle:]
-        self.special_tokens = len(special)
 
     def encode(
         self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
@@ -289,8 +283,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             ) from error
     json_file = folder / "tokenizer.json"
     if json_file.is_file():
-        serialized = json_file.read_text(encoding="utf-8")
         try:
+            serialized = json_file.read_text(encoding="utf-8")
             return _unigram_from_json(serialized) or LibraryTokenizer(serialized)
         except Exception as error:  # the library raises plain Exception
             raise OSError(f"{json_file} cannot be read ({error}). Download it again.") from error

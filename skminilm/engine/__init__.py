@@ -4,6 +4,15 @@ Importing this package imports torch; the estimators do so at first use.
 """
 
 from .hardware import resolve_device, resolve_precision
+from .packed_model import TunedWeights, weights_digest
 from .registry import get_model, get_tuned_model, release_models
 
-__all__ = ["get_model", "get_tuned_model", "release_models", "resolve_device", "resolve_precision"]
+__all__ = [
+    "TunedWeights",
+    "get_model",
+    "get_tuned_model",
+    "release_models",
+    "resolve_device",
+    "resolve_precision",
+    "weights_digest",
+]

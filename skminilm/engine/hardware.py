@@ -16,7 +16,7 @@ def resolve_device(device: str) -> torch.device:
         No such device, or it is not present here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -28,6 +28,8 @@ def resolve_device(device: str) -> torch.device:
             f"device={device!r} is not present: torch {torch.__version__} sees {torch.cuda.device_count()} "
             "CUDA device(s). Use device='auto' or 'cpu', or install a CUDA build of torch."
         )
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # one name for one device
     return resolved
 
 
@@ -44,7 +46,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """
     if precision == "auto":
         if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            with torch.cuda.device(device):
+                native = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if native else torch.float16
         return torch.bfloat16 if cpu_has_bf16() else torch.float32
     if precision not in PRECISIONS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,6 +68,32 @@ def dense_rows(table: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
     return dequantize_q4(selected) if table.dtype == torch.uint8 else selected.float().clone()
 
 
+@dataclass(frozen=True)
+class TunedWeights:
+    """What fine-tuning changed in an encoder.
+
+    Attributes
+    ----------
+    arrays : mapping of str to ndarray
+        Weights by name, and for the embedding table the changed rows
+        (:data:`WORD`) and their numbers (:data:`WORD_ROWS`).
+    digest : str
+        sha256 of the arrays, see :func:`weights_digest`.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    digest: str
+
+
+def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the hexadecimal sha256 of named arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
 class PackedModel:
     """Runs a BERT-shaped checkpoint on packed sequences.
 
@@ -97,14 +125,9 @@ class PackedModel:
         }
 
     def with_weights(self, tuned: Mapping[str, np.ndarray]) -> PackedModel:
-        """Return a model in which some weights are replaced; the others are shared with this one.
+        """Return a model in which some weights are replaced (see :class:`TunedWeights`).
 
-        Parameters
-        ----------
-        tuned : mapping of str to ndarray
-            As fine-tuning returns them: weights by name, and for the embedding
-            table the changed rows (:data:`WORD`) and their numbers
-            (:data:`WORD_ROWS`).
+        The others are shared with this one.
         """
         # Copies: the arrays may be read-only memory maps.
         replaced = {name: torch.from_numpy(np.array(array)) for name, array in tuned.items()}

@@ -24,12 +24,8 @@ def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
     """
     if pooling == "cls":
         return hidden[pack.cu_seqlens[:-1]].float()
-    hidden = hidden.float()
-    out = hidden.new_zeros(len(pack.lengths), hidden.shape[1])
-    if pooling == "mean":
-        return out.index_add(0, pack.sequence_ids, hidden) / pack.lengths[:, None]
-    index = pack.sequence_ids[:, None].expand_as(hidden)
-    return out.scatter_reduce(0, index, hidden, "amax", include_self=False)
+    # segment_reduce, not index_add: the latter adds in any order on a GPU.
+    return torch.segment_reduce(hidden.float(), pooling, lengths=pack.lengths, axis=0)
 
 
 def unit_length(vectors: torch.Tensor) -> torch.Tensor:

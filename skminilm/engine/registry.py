@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint
-from .packed_model import PackedModel, fuse_weights
+from .packed_model import PackedModel, TunedWeights, fuse_weights
 from .sentence_transformers_model import SentenceTransformersModel
 
 _MAX_MODELS = 4
@@ -23,6 +21,9 @@ _lock = threading.RLock()
 def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
+    for model in _models.values():
+        if isinstance(model, SentenceTransformersModel):
+            model.renew_lock()
     # GNU OpenMP's threads do not survive a fork; a second parallel region would wait for them forever.
     torch.set_num_threads(1)
 
@@ -51,14 +52,10 @@ def get_model(
     return get_or_build((checkpoint.fingerprint, str(device), dtype), build)
 
 
-def get_tuned_model(base: PackedModel, tuned_weights: Mapping[str, np.ndarray]) -> PackedModel:
+def get_tuned_model(base: PackedModel, tuned: TunedWeights) -> PackedModel:
     """Return `base` with some weights replaced; the others are shared with it."""
-    digest = hashlib.sha256()
-    for name in sorted(tuned_weights):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tuned_weights[name]))
-    key = (base.checkpoint.fingerprint, digest.digest(), str(base.device), base.dtype)
-    return get_or_build(key, lambda: base.with_weights(tuned_weights))
+    key = (base.checkpoint.fingerprint, tuned.digest, str(base.device), base.dtype)
+    return get_or_build(key, lambda: base.with_weights(tuned.arrays))
 
 
 def get_or_build(key: tuple, build: Callable):

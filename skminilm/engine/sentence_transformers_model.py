@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint
+from .pooling import unit_length
 
 _CHUNK_TEXTS = 1024
+_BATCH_TOKENS = 4096
 
 
 class SentenceTransformersModel:
@@ -26,6 +29,9 @@ class SentenceTransformersModel:
                 str(checkpoint.folder), device=str(device), local_files_only=True, trust_remote_code=False
             )
         self._model.to(dtype)
+        self._model.default_prompt_name = None  # the prompt is ours to give
+        self._max_seq_length = self._model.max_seq_length
+        self._lock = threading.Lock()
 
     def encode(
         self,
@@ -45,27 +51,56 @@ class SentenceTransformersModel:
                 f"Sentence pairs need a BERT-shaped checkpoint; {self.checkpoint.name!r} runs through "
                 f"sentence-transformers because {self.checkpoint.foreign_reason}."
             )
-        if pooling != self.checkpoint.defaults.pooling:
+        defaults = self.checkpoint.defaults
+        if pooling != defaults.pooling:
+            raise self._fixed("pooling", pooling)
+        if defaults.normalize and not normalize:
+            raise self._fixed("normalize", normalize)
+        limit = self._max_seq_length
+        if limit is not None and max_length > limit:
             raise ValueError(
-                f"pooling={pooling!r} cannot be chosen for {self.checkpoint.name!r}, which runs through "
-                f"sentence-transformers because {self.checkpoint.foreign_reason}: use pooling='auto'."
+                f"max_length={max_length} is more than the {limit} tokens that {self.checkpoint.name!r} reads: "
+                f"use at most {limit}."
             )
-        self._model.max_seq_length = max_length
-        lengths = [len(self._model.tokenizer(prompt + text)["input_ids"]) for text in texts]
+        with self._lock:  # the limit is a property of the shared model
+            self._model.max_seq_length = max_length
+            return self._encode_chunks(texts, prompt, normalize, batch_tokens, progress)
+
+    def _encode_chunks(
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        normalize: bool,
+        batch_tokens: int | None,
+        progress: Callable[[int], object] | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.array([len(self._model.tokenizer(prompt + text)["input_ids"]) for text in texts])
+        longest = min(int(lengths.max()), self._model.max_seq_length)
         parts = []
         for start in range(0, len(texts), _CHUNK_TEXTS):
             chunk = list(texts[start : start + _CHUNK_TEXTS])
             vectors = self._model.encode(
                 chunk,
                 prompt=prompt or None,
-                normalize_embeddings=normalize,
+                batch_size=max(1, (batch_tokens or _BATCH_TOKENS) // longest),
                 show_progress_bar=False,
                 convert_to_tensor=True,
             )
-            parts.append(vectors.float().cpu().numpy())
+            parts.append(vectors.float().cpu())
             if progress:
                 progress(len(chunk))
-        return np.concatenate(parts), np.array(lengths)
+        vectors = torch.cat(parts)
+        return (unit_length(vectors) if normalize else vectors).numpy(), lengths
+
+    def renew_lock(self) -> None:
+        """Forget a lock that another thread held when the process forked."""
+        self._lock = threading.Lock()
+
+    def _fixed(self, parameter: str, value: object) -> ValueError:
+        return ValueError(
+            f"{parameter}={value!r} cannot be chosen for {self.checkpoint.name!r}, which runs through "
+            f"sentence-transformers because {self.checkpoint.foreign_reason}: use {parameter}='auto'."
+        )
 
 
 @contextmanager
