@@ -132,6 +132,7 @@ class _Evil:
         return os.mkdir, ("code_ran",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_a_bin_file_never_runs(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / "model.safetensors").unlink()

@@ -223,6 +223,7 @@ def foreign_folder(make_sentence_transformers_folder, distilbert_folder):
     return make_sentence_transformers_folder(base=distilbert_folder, prompt="query: ", dense=16)
 
 
+@pytest.mark.filterwarnings("ignore:.*max_length=24")
 def test_every_parameter_counts_on_another_architecture(foreign_folder, texts):
     plain = MiniLMEncoder(foreign_folder, precision="bf16").fit_transform(texts)
     assert plain.shape == (64, 16)
@@ -234,7 +235,7 @@ def test_every_parameter_counts_on_another_architecture(foreign_folder, texts):
         MiniLMEncoder(foreign_folder, normalize=False).transform(texts)
 
 
-@pytest.mark.filterwarnings("ignore:.*max_length=8")
+@pytest.mark.filterwarnings("ignore:.*max_length=")
 def test_threads_do_not_mix_the_limits_of_another_architecture(foreign_folder, texts):
     from concurrent.futures import ThreadPoolExecutor
 

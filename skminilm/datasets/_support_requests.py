@@ -57,19 +57,24 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
 
     Returns
     -------
-    data : :class:`~sklearn.utils.Bunch`
+    data : Bunch
+        Dictionary-like, with the following attributes.
+
         data : list of str, length 1024 (Series of str with ``as_frame=True``)
             The texts, in blocks of 64 a language.
         target : ndarray of int64, shape (1024,)
             Index into `target_names`.
         target_names : list of str, length 8
+            The intents.
         languages : ndarray of str, shape (1024,)
             ISO 639-1 codes.
         groups : ndarray of int64, shape (1024,)
             From 0 to 63: rows with the same number are the same request in
             different languages. Pass them as `groups` to a splitter such as ``GroupKFold``.
-        frame : DataFrame, only with ``as_frame=True``
+        frame : DataFrame
+            All columns; only with ``as_frame=True``.
         DESCR : str
+            The description of the data set.
 
     Raises
     ------
