@@ -27,17 +27,20 @@ def load_reference() -> BertModel:
         layer_norm_eps=shape.layer_norm_eps,
     )
     model = BertModel(config, add_pooling_layer=False).eval()
-    model.load_state_dict(weights, strict=False)
+    keys = model.load_state_dict(weights, strict=False)
+    if keys.unexpected_keys or any("position_ids" not in key for key in keys.missing_keys):
+        raise RuntimeError(f"the weights do not fit BertModel: {keys}")
     return model
 
 
-def mean_vectors(model: BertModel, texts: list[str]) -> np.ndarray:
-    """Return the mean of the last hidden states of each text, computed one by one."""
+def pooled_vectors(model: BertModel, texts: list[str], pooling: str = "mean") -> np.ndarray:
+    """Return the pooled last hidden states of each text, computed one by one, without prompt."""
     tokenizer = load_checkpoint("bundled").tokenizer
     vectors = []
     for text in texts:
         ids = torch.from_numpy(tokenizer.encode([text], max_length=512).input_ids).long()[None]
         with torch.no_grad():
-            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        vectors.append(hidden[0].mean(dim=0).numpy())
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        pooled = {"mean": hidden.mean(dim=0), "cls": hidden[0], "max": hidden.max(dim=0).values}[pooling]
+        vectors.append(pooled.numpy())
     return np.array(vectors)

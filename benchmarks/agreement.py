@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from _data import read
-from _reference import load_reference, mean_vectors
+from _reference import load_reference, pooled_vectors
 
 from skminilm import MiniLMEncoder
 
@@ -26,7 +26,7 @@ def main():
     options = parser.parse_args()
     rows = read(options.data, "sib200").sample(options.texts, random_state=0)
     texts = rows.text.tolist()
-    expected = mean_vectors(load_reference(), texts)
+    expected = pooled_vectors(load_reference(), texts)
     print(f"{len(texts)} texts in {rows.lang.nunique()} languages, mean pooling, no prompt, not normalised")
     for precision in ("fp32", "bf16"):
         encoder = MiniLMEncoder(

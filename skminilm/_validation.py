@@ -181,6 +181,20 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         y has another length than X, a missing label, real numbers, several
         columns, or fewer than two classes.
     """
+    y = _label_array(y)
+    if len(y) != n_rows:
+        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
+    target_type = type_of_target(y, input_name="y")
+    if target_type not in ("binary", "multiclass"):
+        raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
+    return classes, codes.astype(np.int64)
+
+
+def _label_array(y: Any) -> np.ndarray:
+    """Return y as an array of shape (n,) whose labels are of one type."""
     if y is None:
         raise ValueError("y is None: a classifier needs one label a text.")
     native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
@@ -205,8 +219,6 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         y = y[:, 0]
     if y.ndim != 1:
         raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
-    if len(y) != n_rows:
-        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
     labels = y.tolist()
     for row, label in enumerate(labels):
         if _is_missing(label):
@@ -218,13 +230,7 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
                 f"y mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
             )
         y = np.array(labels)
-    target_type = type_of_target(y, input_name="y")
-    if target_type not in ("binary", "multiclass"):
-        raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
-    classes, codes = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
-    return classes, codes.astype(np.int64)
+    return y
 
 
 def _kind_of_label(label: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 
@@ -189,44 +190,9 @@ def xlmr_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference():
     """transformers' BertModel with the bundled weights: texts -> pooled vectors, not normalised."""
-    import torch
-    from transformers import BertConfig, BertModel
+    from _reference import load_reference, pooled_vectors
 
-    from skminilm.checkpoints import load_checkpoint
-    from skminilm.checkpoints.q4 import dequantize_q4
-
-    checkpoint = load_checkpoint("bundled")
-    weights = checkpoint.read_weights()
-    name = "embeddings.word_embeddings.weight"
-    weights[name] = dequantize_q4(weights[name])
-    shape = checkpoint.config
-    config = BertConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        layer_norm_eps=shape.layer_norm_eps,
-    )
-    model = BertModel(config, add_pooling_layer=False).eval()
-    unused = model.load_state_dict(weights, strict=False)
-    assert not unused.unexpected_keys
-    assert all("position_ids" in key for key in unused.missing_keys)
-
-    def encode(texts, pooling="mean"):
-        vectors = []
-        for text in texts:
-            ids = torch.from_numpy(checkpoint.tokenizer.encode([text], max_length=512).input_ids).long()
-            with torch.no_grad():
-                hidden = model(input_ids=ids[None], attention_mask=torch.ones(1, len(ids))).last_hidden_state[
-                    0
-                ]
-            pooled = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.max(0).values}[pooling]
-            vectors.append(pooled.numpy())
-        return np.array(vectors)
-
-    return encode
+    return functools.partial(pooled_vectors, load_reference())
 
 
 def edit_json(path, **changes):

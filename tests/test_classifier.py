@@ -190,7 +190,7 @@ def test_rows_of_weight_zero_do_not_count(split):
     mixed = MiniLMClassifier(**options).fit(
         X + X, np.concatenate([y, wrong]), sample_weight=[1] * 40 + [0] * 40
     )
-    np.testing.assert_allclose(mixed.predict_proba(X_new), clean.predict_proba(X_new), atol=1e-4)
+    np.testing.assert_allclose(mixed.predict_proba(X_new), clean.predict_proba(X_new), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,9 @@ def test_fit_inside_no_grad(split):
 
     X, y, _, _ = split
     with torch.no_grad():
-        MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+        inside = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+    outside = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(inside.coef_, outside.coef_)
 
 
 def test_bad_class_weights(split):

@@ -13,7 +13,7 @@ from .presets import BUNDLED, PRESETS
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _TOKENIZERS = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
-_TIMEOUT_S = 4.0
+_TIMEOUT_S = 3.0
 
 
 def is_hub_id(model: str) -> bool:
