@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ._cache import memory_cache
 from ._encoder import PRECISIONS
 from ._encoding import encode_texts, open_checkpoint, resolve_settings
-from ._validation import Texts, check_classes, check_row_weights, check_texts
+from ._validation import Texts, check_classes, check_row_weights, check_texts, complete_class_weight
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
 
 _PROBE_PENALTY = 10.0
@@ -314,20 +314,13 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
 
     def _row_weights(self, sample_weight: Any, classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         row_weights = check_row_weights(sample_weight, len(codes))
-        if self.class_weight is not None:
-            class_weight = self.class_weight
-            if isinstance(class_weight, dict):
-                check_row_weights(list(class_weight.values()), len(class_weight), "class_weight")
-            if isinstance(class_weight, dict):
-                class_weight = {label: class_weight.get(label, 1.0) for label in classes.tolist()}
-                unknown = [label for label in self.class_weight if label not in class_weight]
-                if unknown:
-                    raise ValueError(
-                        f"class_weight names the class {unknown[0]!r}, which y does not hold: {classes.tolist()}."
-                    )
-            weights = compute_class_weight(class_weight, classes=classes, y=classes[codes])
-            row_weights = check_row_weights(row_weights * weights[codes], len(codes), "class_weight")
-        return row_weights
+        if self.class_weight is None:
+            return row_weights
+        class_weight = self.class_weight
+        if isinstance(class_weight, dict):
+            class_weight = complete_class_weight(class_weight, classes)
+        weights = compute_class_weight(class_weight, classes=classes, y=classes[codes])
+        return check_row_weights(row_weights * weights[codes], len(codes), "sample_weight times class_weight")
 
     def _start_head(
         self,

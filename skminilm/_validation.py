@@ -259,3 +259,26 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     if not weights.any():
         raise ValueError(f"{name} is 0 in every row: give some row a positive weight.")
     return weights
+
+
+def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
+    """Return a weight for each class: that of the dict, or 1.
+
+    Raises
+    ------
+    ValueError
+        A weight is negative or not finite; or the dict names a class that y
+        does not hold while it leaves out one that y holds (a misspelling).
+    """
+    labels = classes.tolist()
+    for label, weight in class_weight.items():
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"class_weight of {label!r} is {weight}: weights must be finite and >= 0.")
+    unknown = [label for label in class_weight if label not in labels]
+    unweighted = [label for label in labels if label not in class_weight]
+    if unknown and unweighted:
+        raise ValueError(
+            f"class_weight names the class {unknown[0]!r}, which y does not hold, and leaves out "
+            f"{unweighted[0]!r}: the classes of y are {labels}."
+        )
+    return {label: class_weight.get(label, 1.0) for label in labels}

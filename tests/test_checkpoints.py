@@ -366,3 +366,53 @@ def test_an_incomplete_cache_is_not_used(tmp_path, monkeypatch, transformers_fol
 def test_a_real_download(tmp_path):
     vectors = MiniLMEncoder("multilingual-e5-small").transform(["query"])
     assert vectors.shape == (1, 384)
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+        (["config.json", "pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
+    ],
+)
+def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, wanted):
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def snapshot_download(repo_id, *, revision, allow_patterns, local_files_only):
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing here")
+        asked.append((repo_id, revision, allow_patterns))
+        return str(tmp_path)
+
+    siblings = [SimpleNamespace(rfilename=name) for name in files]
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=siblings)
+    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert hub.download("somebody/model", "v1", local_files_only=False) == tmp_path
+    [(repo_id, revision, patterns)] = asked
+    assert (repo_id, revision) == ("somebody/model", "v1")
+    assert [name for name in files if name.startswith(("model", "pytorch")) and name in patterns] == [wanted]
+    assert not any("h5" in pattern or "*.bin" in pattern for pattern in patterns)
+
+
+def test_a_repository_without_torch_weights_says_so(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=[]))
+    with pytest.raises(OSError, match=r"has none of model\.safetensors, pytorch_model\.bin"):
+        load_checkpoint("somebody/empty")
+
+
+def test_a_plain_vocab_txt(folder, texts):
+    """The oldest layout of a BERT tokenizer gives the ids of the newest."""
+    before = MiniLMEncoder(folder, precision="fp32").transform(texts)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    for file in folder.glob("tokenizer*.json"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
+    np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(texts), before)

@@ -318,7 +318,9 @@ def test_fit_inside_no_grad(split):
 
 def test_bad_class_weights(split):
     X, y, _, _ = split
-    with pytest.raises(ValueError, match=r"class_weight of row 0 is -1\.0: weights must be finite and >= 0"):
+    with pytest.raises(
+        ValueError, match=r"class_weight of 'delivery' is -1\.0: weights must be finite and >= 0"
+    ):
         MiniLMClassifier(class_weight={"delivery": -1.0}).fit(X, y)
 
 

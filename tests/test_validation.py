@@ -4,7 +4,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from skminilm._validation import check_classes, check_row_weights, check_texts
+from skminilm._validation import check_classes, check_row_weights, check_texts, complete_class_weight
 
 TEXTS = ["one", "zwei", "три"]
 COLUMNS = {
@@ -155,3 +155,11 @@ def test_bad_y(y, message):
 def test_bad_sample_weight(weights, message):
     with pytest.raises(ValueError, match=message):
         check_row_weights(weights, 3)
+
+
+def test_class_weights_may_name_absent_classes_but_not_misspell():
+    classes = np.array(["a", "b"])
+    assert complete_class_weight({"b": 3.0}, classes) == {"a": 1.0, "b": 3.0}
+    assert complete_class_weight({"a": 2.0, "b": 3.0, "absent": 9.0}, classes) == {"a": 2.0, "b": 3.0}
+    with pytest.raises(ValueError, match=r"names the class 'A', which y does not hold, and leaves out 'a'"):
+        complete_class_weight({"A": 2.0}, classes)
