@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 POOLINGS = ("mean", "cls", "max")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 

@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256
+from ._checkpoint import (
+    WEIGHT_FILES,
+    BertConfig,
+    Checkpoint,
+    EncodingSettings,
+    combine_digests,
+    file_sha256,
+)
 from .presets import Preset
-from .tokenizer import XLMR_VOCABULARY, read_tokenizer, verify_golden_ids
+from .tokenizer import TOKENIZER_FILES, XLMR_VOCABULARY, read_tokenizer, verify_golden_ids
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +27,7 @@ _POOLING_KEYS = {
 }
 _MAX_PADDING_ROWS = 64  # beyond the pieces: the family has 35
 _MODULES_KNOWN = ("Transformer", "Pooling", "Normalize")
-_SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
+_SAFETENSORS, _BIN = WEIGHT_FILES
 
 
 def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkpoint:
@@ -67,9 +74,8 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
     tokenizer = read_tokenizer(transformer)
     if XLMR_VOCABULARY <= config.vocab_size <= XLMR_VOCABULARY + _MAX_PADDING_ROWS:
         verify_golden_ids(tokenizer, name)
-    tokenizer_files = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
     digests = {
-        file: file_sha256(transformer / file) for file in tokenizer_files if (transformer / file).is_file()
+        file: file_sha256(transformer / file) for file in TOKENIZER_FILES if (transformer / file).is_file()
     }
     digests["weights"] = file_sha256(weights_file)
     _check_weights(weights_file, config)
@@ -159,7 +165,7 @@ def _read_defaults(
 
 
 def _find_weights(folder: Path) -> Path:
-    for name in (_SAFETENSORS, _BIN):
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
     raise OSError(

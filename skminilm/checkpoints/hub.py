@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from ._checkpoint import WEIGHT_FILES
 from .presets import BUNDLED, PRESETS
+from .tokenizer import TOKENIZER_FILES
 
 # Safetensors where a repository has them; other formats and frameworks are never fetched.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_TOKENIZERS = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
 _TIMEOUT_S = 3.0
 
 
@@ -97,10 +97,10 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot([*_SMALL_FILES, *_WEIGHTS], cached_only=True)
+        folder = snapshot([*_SMALL_FILES, *WEIGHT_FILES], cached_only=True)
     except (OSError, LocalEntryNotFoundError):
         return None
-    needed = (("config.json", "modules.json"), _WEIGHTS, _TOKENIZERS)
+    needed = (("config.json", "modules.json"), WEIGHT_FILES, TOKENIZER_FILES)
     present = all(any((folder / name).is_file() for name in names) for names in needed)
     return folder if present else None
 
@@ -126,7 +126,7 @@ def _wanted_files(repo_id: str, revision: str | None) -> list[str]:
     if isinstance(answers[0], Exception):
         raise answers[0]
     names = {file.rfilename for file in answers[0].siblings or ()}
-    weights = next((name for name in _WEIGHTS if name in names), None)
+    weights = next((name for name in WEIGHT_FILES if name in names), None)
     if weights is None:
-        raise FileNotFoundError(f"the repository has none of {', '.join(_WEIGHTS)}")
+        raise FileNotFoundError(f"the repository has none of {', '.join(WEIGHT_FILES)}")
     return [*_SMALL_FILES, weights]

@@ -20,6 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
+TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
+"""What a folder may hold, in the order of preference."""
+
 XLMR_VOCABULARY = 250_002
 """Pieces of XLM-R's vocabulary; checkpoints of the family have this many rows or a few more."""
 
@@ -294,7 +297,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         fast = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         return LibraryTokenizer(fast.backend_tokenizer.to_str())
     raise OSError(
-        f"No tokenizer in {folder}: expected sentencepiece.bpe.model, tokenizer.json or vocab.txt. "
+        f"No tokenizer in {folder}: expected {', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]}. "
         "Copy one of them from the repository that the weights came from."
     )
 

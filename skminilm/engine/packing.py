@@ -39,7 +39,7 @@ class Pack:
     ----------
     rows : ndarray of int64, shape (n_sequences,)
         Which texts these are.
-    input_ids, position_ids, sequence_ids : Tensor of int64, shape (n_tokens,)
+    input_ids, position_ids : Tensor of int64, shape (n_tokens,)
     lengths : Tensor of int64, shape (n_sequences,)
     cu_seqlens : Tensor of int64, shape (n_sequences + 1,)
         Offsets of the sequences.
@@ -49,7 +49,6 @@ class Pack:
     rows: np.ndarray
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    sequence_ids: torch.Tensor
     lengths: torch.Tensor
     cu_seqlens: torch.Tensor
     groups: list[AttentionGroup]
@@ -102,7 +101,6 @@ def make_pack(
         rows=rows,
         input_ids=to_device(input_ids[tokens]),
         position_ids=to_device(position_ids),
-        sequence_ids=to_device(sequence_ids),
         lengths=to_device(lengths),
         cu_seqlens=to_device(cu_seqlens),
         groups=list(group_by_length(lengths, max_waste, device)),
