@@ -1,6 +1,9 @@
-"""transformers' BertModel with the bundled weights: what the packed engine is compared with."""
+"""The bundled weights as transformers and sentence-transformers run them: what this package is compared with."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,6 +11,12 @@ from transformers import BertConfig, BertModel
 
 from skminilm.checkpoints import load_checkpoint
 from skminilm.checkpoints.q4 import dequantize_q4
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerBase
+
+MAX_LENGTH = 512
 
 
 def load_reference() -> BertModel:
@@ -33,12 +42,76 @@ def load_reference() -> BertModel:
     return model
 
 
+def reference_tokenizer() -> PreTrainedTokenizerBase:
+    """Return XLM-R's tokenizer as transformers wraps it, on the ``tokenizers`` library."""
+    import tokenizers
+    from sentencepiece import SentencePieceNormalizer, sentencepiece_model_pb2
+    from tokenizers import normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    processor = load_checkpoint("bundled").tokenizer._processor
+    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(3, len(processor))]
+    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([*special, *pieces, ("<mask>", 0.0)], unk_id=3, byte_fallback=False)
+    )
+    rules = sentencepiece_model_pb2.ModelProto()
+    rules.ParseFromString(SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto())
+    tokenizer.normalizer = normalizers.Precompiled(rules.normalizer_spec.precompiled_charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_LENGTH,
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        cls_token="<s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def write_reference(folder: Path) -> Path:
+    """Write the bundled checkpoint as a sentence-transformers folder (mean pooling, unit length)."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    except ImportError:  # before sentence-transformers 6
+        from sentence_transformers.models import Normalize, Pooling, Transformer
+
+    folder, network = Path(folder), Path(folder) / "network"
+    if not (folder / "modules.json").is_file():
+        load_reference().save_pretrained(network)
+        reference_tokenizer().save_pretrained(network)
+        transformer = Transformer(str(network), max_seq_length=MAX_LENGTH)
+        modules = [transformer, Pooling(transformer.auto_model.config.hidden_size, "mean"), Normalize()]
+        SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    return folder
+
+
+def load_sentence_transformer(folder: Path, device: str = "cpu") -> SentenceTransformer:
+    """Return the model that :func:`write_reference` wrote."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device=device, local_files_only=True)
+
+
 def pooled_vectors(model: BertModel, texts: list[str], pooling: str = "mean") -> np.ndarray:
     """Return the pooled last hidden states of each text, computed one by one, without prompt."""
     tokenizer = load_checkpoint("bundled").tokenizer
     vectors = []
     for text in texts:
-        ids = torch.from_numpy(tokenizer.encode([text], max_length=512).input_ids).long()[None]
+        ids = torch.from_numpy(tokenizer.encode([text], max_length=MAX_LENGTH).input_ids).long()[None]
         with torch.no_grad():
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
         pooled = {"mean": hidden.mean(dim=0), "cls": hidden[0], "max": hidden.max(dim=0).values}[pooling]

@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from ..checkpoints.q4 import dequantize_q4
+from .linear import Linear
 from .packing import AttentionGroup, Pack
 
-_MAX_PLAIN_LENGTH = 256
+# Measured with benchmarks/encode.py on sentences of 5 to 512 tokens.
+_MAX_PLAIN_LENGTH = 63
+_MAX_PLAIN_LENGTH_TRAINING = 256
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -46,21 +49,18 @@ def encoder_layer(
     groups: list[AttentionGroup],
     n_heads: int,
     epsilon: float,
+    linear: Linear,
 ) -> torch.Tensor:
     """One transformer layer: attention inside each sequence, then feed-forward."""
 
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"])
-
-    def add_and_norm(x: torch.Tensor, residual: torch.Tensor, name: str) -> torch.Tensor:
-        x = x + residual
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         weight, bias = weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
         return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
-    attended = attention(linear(hidden, "qkv"), groups, n_heads)
-    hidden = add_and_norm(linear(attended, "attention_output"), hidden, "attention_norm")
-    inner = F.gelu(linear(hidden, "intermediate"))
-    return add_and_norm(linear(inner, "output"), hidden, "output_norm")
+    attended = attention(linear(hidden, prefix + "qkv"), groups, n_heads)
+    hidden = norm(linear(attended, prefix + "attention_output", residual=hidden), "attention_norm")
+    inner = linear(hidden, prefix + "intermediate", gelu=True)
+    return norm(linear(inner, prefix + "output", residual=hidden), "output_norm")
 
 
 def attention(qkv: torch.Tensor, groups: list[AttentionGroup], n_heads: int) -> torch.Tensor:
@@ -101,12 +101,23 @@ def _attend(
 ) -> torch.Tensor:
     """Softmax(q k' / sqrt(d)) v, each of shape (n_sequences, n_heads, length, head_size)."""
     length, head_size = query.shape[-2:]
-    # On a CPU the backward pass of torch's fused kernel takes ten times as long as its forward
-    # pass; plain matrix products do not, at the price of keeping length x length probabilities.
-    by_products = query.device.type == "cpu" and torch.is_grad_enabled() and length <= _MAX_PLAIN_LENGTH
-    if not by_products:
+    if not _by_products(query, length):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query / math.sqrt(head_size)) @ key.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(dim=-1) @ value
+    # In float32: torch's softmax over few bfloat16 numbers is three times slower than with both casts.
+    return scores.float().softmax(dim=-1).to(scores.dtype) @ value
+
+
+def _by_products(query: torch.Tensor, length: int) -> bool:
+    """Tell whether plain matrix products beat torch's fused attention on a CPU.
+
+    In inference they do on short bfloat16 sequences. With gradients they do
+    up to a length where keeping length x length probabilities costs too much.
+    """
+    if query.device.type != "cpu":
+        return False
+    if torch.is_grad_enabled():
+        return length <= _MAX_PLAIN_LENGTH_TRAINING
+    return query.dtype == torch.bfloat16 and length <= _MAX_PLAIN_LENGTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.tokenizer import TokenBatch
 from .forward import embed, encoder_layer
+from .linear import Linear, fast_linear, plain_linear
 from .packing import Pack, make_pack, plan_packs
 from .pooling import pool, unit_length
 
@@ -124,6 +126,10 @@ class PackedModel:
             for name, tensor in weights.items()
         }
 
+    @cached_property
+    def _fast_linear(self) -> Linear:
+        return fast_linear(self.weights)
+
     def with_weights(self, tuned: Mapping[str, np.ndarray]) -> PackedModel:
         """Return a model in which some weights are replaced (see :class:`TunedWeights`).
 
@@ -155,15 +161,17 @@ class PackedModel:
         self,
         pack: Pack,
         weights: Mapping[str, torch.Tensor],
+        linear: Linear | None = None,
         *,
         frozen_layers: int = 0,
         frozen_embeddings: bool = True,
     ) -> torch.Tensor:
-        """Return the last hidden states of a pack, (n_tokens, hidden_size).
+        """Return the last hidden states of a pack, (n_slots, hidden_size).
 
         No gradients are kept for the embeddings and the lowest layers where
-        they are frozen.
+        they are frozen. `linear` computes the products, by default with gradients.
         """
+        linear = linear or plain_linear(weights)
         epsilon, n_heads = self.config.layer_norm_eps, self.config.num_attention_heads
         dtype = weights[layer_prefix(0) + "qkv.weight"].dtype
         keep_gradients = torch.is_grad_enabled()
@@ -172,7 +180,7 @@ class PackedModel:
         for layer in range(self.config.num_hidden_layers):
             with torch.set_grad_enabled(keep_gradients and layer >= frozen_layers):
                 prefix = layer_prefix(layer)
-                hidden = encoder_layer(hidden, weights, prefix, pack.groups, n_heads, epsilon)
+                hidden = encoder_layer(hidden, weights, prefix, pack.groups, n_heads, epsilon, linear)
         return hidden
 
     def encode_tokens(
@@ -193,7 +201,7 @@ class PackedModel:
         with torch.inference_mode():
             for rows in plan_packs(batch.lengths, batch_tokens):
                 pack = make_pack(batch.input_ids, offsets, rows, self.device, max_waste)
-                pooled = pool(self.hidden_states(pack, self.weights), pack, pooling)
+                pooled = pool(self.hidden_states(pack, self.weights, self._fast_linear), pack, pooling)
                 if normalize:
                     pooled = unit_length(pooled)
                 vectors[rows] = pooled.cpu().numpy()

@@ -39,11 +39,15 @@ class Pack:
     ----------
     rows : ndarray of int64, shape (n_sequences,)
         Which texts these are.
-    input_ids, position_ids : Tensor of int64, shape (n_tokens,)
+    input_ids, position_ids : Tensor of int64, shape (n_slots,)
+        The tokens of the sequences, then a few that fill up (see :func:`round_up`).
     lengths : Tensor of int64, shape (n_sequences,)
     cu_seqlens : Tensor of int64, shape (n_sequences + 1,)
         Offsets of the sequences.
     groups : list of AttentionGroup
+        All slots; those that fill up are sequences of one token.
+    n_tokens : int
+        Tokens of the sequences.
     """
 
     rows: np.ndarray
@@ -52,6 +56,7 @@ class Pack:
     lengths: torch.Tensor
     cu_seqlens: torch.Tensor
     groups: list[AttentionGroup]
+    n_tokens: int
 
 
 def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
@@ -90,21 +95,40 @@ def make_pack(
     """
     lengths = offsets[rows + 1] - offsets[rows]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    n_tokens = int(cu_seqlens[-1])
+    n_fill = round_up(n_tokens) - n_tokens
     sequence_ids = np.repeat(np.arange(len(rows)), lengths)
-    position_ids = np.arange(cu_seqlens[-1]) - cu_seqlens[sequence_ids]
+    position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
     tokens = offsets[rows][sequence_ids] + position_ids
 
-    def to_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(device)
+    def to_device(array: np.ndarray, fill: int = 0) -> torch.Tensor:
+        padded = np.zeros(len(array) + fill, np.int64)
+        padded[: len(array)] = array
+        return torch.from_numpy(padded).to(device)
+
+    groups = list(group_by_length(lengths, max_waste, device))
+    if n_fill:
+        groups.append(AttentionGroup(n_tokens, n_tokens + n_fill, n_fill, 1))
 
     return Pack(
         rows=rows,
-        input_ids=to_device(input_ids[tokens]),
-        position_ids=to_device(position_ids),
+        input_ids=to_device(input_ids[tokens], n_fill),
+        position_ids=to_device(position_ids, n_fill),
         lengths=to_device(lengths),
         cu_seqlens=to_device(cu_seqlens),
-        groups=list(group_by_length(lengths, max_waste, device)),
+        groups=groups,
+        n_tokens=n_tokens,
     )
+
+
+def round_up(n_tokens: int) -> int:
+    """Return the slots of a pack: at most 1/32 more than its tokens.
+
+    Matrix libraries prepare a product once for each shape that they meet;
+    without rounding nearly every pack would be a new shape.
+    """
+    step = 1 << max(0, (n_tokens // 32).bit_length() - 1)
+    return -(-n_tokens // step) * step
 
 
 def group_by_length(lengths: np.ndarray, max_waste: float, device: torch.device) -> Iterator[AttentionGroup]:

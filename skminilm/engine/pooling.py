@@ -13,7 +13,7 @@ def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
 
     Parameters
     ----------
-    hidden : Tensor, shape (n_tokens, hidden_size)
+    hidden : Tensor, shape (n_slots, hidden_size)
     pack : Pack
     pooling : {"mean", "cls", "max"}
         Over all tokens of a sequence, the special ones included.
@@ -25,7 +25,7 @@ def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
     if pooling == "cls":
         return hidden[pack.cu_seqlens[:-1]].float()
     # segment_reduce, not index_add: the latter adds in any order on a GPU.
-    return torch.segment_reduce(hidden.float(), pooling, lengths=pack.lengths, axis=0)
+    return torch.segment_reduce(hidden[: pack.n_tokens].float(), pooling, lengths=pack.lengths, axis=0)
 
 
 def unit_length(vectors: torch.Tensor) -> torch.Tensor:
