@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,9 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.tokenizer import TokenBatch
 from .forward import embed, encoder_layer
 from .linear import Linear, fast_linear, plain_linear
-from .packing import Pack, make_pack, plan_packs
+from .packing import Pack, make_pack
 from .pooling import pool, unit_length
+from .streaming import StreamingModel
 
 CPU_BATCH_TOKENS = 2048
 CUDA_BATCH_TOKENS = 65_536
@@ -96,7 +97,7 @@ def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-class PackedModel:
+class PackedModel(StreamingModel):
     """Runs a BERT-shaped checkpoint on packed sequences.
 
     Parameters
@@ -121,6 +122,9 @@ class PackedModel:
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.dtype = dtype
+        self.hidden_size = checkpoint.hidden_size
+        self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+        self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights = {
             name: tensor.to(device, dtype if name.startswith("layers.") else None)
             for name, tensor in weights.items()
@@ -143,14 +147,6 @@ class PackedModel:
             table[rows] = values
             replaced[WORD] = table
         return PackedModel(self.checkpoint, {**self.weights, **replaced}, self.device, self.dtype)
-
-    def tokenize(
-        self, texts: Sequence[str], second: Sequence[str] | None, prompt: str, max_length: int
-    ) -> TokenBatch:
-        """Return the token ids of texts or pairs, the prompt before each (first) text."""
-        if prompt:
-            texts = [prompt + text for text in texts]
-        return self.tokenizer.encode(texts, second, max_length=max_length)
 
     def make_training_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather the texts of a training step into a pack; its rows are sorted, longest first."""
@@ -183,47 +179,54 @@ class PackedModel:
                 hidden = encoder_layer(hidden, weights, prefix, pack.groups, n_heads, epsilon, linear)
         return hidden
 
-    def encode_tokens(
-        self,
-        batch: TokenBatch,
-        *,
-        pooling: str,
-        normalize: bool,
-        batch_tokens: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
-        """Return one vector a text, float32 (n_texts, hidden_size), in the order of the texts."""
-        if batch_tokens is None:
-            batch_tokens = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
-        vectors = np.empty((len(batch.lengths), self.config.hidden_size), np.float32)
-        offsets = batch.offsets
-        max_waste = _MAX_WASTE[self.device.type]
-        with torch.inference_mode():
-            for rows in plan_packs(batch.lengths, batch_tokens):
-                pack = make_pack(batch.input_ids, offsets, rows, self.device, max_waste)
-                pooled = pool(self.hidden_states(pack, self.weights, self._fast_linear), pack, pooling)
-                if normalize:
-                    pooled = unit_length(pooled)
-                vectors[rows] = pooled.cpu().numpy()
-                if progress:
-                    progress(len(rows))
-        return vectors
+    def start(
+        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+    ) -> Callable[[], np.ndarray]:
+        """Compute a pack; see :meth:`StreamingModel.start`.
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        second: Sequence[str] | None = None,
-        *,
-        prompt: str,
-        max_length: int,
-        pooling: str,
-        normalize: bool,
-        batch_tokens: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return vectors (n_texts, hidden_size) and the tokens of each text before truncation."""
-        batch = self.tokenize(texts, second, prompt, max_length)
-        vectors = self.encode_tokens(
-            batch, pooling=pooling, normalize=normalize, batch_tokens=batch_tokens, progress=progress
-        )
-        return vectors, batch.full_lengths
+        A GPU computes on while the next pack is prepared. A pack that does not
+        fit in its memory is halved, and later ones keep to that size.
+        """
+        n_tokens = int(offsets[rows + 1].sum() - offsets[rows].sum())
+        if len(rows) > 1 and self._max_pack_tokens and n_tokens > self._max_pack_tokens:
+            return self._start_halves(batch, offsets, rows, pooling, normalize)
+        try:
+            with torch.inference_mode():
+                pack = make_pack(batch.input_ids, offsets, rows, self.device, _MAX_WASTE[self.device.type])
+                pooled = pool(self.hidden_states(pack, self.weights, self._fast_linear), pack, pooling)
+                return _bring_home(unit_length(pooled) if normalize else pooled)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise MemoryError(
+                    f"One text of {n_tokens} tokens does not fit in the memory of {self.device}. Free "
+                    "memory there, or use precision='bf16', a lower max_length or device='cpu'."
+                ) from error
+        # Outside of the handler, which holds on to the tensors of the failed attempt.
+        torch.cuda.empty_cache()
+        self._max_pack_tokens = n_tokens // 2
+        return self._start_halves(batch, offsets, rows, pooling, normalize)
+
+    def _start_halves(
+        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+    ) -> Callable[[], np.ndarray]:
+        middle = (len(rows) + 1) // 2
+        halves = [
+            self.start(batch, offsets, part, pooling, normalize) for part in (rows[:middle], rows[middle:])
+        ]
+        return lambda: np.concatenate([half() for half in halves])
+
+
+def _bring_home(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Return a function that waits for vectors and returns them."""
+    if vectors.device.type == "cpu":
+        return vectors.numpy
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host.copy_(vectors, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(vectors.device))
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait

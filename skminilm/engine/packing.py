@@ -102,9 +102,9 @@ def make_pack(
     tokens = offsets[rows][sequence_ids] + position_ids
 
     def to_device(array: np.ndarray, fill: int = 0) -> torch.Tensor:
-        padded = np.zeros(len(array) + fill, np.int64)
-        padded[: len(array)] = array
-        return torch.from_numpy(padded).to(device)
+        padded = torch.zeros(len(array) + fill, dtype=torch.int64, pin_memory=device.type == "cuda")
+        padded.numpy()[: len(array)] = array
+        return padded.to(device, non_blocking=True)
 
     groups = list(group_by_length(lengths, max_waste, device))
     if n_fill:

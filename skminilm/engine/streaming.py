@@ -1,0 +1,150 @@
+"""Texts to vectors in a steady stream: tokenised ahead, packed, computed, back in order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from ..checkpoints.tokenizer import TokenBatch, Tokenizer
+from .packing import plan_packs
+
+# A chunk of texts is tokenised while the one before it is computed. The first is small, so that the
+# computation starts at once; the last of them hold this many packs, so that packs are full and their
+# texts of like length.
+_MAX_CHUNK_PACKS = 64
+_CHARACTERS_PER_TOKEN = 4
+_MAX_RESULTS_UNDER_WAY = 2
+
+
+class StreamingModel(ABC):
+    """Encodes texts of any number; a subclass computes one pack of them.
+
+    Attributes
+    ----------
+    tokenizer : Tokenizer
+    hidden_size : int
+        Columns of the vectors.
+    default_batch_tokens : int
+        Tokens computed at once where the caller does not say.
+    """
+
+    tokenizer: Tokenizer
+    hidden_size: int
+    default_batch_tokens: int
+
+    @abstractmethod
+    def start(
+        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+    ) -> Callable[[], np.ndarray]:
+        """Begin to compute the vectors of the texts `rows`, longest first; the result waits for them."""
+
+    def tokenize(
+        self, texts: Sequence[str], second: Sequence[str] | None, prompt: str, max_length: int
+    ) -> TokenBatch:
+        """Return the token ids of texts or pairs, the prompt before each (first) text."""
+        if prompt:
+            texts = [prompt + text for text in texts]
+        return self.tokenizer.encode(texts, second, max_length=max_length)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        prompt: str,
+        max_length: int,
+        pooling: str,
+        normalize: bool,
+        batch_tokens: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compute one vector a text.
+
+        Parameters
+        ----------
+        texts, second : sequences of str
+            Texts, or the two columns of sentence pairs.
+        prompt : str
+            Put before each (first) text.
+        max_length : int
+            Tokens, special ones included, after which a text is cut off.
+        pooling, normalize
+            See :class:`~skminilm.checkpoints.EncodingSettings`.
+        batch_tokens : int or None
+            Tokens computed at once.
+        progress : callable, default=None
+            Called with the number of texts that were finished.
+
+        Returns
+        -------
+        vectors : ndarray of float32, shape (n_texts, hidden_size)
+            In the order of the texts.
+        full_lengths : ndarray of int64, shape (n_texts,)
+            Tokens of each text before truncation.
+        """
+        budget = batch_tokens or self.default_batch_tokens
+        vectors = np.empty((len(texts), self.hidden_size), np.float32)
+        full_lengths = np.empty(len(texts), np.int64)
+        under_way: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+
+        def finish(left: int) -> None:
+            while len(under_way) > left:
+                rows, result = under_way.popleft()
+                vectors[rows] = result()
+                if progress:
+                    progress(len(rows))
+
+        def tokenize(chunk: np.ndarray) -> TokenBatch:
+            first = [texts[row] for row in chunk]
+            other = None if second is None else [second[row] for row in chunk]
+            return self.tokenize(first, other, prompt, max_length)
+
+        for chunk, batch in _one_ahead(tokenize, plan_chunks(texts, second, budget)):
+            full_lengths[chunk] = batch.full_lengths
+            offsets = batch.offsets
+            for rows in plan_packs(batch.lengths, budget):
+                under_way.append((chunk[rows], self.start(batch, offsets, rows, pooling, normalize)))
+                finish(_MAX_RESULTS_UNDER_WAY)
+        finish(0)
+        return vectors, full_lengths
+
+
+def plan_chunks(
+    texts: Sequence[str], second: Sequence[str] | None, batch_tokens: int
+) -> Iterator[np.ndarray]:
+    """Yield the rows of each chunk, longest texts first, in chunks that grow."""
+    characters = np.fromiter(map(len, texts), np.int64, len(texts))
+    if second is not None:
+        characters += np.fromiter(map(len, second), np.int64, len(texts))
+    order = np.argsort(-characters, kind="stable")
+    ends = np.cumsum(characters[order])
+    start, done, packs = 0, 0, 1
+    while start < len(order):
+        size = packs * batch_tokens * _CHARACTERS_PER_TOKEN
+        stop = max(start + 1, int(np.searchsorted(ends, done + size, side="right")))
+        yield order[start:stop]
+        start, done, packs = stop, int(ends[stop - 1]), min(2 * packs, _MAX_CHUNK_PACKS)
+
+
+def _one_ahead(
+    tokenize: Callable[[np.ndarray], TokenBatch], chunks: Iterator[np.ndarray]
+) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+    """Yield each chunk and its tokens; the next one is tokenised by a thread meanwhile."""
+    chunk = next(chunks, None)
+    if chunk is None:
+        return
+    batch = tokenize(chunk)
+    following = next(chunks, None)
+    if following is None:  # a thread would cost more than it hides
+        yield chunk, batch
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as pool:
+        while following is not None:
+            future: Future[TokenBatch] = pool.submit(tokenize, following)
+            yield chunk, batch
+            chunk, following, batch = following, next(chunks, None), future.result()
+        yield chunk, batch
