@@ -7,8 +7,11 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from ._disk_cache import DEFAULT_DISK_CACHE_BYTES, DiskVectorCache
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
 _ENTRY_OVERHEAD = 300  # bytes of key, array header and table slot beside the vector
@@ -75,6 +78,7 @@ class VectorCache:
 
 
 memory_cache = VectorCache()
+_disk_cache_bytes = DEFAULT_DISK_CACHE_BYTES
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=memory_cache.renew_lock)
 
@@ -103,26 +107,57 @@ def vector_keys(namespace: str, texts: Sequence[str], second: Sequence[str] | No
 
 
 def clear_cache() -> None:
-    """Drop all vectors kept in this process by ``cache="memory"``."""
+    """Drop all vectors kept in this process by ``cache="memory"``; folders are left alone."""
     memory_cache.clear()
 
 
-def set_config(*, cache_bytes: int | None = None) -> None:
-    """Set process-wide options.
+def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVectorCache | None:
+    """Return what an estimator's parameter `cache` stands for.
+
+    Raises
+    ------
+    ValueError
+        A word that is neither ``"memory"`` nor a folder.
+    OSError
+        The folder cannot be made.
+    """
+    if cache is None:
+        return None
+    if cache == "memory":
+        return memory_cache
+    path = Path(cache).expanduser()
+    if isinstance(cache, str) and os.sep not in cache and "/" not in cache and not path.is_dir():
+        raise ValueError(
+            f"cache={cache!r} is not known: use 'memory', None, or a folder for vectors on disk (a folder of "
+            f"that name in the working directory is './{cache}')."
+        )
+    return DiskVectorCache(path, _disk_cache_bytes)
+
+
+def set_config(*, cache_bytes: int | None = None, disk_cache_bytes: int | None = None) -> None:
+    """Set process-wide options. None leaves an option as it is.
 
     Parameters
     ----------
     cache_bytes : int, default=None
         Memory that ``cache="memory"`` may take, in bytes (268,435,456 at
-        the start). 0 keeps nothing. None leaves it as it is.
+        the start). 0 keeps nothing.
+    disk_cache_bytes : int, default=None
+        Size that the file of each ``cache=PATH`` may reach, in bytes
+        (4,294,967,296 at the start).
 
     Raises
     ------
     ValueError
-        `cache_bytes` is negative or not an int.
+        A value is negative or not an int.
     """
-    if cache_bytes is None:
-        return
-    if not isinstance(cache_bytes, int) or isinstance(cache_bytes, bool) or cache_bytes < 0:
-        raise ValueError(f"cache_bytes must be an int >= 0 (bytes), got {cache_bytes!r}.")
-    memory_cache.resize(cache_bytes)
+    global _disk_cache_bytes
+    for name, value in (("cache_bytes", cache_bytes), ("disk_cache_bytes", disk_cache_bytes)):
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{name} must be an int >= 0 (bytes), got {value!r}.")
+    if cache_bytes is not None:
+        memory_cache.resize(cache_bytes)
+    if disk_cache_bytes is not None:
+        _disk_cache_bytes = disk_cache_bytes

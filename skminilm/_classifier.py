@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import softmax
@@ -16,10 +16,14 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from ._cache import memory_cache
-from ._encoder import PRECISIONS
 from ._encoding import encode_texts, open_checkpoint, resolve_settings
 from ._validation import Texts, check_classes, check_row_weights, check_texts, complete_class_weight
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
+
+if TYPE_CHECKING:
+    from .engine import Compute
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _PROBE_PENALTY = 10.0
 _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
@@ -222,15 +226,15 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         classes, codes = check_classes(y, len(texts))
         row_weights = self._row_weights(sample_weight, classes, codes)
         checkpoint = open_checkpoint(self.model, self.revision)
-        settings, device, dtype = self._resolve(checkpoint)
+        settings, compute = self._resolve(checkpoint)
         random = check_random_state(self.random_state)
 
         vectors = encode_texts(
-            texts, checkpoint, settings, device=device, dtype=dtype, cache=memory_cache, verbose=self.verbose
+            texts, checkpoint, settings, compute=compute, cache=memory_cache, verbose=self.verbose
         )
         coef, intercept = self._start_head(vectors, codes, len(classes), row_weights, random)
         result = self._train(
-            texts, vectors, codes, row_weights, coef, intercept, checkpoint, settings, device, dtype, random
+            texts, vectors, codes, row_weights, coef, intercept, checkpoint, settings, compute, random
         )
 
         self.classes_ = classes
@@ -276,14 +280,13 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         self._validate_params()
         texts = check_texts(X)
         checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
-        _, device, dtype = self._resolve(checkpoint)
+        _, compute = self._resolve(checkpoint)
         settings = EncodingSettings(**self.settings_)
         return encode_texts(
             texts,
             checkpoint,
             settings,
-            device=device,
-            dtype=dtype,
+            compute=compute,
             cache=memory_cache,
             tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
             verbose=self.verbose,
@@ -293,8 +296,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         vectors = self.encode(X)
         return vectors @ self.coef_.T + self.intercept_
 
-    def _resolve(self, checkpoint: Checkpoint):
-        from .engine import resolve_device, resolve_precision
+    def _resolve(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, Compute]:
+        from .engine import resolve_compute
 
         if checkpoint.foreign_reason and self.trainable != "head":
             raise ValueError(
@@ -309,8 +312,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
             prompt=self.prompt,
             max_length=self.max_length,
         )
-        device = resolve_device(self.device)
-        return settings, device, resolve_precision(self.precision, device)
+        return settings, resolve_compute("torch", self.device, self.precision)
 
     def _row_weights(self, sample_weight: Any, classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         row_weights = check_row_weights(sample_weight, len(codes))
@@ -352,8 +354,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         intercept: np.ndarray,
         checkpoint: Checkpoint,
         settings: EncodingSettings,
-        device,
-        dtype,
+        compute: Compute,
         random: np.random.RandomState,
     ):
         import torch
@@ -384,12 +385,10 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
                 return train_head(
                     vectors, codes, row_weights, coef, intercept, options, torch.device("cpu"), progress
                 )
-            model = get_model(checkpoint, device, torch.float32)
+            model = get_model(checkpoint, replace(compute, precision="fp32"))
             batch = model.tokenize(texts.first, texts.second, settings.prompt, settings.max_length)
-            compute_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-            return fine_tune(
-                model, batch, codes, row_weights, coef, intercept, options, compute_dtype, progress
-            )
+            dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+            return fine_tune(model, batch, codes, row_weights, coef, intercept, options, dtype, progress)
 
     def _n_epochs(self, n_texts: int) -> int:
         if self.epochs != "auto":

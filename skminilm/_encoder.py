@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from numbers import Integral
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._cache import memory_cache
+from ._cache import open_cache
 from ._encoding import encode_texts, open_checkpoint, resolve_settings
 from ._validation import Texts, check_texts
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -48,9 +49,13 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     max_length : int or "auto", default="auto"
         Tokens a text may have, special tokens included; what is beyond is cut
         off with a warning. ``"auto"``: the checkpoint's limit.
-    precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
+    precision : {"auto", "fp32", "bf16", "fp16", "int8"}, default="auto"
         Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
-        float16 on older GPUs, else float32. The result is float32 always.
+        float16 on older GPUs, else float32. ``"int8"`` needs
+        ``backend="openvino"``. The result is float32 always.
+    backend : {"torch", "openvino"}, default="torch"
+        The library that computes. ``"openvino"`` is for CPUs and an extra:
+        ``pip install "skminilm[openvino]"``.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
         present.
@@ -60,12 +65,19 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         rounding.
     missing : {"error", "empty"}, default="error"
         What None, NaN and NA among the texts do: raise, or count as ``""``.
-    cache : {"memory", None}, default="memory"
+    cache : {"memory", None}, or path of a folder, default="memory"
         ``"memory"`` keeps vectors for the life of the process, shared by all
         estimators and bounded by ``set_config(cache_bytes=...)``, so that a
-        grid search encodes each text once. None keeps nothing.
+        grid search encodes each text once. A folder keeps them on disk,
+        shared by processes (``n_jobs=-1``) and by runs, bounded by
+        ``set_config(disk_cache_bytes=...)``. None keeps nothing.
     local_files_only : bool, default=False
         Never ask a model hub.
+    calibration_texts : sequence of str, default=None
+        For ``precision="int8"``: texts like those to be encoded, from which
+        the ranges of the 8-bit numbers are measured. None takes texts in 16
+        languages that ship with the package. The first call with new ones
+        takes a minute; the result is kept on disk.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -110,11 +122,13 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         "prompt": [str, None],
         "max_length": [Interval(Integral, 3, None, closed="left"), StrOptions({"auto"})],
         "precision": [StrOptions(set(PRECISIONS))],
+        "backend": [StrOptions({"torch", "openvino"})],
         "device": [str],
         "batch_tokens": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "missing": [StrOptions({"error", "empty"})],
-        "cache": [StrOptions({"memory"}), None],
+        "cache": [str, os.PathLike, None],
         "local_files_only": ["boolean"],
+        "calibration_texts": ["array-like", None],
         "verbose": ["verbose"],
     }
 
@@ -128,11 +142,13 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         prompt="auto",
         max_length="auto",
         precision="auto",
+        backend="torch",
         device="auto",
         batch_tokens="auto",
         missing="error",
         cache="memory",
         local_files_only=False,
+        calibration_texts=None,
         verbose=0,
     ):
         self.model = model
@@ -142,11 +158,13 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.prompt = prompt
         self.max_length = max_length
         self.precision = precision
+        self.backend = backend
         self.device = device
         self.batch_tokens = batch_tokens
         self.missing = missing
         self.cache = cache
         self.local_files_only = local_files_only
+        self.calibration_texts = calibration_texts
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> MiniLMEncoder:
@@ -226,7 +244,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         )
 
     def _resolve(self, checkpoint: Checkpoint, defaults: EncodingSettings):
-        from .engine import resolve_device, resolve_precision
+        from .engine import resolve_compute
 
         settings = resolve_settings(
             checkpoint,
@@ -236,18 +254,22 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             prompt=self.prompt,
             max_length=self.max_length,
         )
-        device = resolve_device(self.device)
-        return settings, device, resolve_precision(self.precision, device)
+        calibration = self.calibration_texts
+        if calibration is not None:
+            try:
+                calibration = tuple(check_texts(calibration).first)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
+        return settings, resolve_compute(self.backend, self.device, self.precision, calibration)
 
     def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:
-        settings, device, dtype = self._resolve(checkpoint, defaults)
+        settings, compute = self._resolve(checkpoint, defaults)
         return encode_texts(
             texts,
             checkpoint,
             settings,
-            device=device,
-            dtype=dtype,
-            cache=memory_cache if self.cache == "memory" else None,
+            compute=compute,
+            cache=open_cache(self.cache),
             batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
             verbose=self.verbose,
         )

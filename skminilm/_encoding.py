@@ -13,13 +13,12 @@ import sklearn
 from tqdm.auto import tqdm
 
 from ._cache import VectorCache, vector_keys
+from ._disk_cache import DiskVectorCache
 from ._validation import Texts
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 
 if TYPE_CHECKING:
-    import torch
-
-    from .engine import TunedWeights
+    from .engine import Compute, TunedWeights
 
 _RESULTS_VERSION = 1  # raise it when the same weights and texts begin to give other vectors
 
@@ -84,9 +83,8 @@ def encode_texts(
     checkpoint: Checkpoint,
     settings: EncodingSettings,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
-    cache: VectorCache | None,
+    compute: Compute,
+    cache: VectorCache | DiskVectorCache | None,
     tuned: TunedWeights | None = None,
     batch_tokens: int | None = None,
     verbose: int = 0,
@@ -107,7 +105,7 @@ def encode_texts(
     if tuned:
         cache = None
     # Everything a vector depends on but its text.
-    namespace = repr((_RESULTS_VERSION, checkpoint.fingerprint, settings, str(dtype), device.type))
+    namespace = repr((_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace))
     keys = vector_keys(namespace, texts.first, texts.second)
     first_row: dict[bytes, int] = {}
     for row, key in enumerate(keys):
@@ -120,9 +118,7 @@ def encode_texts(
         entries = {key: entry for key, entry in found if entry is not None}
     missing = [key for key in unique_keys if key not in entries]
     if missing:
-        model = get_model(checkpoint, device, dtype)
-        if tuned:
-            model = get_tuned_model(model, tuned)
+        model = get_tuned_model(checkpoint, compute, tuned) if tuned else get_model(checkpoint, compute)
         if checkpoint.foreign_reason and verbose:
             tqdm.write(f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}.")
         computed = _compute(

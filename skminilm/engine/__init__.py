@@ -3,16 +3,17 @@
 Importing this package imports torch; the estimators do so at first use.
 """
 
-from .hardware import resolve_device, resolve_precision
+from .hardware import Compute, resolve_compute, resolve_device
 from .packed_model import TunedWeights, weights_digest
 from .registry import get_model, get_tuned_model, release_models
 
 __all__ = [
+    "Compute",
     "TunedWeights",
     "get_model",
     "get_tuned_model",
     "release_models",
+    "resolve_compute",
     "resolve_device",
-    "resolve_precision",
     "weights_digest",
 ]

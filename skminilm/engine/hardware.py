@@ -1,10 +1,84 @@
-"""Which device and which precision to compute with."""
+"""What to compute with: library, device and precision."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+
 import torch
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BACKENDS = ("torch", "openvino")
+PRECISIONS = (*_DTYPES, "int8")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A library, a device and a precision; vectors of two of them are not the same.
+
+    Attributes
+    ----------
+    device : torch.device
+    precision : {"fp32", "bf16", "fp16", "int8"}
+    backend : {"torch", "openvino"}
+    calibration : tuple of str or None
+        Texts that set the ranges of ``"int8"``; None takes those that ship.
+    """
+
+    device: torch.device
+    precision: str
+    backend: str = "torch"
+    calibration: tuple[str, ...] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layers' weights and activations."""
+        return _DTYPES[self.precision]
+
+    @property
+    def namespace(self) -> str:
+        """Names all of this that a vector depends on."""
+        parts = [self.backend, self.device.type, self.precision]
+        if self.calibration is not None:
+            parts.append(hashlib.sha256("\0".join(self.calibration).encode()).hexdigest())
+        return "/".join(parts)
+
+
+def resolve_compute(
+    backend: str, device: str, precision: str, calibration: tuple[str, ...] | None = None
+) -> Compute:
+    """Return what ``"auto"`` stands for here, and check that the three go together.
+
+    Raises
+    ------
+    ValueError
+        Something is unknown, absent, or does not go with the rest.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not known: use {' or '.join(map(repr, BACKENDS))}.")
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(
+            f"precision={precision!r} is not known: use 'auto', {', '.join(map(repr, PRECISIONS))}."
+        )
+    if backend == "openvino":
+        if device not in ("auto", "cpu"):
+            raise ValueError(
+                f"backend='openvino' computes on the CPU: device={device!r} needs backend='torch'."
+            )
+        device = "cpu"
+    resolved = resolve_device(device)
+    if precision == "int8" and backend != "openvino":
+        raise ValueError(
+            "precision='int8' needs backend='openvino' (pip install 'skminilm[openvino]'): with "
+            "backend='torch' use 'auto', 'bf16' or 'fp32'."
+        )
+    if calibration is not None and precision != "int8":
+        raise ValueError(f"calibration_texts are for precision='int8', not precision={precision!r}.")
+    if precision == "auto":
+        precision = _best_precision(resolved)
+    if precision == "fp16" and resolved.type == "cpu":
+        raise ValueError("precision='fp16' needs a GPU: use 'auto', 'bf16' or 'fp32' on a CPU.")
+    return Compute(resolved, precision, backend, calibration)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -33,30 +107,13 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that `precision` stands for on a device.
-
-    ``"auto"`` is bfloat16 where the hardware multiplies it natively, float16
-    on older GPUs, else float32.
-
-    Raises
-    ------
-    ValueError
-        Unknown precision, or float16 on a CPU.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                native = torch.cuda.is_bf16_supported(including_emulation=False)
-            return torch.bfloat16 if native else torch.float16
-        return torch.bfloat16 if cpu_has_bf16() else torch.float32
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision={precision!r} is not known: use 'auto', {', '.join(map(repr, PRECISIONS))}."
-        )
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision='fp16' needs a GPU: use 'auto', 'bf16' or 'fp32' on a CPU.")
-    return PRECISIONS[precision]
+def _best_precision(device: torch.device) -> str:
+    """Return bfloat16 where the hardware multiplies it natively, float16 on older GPUs, else float32."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
+    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def cpu_has_bf16() -> bool:

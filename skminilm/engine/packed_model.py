@@ -14,6 +14,7 @@ from ..checkpoints import BertConfig, Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.tokenizer import TokenBatch
+from ._names import layer_prefix
 from .forward import embed, encoder_layer
 from .linear import Linear, fast_linear, plain_linear
 from .packing import Pack, make_pack
@@ -58,11 +59,6 @@ def fuse_weights(weights: Mapping[str, torch.Tensor], config: BertConfig) -> dic
             for part, old_part in _LAYER_PARTS.items():
                 fused[f"{new}{part}.{kind}"] = weights[f"{old}{old_part}.{kind}"].float()
     return fused
-
-
-def layer_prefix(layer: int) -> str:
-    """Return how the names of a layer's weights begin."""
-    return f"layers.{layer}."
 
 
 def dense_rows(table: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:

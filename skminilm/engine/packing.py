@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+_MIN_LENGTH_RATIO = 0.75  # of a padded batch: shortest to longest
+
 
 @dataclass(frozen=True)
 class AttentionGroup:
@@ -73,6 +75,25 @@ def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
             yield order[start:position]
             start, total = position, 0
         total += length
+    if start < len(order):
+        yield order[start:]
+
+
+def plan_padded(lengths: np.ndarray, max_tokens: int, length_step: int) -> Iterator[np.ndarray]:
+    """Yield the rows of each padded batch: longest first, at most `max_tokens` with the padding.
+
+    Lengths are padded to a multiple of `length_step`, and a batch holds no
+    text that is much shorter than its longest.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    padded = -(-lengths[order] // length_step) * length_step
+    start = 0
+    for position, length in enumerate(padded):
+        longest = padded[start]
+        full = (position - start + 1) * longest > max_tokens
+        if position > start and (full or length < _MIN_LENGTH_RATIO * longest):
+            yield order[start:position]
+            start = position
     if start < len(order):
         yield order[start:]
 

@@ -1,4 +1,4 @@
-"""Loaded models: one per process and (checkpoint, device, precision), however many estimators."""
+"""Loaded models: one per process, checkpoint and way to compute, however many estimators."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 
 from ..checkpoints import Checkpoint
+from .hardware import Compute
 from .packed_model import PackedModel, TunedWeights, fuse_weights
 from .sentence_transformers_model import SentenceTransformersModel
+from .streaming import StreamingModel
 
 _MAX_MODELS = 4
-_models: OrderedDict[tuple, PackedModel | SentenceTransformersModel] = OrderedDict()
+_models: OrderedDict[tuple, StreamingModel | SentenceTransformersModel] = OrderedDict()
 _lock = threading.RLock()
 
 
@@ -32,14 +34,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def get_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> PackedModel | SentenceTransformersModel:
-    """Return the loaded model of a checkpoint."""
+def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | SentenceTransformersModel:
+    """Return the loaded model of a checkpoint.
 
-    def build() -> PackedModel | SentenceTransformersModel:
+    Raises
+    ------
+    ValueError
+        Another architecture than BERT's was asked of OpenVINO.
+    ImportError
+        OpenVINO was asked for and is not installed.
+    OSError
+        The weights are not complete.
+    """
+
+    def build() -> StreamingModel | SentenceTransformersModel:
         if checkpoint.read_weights is None:
-            return SentenceTransformersModel(checkpoint, device, dtype)
+            if compute.backend != "torch":
+                raise ValueError(
+                    f"backend={compute.backend!r} needs a BERT-shaped checkpoint; {checkpoint.name!r} runs "
+                    f"through sentence-transformers because {checkpoint.foreign_reason}: use backend='torch'."
+                )
+            return SentenceTransformersModel(checkpoint, compute.device, compute.dtype)
         weights = checkpoint.read_weights()
         try:
             fused = fuse_weights(weights, checkpoint.config)
@@ -47,15 +62,22 @@ def get_model(
             raise OSError(
                 f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
             ) from error
-        return PackedModel(checkpoint, fused, device, dtype)
+        if compute.backend == "openvino":
+            from .openvino_model import OpenVINOModel
 
-    return get_or_build((checkpoint.fingerprint, str(device), dtype), build)
+            return OpenVINOModel(checkpoint, fused, compute.precision, compute.calibration)
+        return PackedModel(checkpoint, fused, compute.device, compute.dtype)
+
+    return get_or_build((checkpoint.fingerprint, compute), build)
 
 
-def get_tuned_model(base: PackedModel, tuned: TunedWeights) -> PackedModel:
-    """Return `base` with some weights replaced; the others are shared with it."""
-    key = (base.checkpoint.fingerprint, tuned.digest, str(base.device), base.dtype)
-    return get_or_build(key, lambda: base.with_weights(tuned.arrays))
+def get_tuned_model(checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights) -> PackedModel:
+    """Return a model with some weights replaced; the others are shared with the untuned one."""
+
+    def build() -> PackedModel:
+        return get_model(checkpoint, compute).with_weights(tuned.arrays)
+
+    return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
 
 
 def get_or_build(key: tuple, build: Callable):

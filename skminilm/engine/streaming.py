@@ -42,6 +42,10 @@ class StreamingModel(ABC):
     ) -> Callable[[], np.ndarray]:
         """Begin to compute the vectors of the texts `rows`, longest first; the result waits for them."""
 
+    def plan(self, lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
+        """Yield the rows that are computed together, longest first."""
+        return plan_packs(lengths, max_tokens)
+
     def tokenize(
         self, texts: Sequence[str], second: Sequence[str] | None, prompt: str, max_length: int
     ) -> TokenBatch:
@@ -106,7 +110,7 @@ class StreamingModel(ABC):
         for chunk, batch in _one_ahead(tokenize, plan_chunks(texts, second, budget)):
             full_lengths[chunk] = batch.full_lengths
             offsets = batch.offsets
-            for rows in plan_packs(batch.lengths, budget):
+            for rows in self.plan(batch.lengths, budget):
                 under_way.append((chunk[rows], self.start(batch, offsets, rows, pooling, normalize)))
                 finish(_MAX_RESULTS_UNDER_WAY)
         finish(0)

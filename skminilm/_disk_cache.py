@@ -1,0 +1,189 @@
+"""Vectors kept in a folder, shared by processes and by runs."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from filelock import FileLock
+
+DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
+_FILE_NAME = "vectors.sqlite3"
+_FORMAT_VERSION = 1
+_KEYS_A_QUERY = 500
+_BUSY_TIMEOUT_S = 60
+_DROPPED_SHARE = 0.1  # of the entries, oldest first, when the bound is reached
+_Result = TypeVar("_Result")
+
+
+class _DamagedError(Exception):
+    """The file holds something that was not written to it."""
+
+
+class DiskVectorCache:
+    """A bounded store of vectors in a folder; those written first are dropped first.
+
+    SQLite with a write-ahead log: many processes read and write at once, and
+    a process that dies in the middle of a write leaves the rest intact. Each
+    entry carries a checksum. A damaged file is set aside with a warning. When
+    the folder cannot be used, a warning says so and nothing is cached.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing.
+    max_bytes : int
+        Bound on the file.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = DEFAULT_DISK_CACHE_BYTES) -> None:
+        self._path = folder / _FILE_NAME
+        self._max_bytes = max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"cache={str(folder)!r} cannot be used as a folder ({error.strerror}): give another path, or "
+                "cache='memory'."
+            ) from error
+
+    def get(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
+        """Return the vector of each key, None where there is none."""
+
+        def read(connection: sqlite3.Connection) -> list[np.ndarray | None]:
+            found = {}
+            for start in range(0, len(keys), _KEYS_A_QUERY):
+                some = keys[start : start + _KEYS_A_QUERY]
+                query = f"SELECT key, vector FROM vectors WHERE key IN ({','.join('?' * len(some))})"
+                for key, stored in connection.execute(query, some):
+                    found[key] = _unpack(key, stored)
+            return [found.get(key) for key in keys]
+
+        return self._use(read) or [None] * len(keys)
+
+    def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
+        """Store one vector a key."""
+        entries = [(key, _pack(key, vector)) for key, vector in zip(keys, vectors, strict=True)]
+
+        def write(connection: sqlite3.Connection) -> None:
+            with _transaction(connection):
+                connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", entries)
+                self._shrink(connection)
+
+        self._use(write)
+
+    def __len__(self) -> int:
+        count = self._use(lambda connection: connection.execute("SELECT COUNT(*) FROM vectors").fetchone()[0])
+        return count or 0
+
+    def _shrink(self, connection: sqlite3.Connection) -> None:
+        def value(pragma: str) -> int:
+            return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+
+        while (value("page_count") - value("freelist_count")) * value("page_size") > self._max_bytes:
+            (rows,) = connection.execute("SELECT COUNT(*) FROM vectors").fetchone()
+            if not rows:
+                return
+            connection.execute(
+                "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY rowid LIMIT ?)",
+                (1 + int(rows * _DROPPED_SHARE),),
+            )
+
+    def _use(self, action: Callable[[sqlite3.Connection], _Result]) -> _Result | None:
+        """Run an action on the file, setting a damaged one aside first."""
+        for _ in range(2):
+            identity = self._identity()
+            try:
+                with closing(self._connect()) as connection:
+                    return action(connection)
+            except sqlite3.OperationalError as error:  # locked, disk full, read-only
+                self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
+                return None
+            except (_DamagedError, sqlite3.DatabaseError) as error:
+                self._set_aside(identity, error)
+        return None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._create(connection)
+            elif version != _FORMAT_VERSION:
+                raise _DamagedError(f"it has the unknown format {version}")
+            connection.execute("PRAGMA synchronous=NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA page_size=8192")  # holds four vectors of 384 numbers
+        connection.execute("PRAGMA journal_mode=WAL")
+        with _transaction(connection):
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+            )
+            connection.execute(f"PRAGMA user_version={_FORMAT_VERSION}")
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _set_aside(self, identity: tuple[int, int] | None, error: Exception) -> None:
+        aside = self._path.with_name(f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.sqlite3")
+        with FileLock(self._path.with_suffix(".lock")):
+            if identity is None or self._identity() != identity:
+                return  # another process has been here
+            os.replace(self._path, aside)
+            for suffix in ("-wal", "-shm"):  # belong to the damaged file alone
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        self._warn(
+            f"The cache {self._path} is damaged ({error}). It was renamed to {aside.name}, and its vectors are "
+            "computed again; delete it when you do not need it."
+        )
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, UserWarning, stacklevel=2)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _pack(key: bytes, vector: np.ndarray) -> bytes:
+    values = np.ascontiguousarray(vector, "<f4").tobytes()
+    return zlib.crc32(values, zlib.crc32(key)).to_bytes(4, "little") + values
+
+
+def _unpack(key: bytes, stored: bytes) -> np.ndarray:
+    checksum, values = stored[:4], stored[4:]
+    if not isinstance(stored, bytes) or zlib.crc32(values, zlib.crc32(key)) != int.from_bytes(
+        checksum, "little"
+    ):
+        raise _DamagedError("an entry has another checksum than when it was written")
+    return np.frombuffer(values, "<f4")
