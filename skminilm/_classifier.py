@@ -386,7 +386,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
                     vectors, codes, row_weights, coef, intercept, options, torch.device("cpu"), progress
                 )
             model = get_model(checkpoint, replace(compute, precision="fp32"))
-            batch = model.tokenize(texts.first, texts.second, settings.prompt, settings.max_length)
+            batch = model.tokenize(texts.first, texts.second, settings)
             dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
             return fine_tune(model, batch, codes, row_weights, coef, intercept, options, dtype, progress)
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._cache import open_cache
-from ._encoding import encode_texts, open_checkpoint, resolve_settings
+from ._encoding import Truncation, encode_texts, open_checkpoint, resolve_settings
 from ._validation import Texts, check_texts
-from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
+from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings
+
+if TYPE_CHECKING:
+    from .engine import Compute
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
+# Beside the estimators, not in them: a call of transform changes no attribute.
+_truncations: WeakKeyDictionary[MiniLMEncoder, Truncation] = WeakKeyDictionary()
 
 
 class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -63,6 +70,12 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         Tokens computed at once: more takes more memory. ``"auto"`` is 2,048
         on a CPU and 65,536 on a GPU. The vectors do not depend on it, but for
         rounding.
+    long_text : {"truncate", "head_tail", "chunk_mean"}, default="truncate"
+        What becomes of a text with more than `max_length` tokens.
+        ``"truncate"`` keeps its beginning, ``"head_tail"`` the first quarter
+        of the limit and the end [2]_; both warn. ``"chunk_mean"`` cuts it into
+        windows and takes the mean of their vectors, weighted by tokens.
+        Sentence pairs are truncated, the longer text first.
     missing : {"error", "empty"}, default="error"
         What None, NaN and NA among the texts do: raise, or count as ``""``.
     cache : {"memory", None}, or path of a folder, default="memory"
@@ -88,7 +101,10 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         fitted encoder refuses to run with others.
     defaults_ : dict
         What ``"auto"`` stood for at `fit`, and stands for since: pooling,
-        normalize, prompt, max_length.
+        normalize, prompt, max_length, long_text.
+    n_truncated_, max_tokens_ : int
+        Texts of the last call that were longer than `max_length`, and the
+        tokens of its longest one.
 
     See Also
     --------
@@ -105,6 +121,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     .. [1] W. Wang et al., "MiniLM: Deep Self-Attention Distillation for
        Task-Agnostic Compression of Pre-Trained Transformers", 2020,
        arXiv:2002.10957.
+    .. [2] C. Sun et al., "How to Fine-Tune BERT for Text Classification?",
+       2019, arXiv:1905.05583, section 5.3.1.
 
     Examples
     --------
@@ -125,6 +143,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         "backend": [StrOptions({"torch", "openvino"})],
         "device": [str],
         "batch_tokens": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "long_text": [StrOptions(set(LONG_TEXTS))],
         "missing": [StrOptions({"error", "empty"})],
         "cache": [str, os.PathLike, None],
         "local_files_only": ["boolean"],
@@ -145,6 +164,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         backend="torch",
         device="auto",
         batch_tokens="auto",
+        long_text="truncate",
         missing="error",
         cache="memory",
         local_files_only=False,
@@ -161,6 +181,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.backend = backend
         self.device = device
         self.batch_tokens = batch_tokens
+        self.long_text = long_text
         self.missing = missing
         self.cache = cache
         self.local_files_only = local_files_only
@@ -243,7 +264,9 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             fingerprint=getattr(self, "fingerprint_", None) if fitted else None,
         )
 
-    def _resolve(self, checkpoint: Checkpoint, defaults: EncodingSettings):
+    def _resolve(
+        self, checkpoint: Checkpoint, defaults: EncodingSettings
+    ) -> tuple[EncodingSettings, Compute]:
         from .engine import resolve_compute
 
         settings = resolve_settings(
@@ -253,6 +276,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             normalize=self.normalize,
             prompt=self.prompt,
             max_length=self.max_length,
+            long_text=self.long_text,
         )
         calibration = self.calibration_texts
         if calibration is not None:
@@ -260,9 +284,15 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                 calibration = tuple(check_texts(calibration).first)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
+        open_cache(self.cache)  # a wrong one is found before the work begins
         return settings, resolve_compute(self.backend, self.device, self.precision, calibration)
 
     def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:
+        if texts.second is not None and self.long_text != "truncate":
+            raise ValueError(
+                f"long_text={self.long_text!r} is for single texts, and X has two columns: use "
+                "long_text='truncate', which shortens the longer text of a pair first."
+            )
         settings, compute = self._resolve(checkpoint, defaults)
         return encode_texts(
             texts,
@@ -272,7 +302,24 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             cache=open_cache(self.cache),
             batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
             verbose=self.verbose,
+            truncation=_truncations.setdefault(self, Truncation()),
         )
+
+    @property
+    def n_truncated_(self) -> int:
+        """Texts of the last call that were longer than `max_length`."""
+        return self._last_truncation("n_truncated_").n_texts
+
+    @property
+    def max_tokens_(self) -> int:
+        """Tokens of the longest text of the last call, before truncation."""
+        return self._last_truncation("max_tokens_").max_tokens
+
+    def _last_truncation(self, attribute: str) -> Truncation:
+        try:
+            return _truncations[self]
+        except KeyError:
+            raise AttributeError(f"{attribute} is there after the first transform.") from None
 
     @property
     def _n_features_out(self) -> int:

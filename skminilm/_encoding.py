@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,8 @@ from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
 
-_RESULTS_VERSION = 1  # raise it when the same weights and texts begin to give other vectors
+_SLICE_TEXTS = 32_768
+_RESULTS_VERSION = 2  # raise it when the same weights and texts begin to give other vectors
 
 
 def open_checkpoint(
@@ -56,6 +57,7 @@ def resolve_settings(
     normalize: bool | str,
     prompt: str | None,
     max_length: int | str,
+    long_text: str = "truncate",
 ) -> EncodingSettings:
     """Replace ``"auto"`` by `defaults`, and check the rest against the checkpoint.
 
@@ -75,6 +77,7 @@ def resolve_settings(
         normalize=defaults.normalize if normalize == "auto" else bool(normalize),
         prompt=defaults.prompt if prompt == "auto" else (prompt or ""),
         max_length=defaults.max_length if max_length == "auto" else int(max_length),
+        long_text=long_text,
     )
 
 
@@ -88,12 +91,13 @@ def encode_texts(
     tuned: TunedWeights | None = None,
     batch_tokens: int | None = None,
     verbose: int = 0,
+    truncation: Truncation | None = None,
 ) -> np.ndarray:
     """Return one vector a row, float32 (n_rows, hidden_size).
 
     Each different text is computed once a call, and not at all when `cache`
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
-    a model are not cached.
+    a model are not cached. `truncation` is filled in.
 
     Warns
     -----
@@ -106,66 +110,81 @@ def encode_texts(
         cache = None
     # Everything a vector depends on but its text.
     namespace = repr((_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace))
-    keys = vector_keys(namespace, texts.first, texts.second)
-    first_row: dict[bytes, int] = {}
-    for row, key in enumerate(keys):
-        first_row.setdefault(key, row)
-    unique_keys = list(first_row)
+    position: dict[bytes, int] = {}
+    first_rows = []
+    index = np.empty(len(texts), np.int64)
+    for row, key in enumerate(vector_keys(namespace, texts.first, texts.second)):
+        known = position.setdefault(key, len(position))
+        if known == len(first_rows):
+            first_rows.append(row)
+        index[row] = known
+    keys = list(position)
     # An entry is the vector and, behind it, the tokens of the text before truncation.
-    entries: dict[bytes, np.ndarray] = {}
+    entries = np.empty((len(keys), checkpoint.hidden_size + 1), np.float32)
+    missing = list(range(len(keys)))
     if cache is not None:
-        found = zip(unique_keys, cache.get(unique_keys), strict=True)
-        entries = {key: entry for key, entry in found if entry is not None}
-    missing = [key for key in unique_keys if key not in entries]
+        found = cache.get(keys)
+        missing = [i for i, entry in enumerate(found) if entry is None]
+        for i, entry in enumerate(found):
+            if entry is not None:
+                entries[i] = entry
     if missing:
         model = get_tuned_model(checkpoint, compute, tuned) if tuned else get_model(checkpoint, compute)
-        if checkpoint.foreign_reason and verbose:
-            tqdm.write(f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}.")
-        computed = _compute(
-            model.encode, texts.take(first_row[key] for key in missing), settings, batch_tokens, verbose
-        )
-        entries.update(zip(missing, computed, strict=True))
-        if cache is not None:
-            cache.put(missing, computed)
-    rows = np.stack([entries[key] for key in keys])
-    warn_if_truncated(rows[:, -1], settings.max_length)
-    return np.ascontiguousarray(rows[:, :-1])
+        with tqdm(total=len(missing), desc="encode", unit="text", disable=not verbose) as bar:
+            if checkpoint.foreign_reason and verbose:
+                bar.write(
+                    f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}."
+                )
+            # Slice by slice, so that an interrupted call leaves what it had computed in the cache.
+            for start in range(0, len(missing), _SLICE_TEXTS):
+                some = missing[start : start + _SLICE_TEXTS]
+                selected = texts.take(first_rows[i] for i in some)
+                vectors, lengths = model.encode(
+                    selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
+                )
+                _check_finite(vectors, selected)
+                computed = np.column_stack([vectors, lengths.astype(np.float32)])
+                entries[some] = computed
+                if cache is not None:
+                    cache.put([keys[i] for i in some], computed)
+    _report_truncation(entries[index, -1], settings, truncation)
+    return entries[index, :-1]
 
 
-def _compute(
-    encode: Callable, texts: Texts, settings: EncodingSettings, batch_tokens: int | None, verbose: int
-) -> np.ndarray:
-    with tqdm(total=len(texts), desc="encode", unit="text", disable=not verbose) as bar:
-        vectors, lengths = encode(
-            texts.first,
-            texts.second,
-            prompt=settings.prompt,
-            max_length=settings.max_length,
-            pooling=settings.pooling,
-            normalize=settings.normalize,
-            batch_tokens=batch_tokens,
-            progress=bar.update,
-        )
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+def _check_finite(vectors: np.ndarray, texts: Texts) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
         raise FloatingPointError(
             f"The vector of the text {texts.first[row][:60]!r} is not finite: the weights are damaged or the "
             "precision is too low for them. Try precision='fp32'."
         )
-    return np.column_stack([vectors, lengths.astype(np.float32)])
 
 
-def warn_if_truncated(lengths: np.ndarray, max_length: int) -> None:
-    """Warn once if some texts have more tokens than `max_length`."""
-    too_long = int((lengths > max_length).sum())
-    if too_long:
-        warnings.warn(
-            f"{too_long} of {len(lengths)} texts have more than max_length={max_length} tokens and were cut "
-            f"off there; the longest, row {int(lengths.argmax())}, has {int(lengths.max())}. Shorten or split "
-            "them, or raise max_length up to the limit of the checkpoint.",
-            UserWarning,
-            stacklevel=_callers_level(),
-        )
+@dataclass
+class Truncation:
+    """How many texts of a call were longer than the limit, and how long the longest was, in tokens."""
+
+    n_texts: int = 0
+    max_tokens: int = 0
+
+
+def _report_truncation(lengths: np.ndarray, settings: EncodingSettings, report: Truncation | None) -> None:
+    """Warn once if some texts lost tokens; fill in `report`."""
+    too_long = int((lengths > settings.max_length).sum())
+    if report is not None:
+        report.n_texts, report.max_tokens = too_long, int(lengths.max())
+    if not too_long or settings.long_text == "chunk_mean":
+        return
+    where = "off there" if settings.long_text == "truncate" else "in the middle"
+    warnings.warn(
+        f"{too_long} of {len(lengths)} texts have more than max_length={settings.max_length} tokens and were "
+        f"cut {where}; the longest, row {int(lengths.argmax())}, has {int(lengths.max())}. Shorten or split "
+        "them, raise max_length up to the limit of the checkpoint, or read all of them with "
+        "long_text='chunk_mean' (MiniLMEncoder).",
+        UserWarning,
+        stacklevel=_callers_level(),
+    )
 
 
 def _callers_level() -> int:

@@ -2,6 +2,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -117,12 +118,13 @@ def test_gradients_of_the_packed_forward(split):
     import torch
 
     from skminilm.checkpoints import load_checkpoint
-    from skminilm.engine import get_model
+    from skminilm.engine import Compute, get_model
     from skminilm.engine.packing import make_pack
     from skminilm.engine.pooling import pool, unit_length
 
-    model = get_model(load_checkpoint("bundled"), torch.device("cpu"), torch.float32)
-    batch = model.tokenize(split[0][:6], None, "", 64)
+    checkpoint = load_checkpoint("bundled")
+    model = get_model(checkpoint, Compute(torch.device("cpu"), "fp32"))
+    batch = model.tokenize(split[0][:6], None, replace(checkpoint.defaults, prompt="", max_length=64))
     rows = np.argsort(-batch.lengths, kind="stable")
     weights = {name: t.double() if t.is_floating_point() else t for name, t in model.weights.items()}
     pack = make_pack(batch.input_ids, batch.offsets, rows, torch.device("cpu"), 0.25)
@@ -140,7 +142,9 @@ def test_gradients_of_the_packed_forward(split):
         return (vectors * target).sum()
 
     def pool_double(hidden, pack):
-        return torch.stack([part.mean(dim=0) for part in hidden[: pack.n_tokens].split(pack.lengths.tolist())])
+        return torch.stack(
+            [part.mean(dim=0) for part in hidden[: pack.n_tokens].split(pack.lengths.tolist())]
+        )
 
     assert pool(torch.ones(len(pack.input_ids), 4), pack, "mean").dtype == torch.float32
     step = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
@@ -327,7 +331,7 @@ def test_predictions_use_the_settings_of_the_fit(split):
     X, y, X_new, _ = split
     classifier = MiniLMClassifier(trainable="head", random_state=0).fit(X, y)
     before = classifier.predict_proba(X_new)
-    assert set(classifier.settings_) == {"pooling", "normalize", "prompt", "max_length"}
+    assert set(classifier.settings_) == {"pooling", "normalize", "prompt", "max_length", "long_text"}
     classifier.set_params(prompt="other: ", pooling="cls")
     np.testing.assert_array_equal(classifier.predict_proba(X_new), before)
 

@@ -113,7 +113,12 @@ def test_missing_as_empty():
         ({"max_length": 0}, "max_length.*must be"),
         ({"precision": "int3"}, "precision.*must be"),
         ({"device": "abacus"}, "device='abacus' is not known"),
-        ({"cache": "yes"}, "cache.*must be"),
+        ({"cache": "yes"}, "cache='yes' is not known: use 'memory', None, or a folder"),
+        ({"cache": 1}, "cache.*must be"),
+        ({"long_text": "middle"}, "long_text.*must be"),
+        ({"backend": "onnx"}, "backend.*must be"),
+        ({"precision": "int8"}, "precision='int8' needs backend='openvino'"),
+        ({"calibration_texts": ["a"]}, "calibration_texts are for precision='int8'"),
         ({"missing": "drop"}, "missing.*must be"),
         ({"batch_tokens": 0}, "batch_tokens.*must be"),
     ],
@@ -257,3 +262,65 @@ def test_quiet_by_default_progress_on_request(texts, capfd):
     captured = capfd.readouterr()
     assert "64/64" in captured.err
     assert captured.out == ""
+
+
+def test_long_text_by_head_and_tail():
+    text = " ".join("abcdefgh")
+    encoder = MiniLMEncoder(max_length=6, prompt=None, long_text="head_tail")
+    with pytest.warns(UserWarning, match="1 of 1 texts have more than max_length=6 .* cut in the middle"):
+        cut = encoder.transform([text])
+    np.testing.assert_array_equal(cut, MiniLMEncoder(prompt=None).transform(["a f g h"]))
+    assert (encoder.n_truncated_, encoder.max_tokens_) == (1, 10)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_long_text_by_the_mean_of_its_windows(normalize, recwarn):
+    text = " ".join("abcdefghij")
+    options = dict(prompt=None, normalize=normalize, precision="fp32")
+    encoder = MiniLMEncoder(max_length=6, long_text="chunk_mean", **options)
+    found = encoder.transform(["short", text, "x y"])
+    parts = MiniLMEncoder(**{**options, "normalize": False}).transform(["a b c", "d e f", "g h i j"])
+    expected = (np.array([5, 5, 6])[:, None] * parts).sum(0) / 16
+    if normalize:
+        expected /= np.linalg.norm(expected)
+    np.testing.assert_allclose(found[1], expected, atol=2e-5)
+    np.testing.assert_allclose(found[[0, 2]], MiniLMEncoder(**options).transform(["short", "x y"]), atol=2e-5)
+    assert (encoder.n_truncated_, encoder.max_tokens_) == (1, 12)
+    assert not recwarn.list
+
+
+def test_a_very_long_text_has_a_vector_near_that_of_its_sentences(requests):
+    sentences = requests.data[:64]
+    encoder = MiniLMEncoder(long_text="chunk_mean")
+    whole = encoder.transform([" ".join(sentences * 4)])
+    assert encoder.max_tokens_ > 512
+    mean = encoder.transform(sentences).mean(axis=0)
+    assert (whole @ mean / np.linalg.norm(mean))[0] > 0.9
+
+
+def test_long_text_is_not_for_pairs():
+    with pytest.raises(ValueError, match="long_text='chunk_mean' is for single texts"):
+        MiniLMEncoder(long_text="chunk_mean").transform([("a", "b")])
+
+
+def test_truncation_figures_are_there_after_a_call_and_change_no_attribute(texts):
+    encoder = MiniLMEncoder(max_length=16)
+    with pytest.raises(AttributeError, match="n_truncated_ is there after the first transform"):
+        assert encoder.n_truncated_ == 0
+    before = dict(vars(encoder))
+    encoder.transform(["short"])
+    assert encoder.n_truncated_ == 0
+    with pytest.warns(UserWarning, match="2 of 3"):
+        encoder.transform([texts[0] * 3, "short", texts[1] * 5])
+    assert encoder.n_truncated_ == 2
+    assert encoder.max_tokens_ > 16
+    assert vars(encoder) == before
+
+
+def test_progress_counts_texts_also_where_they_are_cut_into_windows(capsys):
+    MiniLMEncoder(max_length=6, long_text="chunk_mean", verbose=1, cache=None).transform(
+        ["a b c d e f g h"] * 3
+    )
+    assert "1/1" in capsys.readouterr().err
+    MiniLMEncoder(verbose=0, cache=None).transform(["quiet"])
+    assert capsys.readouterr().err == ""

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from skminilm import MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
+from skminilm.engine import Compute, get_model, linear, release_models, resolve_compute, streaming
 from skminilm.engine import forward as forward_module
-from skminilm.engine import get_model, release_models, resolve_device, resolve_precision
-from skminilm.engine.packing import group_by_length, make_pack, plan_packs
+from skminilm.engine.packed_model import PackedModel
+from skminilm.engine.packing import group_by_length, make_pack, plan_packs, plan_padded, round_up
 from skminilm.engine.pooling import pool
+from skminilm.engine.streaming import plan_chunks
 
 CPU = torch.device("cpu")
 
@@ -72,8 +74,9 @@ def test_one_text_longer_than_the_token_budget(many_texts):
 @pytest.mark.parametrize("max_waste", [0.0, 0.25, 10.0])
 @pytest.mark.parametrize("grad", [False, True])
 def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkeypatch):
-    model = get_model(load_checkpoint("bundled"), CPU, torch.float32)
-    batch = model.tokenize(texts, None, "", 512)
+    checkpoint = load_checkpoint("bundled")
+    model = get_model(checkpoint, Compute(CPU, "fp32"))
+    batch = model.tokenize(texts, None, checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
     found = []
     for waste in (0.0, max_waste):
@@ -125,10 +128,10 @@ def test_groups_cover_the_pack_and_bound_the_padding(lengths, max_waste):
 def test_one_model_a_process_however_many_estimators(texts):
     release_models()
     checkpoint = load_checkpoint("bundled")
-    model = get_model(checkpoint, CPU, torch.float32)
+    model = get_model(checkpoint, Compute(CPU, "fp32"))
     for _ in range(3):
         encode(texts[:2])
-    assert get_model(checkpoint, CPU, torch.float32) is model
+    assert get_model(checkpoint, Compute(CPU, "fp32")) is model
 
 
 def test_threads_share_one_model_and_give_the_same(texts):
@@ -151,28 +154,157 @@ def test_a_fork_after_use_works(texts):
 
 
 def test_precision_follows_the_hardware(monkeypatch):
+    def precision(device):
+        return resolve_compute("torch", device, "auto").precision
+
     monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: True)
-    assert resolve_precision("auto", CPU) == torch.bfloat16
+    assert precision("cpu") == "bf16"
     monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: False)
-    assert resolve_precision("auto", CPU) == torch.float32
-    cuda = torch.device("cuda", 0)
+    assert precision("cpu") == "fp32"
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    for native, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for native, best in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
-        assert resolve_precision("auto", cuda) == dtype
+        assert precision("cuda:0") == best
 
 
-def test_unknown_devices_and_precisions():
-    with pytest.raises(ValueError, match="device='tpu9' is not known"):
-        resolve_device("tpu9")
-    with pytest.raises(ValueError, match="device='meta' is not supported"):
-        resolve_device("meta")
-    with pytest.raises(ValueError, match="device='cuda:99' is not present"):
-        resolve_device("cuda:99")
-    with pytest.raises(ValueError, match="precision='fp16' needs a GPU"):
-        resolve_precision("fp16", CPU)
-    with pytest.raises(ValueError, match="precision='fp8' is not known"):
-        resolve_precision("fp8", CPU)
+@pytest.mark.parametrize(
+    ("backend", "device", "precision", "message"),
+    [
+        ("torch", "tpu9", "auto", "device='tpu9' is not known"),
+        ("torch", "meta", "auto", "device='meta' is not supported"),
+        ("torch", "cuda:99", "auto", "device='cuda:99' is not present"),
+        ("torch", "cpu", "fp16", "precision='fp16' needs a GPU"),
+        ("torch", "cpu", "fp8", "precision='fp8' is not known"),
+        ("torch", "cpu", "int8", "precision='int8' needs backend='openvino'"),
+        ("openvino", "cpu", "fp16", "precision='fp16' needs a GPU"),
+        ("openvino", "cuda", "auto", "device='cuda' needs backend='torch'"),
+        ("onnx", "cpu", "auto", "backend='onnx' is not known"),
+    ],
+)
+def test_what_cannot_be_computed_with(backend, device, precision, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_compute(backend, device, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("broken", ["missing", "raising", "wrong"])
+def test_without_prepacked_products_the_vectors_are_the_same(texts, precision, broken, monkeypatch):
+    expected = encode(texts, precision)
+
+    class Operators:
+        def __getattr__(self, name):
+            if broken == "missing":
+                raise AttributeError(name)
+            if broken == "raising":
+                return lambda *args: (_ for _ in ()).throw(RuntimeError("not for this processor"))
+            return lambda x, *args: x  # returns something, but not the product
+
+    monkeypatch.setattr(linear, "_ops", Operators)
+    monkeypatch.setattr(linear, "_can_prepack", {})
+    release_models()
+    try:
+        assert not linear.can_prepack(torch.float32)
+        assert cosines(encode(texts, precision), expected).min() >= 0.9999
+    finally:
+        release_models()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prepacked_and_plain_products_agree(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "layers.0.x.weight": torch.randn(48, 32, generator=generator).to(dtype),
+        "layers.0.x.bias": torch.randn(48, generator=generator).to(dtype),
+    }
+    x, residual = (torch.randn(5, n, generator=generator).to(dtype) for n in (32, 48))
+    with torch.inference_mode():
+        for options in ({}, {"gelu": True}, {"residual": residual}):
+            found = linear.fast_linear(weights)(x, "layers.0.x", **options)
+            expected = linear.plain_linear(weights)(x, "layers.0.x", **options)
+            torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 600), min_size=1, max_size=60),
+    budget=st.integers(1, 3000),
+    step=st.sampled_from([1, 8, 16]),
+)
+@settings(deadline=None)
+def test_padded_batches_cover_each_text_once_within_the_budget(lengths, budget, step):
+    lengths = np.array(lengths)
+    batches = list(plan_padded(lengths, budget, step))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for rows in batches:
+        longest = -(-lengths[rows].max() // step) * step
+        assert len(rows) == 1 or len(rows) * longest <= budget
+
+
+@given(n_tokens=st.integers(1, 100_000))
+def test_packs_have_few_different_sizes(n_tokens):
+    slots = round_up(n_tokens)
+    assert n_tokens <= slots <= n_tokens * 33 / 32
+
+
+@given(lengths=st.lists(st.integers(0, 5000), min_size=1, max_size=200), batch_tokens=st.integers(1, 4000))
+def test_chunks_cover_each_text_once_longest_first(lengths, batch_tokens):
+    chunks = list(plan_chunks(["x" * n for n in lengths], None, batch_tokens))
+    rows = np.concatenate(chunks)
+    assert sorted(rows.tolist()) == list(range(len(lengths)))
+    assert (np.diff(np.array(lengths)[rows]) <= 0).all()
+
+
+def test_many_chunks_give_what_one_gives(many_texts, monkeypatch):
+    expected = encode(many_texts)
+    monkeypatch.setattr(streaming, "_CHARACTERS_PER_TOKEN", 0.01)
+    assert np.abs(encode(many_texts) - expected).max() <= 2e-5
+
+
+def test_an_error_while_tokenising_ahead_arrives(many_texts, monkeypatch):
+    monkeypatch.setattr(streaming, "_CHARACTERS_PER_TOKEN", 0.01)
+    model = get_model(load_checkpoint("bundled"), Compute(CPU, "fp32"))
+    original, calls = type(model.tokenizer).encode, []
+
+    def failing(self, *args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("third chunk")
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(type(model.tokenizer), "encode", failing)
+    with pytest.raises(RuntimeError, match="third chunk"):
+        encode(many_texts)
+
+
+class _SmallMemory(PackedModel):
+    """Fails as a GPU does where a pack has more tokens than fit."""
+
+    fits = 300
+
+    def hidden_states(self, pack, *args, **options):
+        if pack.n_tokens > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().hidden_states(pack, *args, **options)
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    checkpoint = load_checkpoint("bundled")
+    model = get_model(checkpoint, Compute(CPU, "fp32"))
+    return _SmallMemory(checkpoint, model.weights, CPU, torch.float32), checkpoint.defaults
+
+
+def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts):
+    model, defaults = small_memory
+    vectors, _ = model.encode(texts, None, defaults)
+    assert np.abs(vectors - encode(texts)).max() <= 2e-5
+    assert 150 <= model._max_pack_tokens <= 300
+
+
+def test_one_text_that_does_not_fit_says_what_to_do(small_memory):
+    model, defaults = small_memory
+    with pytest.raises(MemoryError, match=r"One text of 401 tokens.*precision='bf16'"):
+        model.encode(["a " * 397], None, defaults)
 
 
 @pytest.mark.gpu

@@ -10,11 +10,12 @@ import os
 import threading
 from pathlib import Path
 
-from ._checkpoint import POOLINGS, BertConfig, Checkpoint, EncodingSettings
+from ._checkpoint import LONG_TEXTS, POOLINGS, BertConfig, Checkpoint, EncodingSettings
 from .presets import BUNDLED, PRESETS, find_preset
 
 __all__ = [
     "BUNDLED",
+    "LONG_TEXTS",
     "POOLINGS",
     "PRESETS",
     "BertConfig",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 POOLINGS = ("mean", "cls", "max")
+LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
@@ -55,6 +56,7 @@ class EncodingSettings:
     normalize: bool
     prompt: str
     max_length: int
+    long_text: str = "truncate"
 
 
 @dataclass(frozen=True, eq=False)

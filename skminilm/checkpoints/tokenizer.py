@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -59,18 +60,22 @@ class TokenBatch:
     Attributes
     ----------
     input_ids : ndarray of int32, shape (n_tokens,)
-    lengths : ndarray of int64, shape (n_texts,)
+    lengths : ndarray of int64, shape (n_sequences,)
     full_lengths : ndarray of int64, shape (n_texts,)
-        Before truncation.
+        Of each text before truncation.
+    text_of_sequence : ndarray of int64, shape (n_sequences,), or None
+        Which text each sequence is a window of; None where each text is one
+        sequence.
     """
 
     input_ids: np.ndarray
     lengths: np.ndarray
     full_lengths: np.ndarray
+    text_of_sequence: np.ndarray | None = None
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each text begins and the last ends, int64 (n_texts + 1,)."""
+        """Where each sequence begins and the last ends, int64 (n_sequences + 1,)."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
 
@@ -78,9 +83,19 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
     def encode(
-        self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        max_length: int,
+        long_text: str = "truncate",
     ) -> TokenBatch:
-        """Return the ids of texts, or of the pairs (texts[i], second[i])."""
+        """Return the ids of texts, or of the pairs (texts[i], second[i]).
+
+        What has more than `max_length` tokens keeps its beginning
+        (``"truncate"``), its beginning and end (``"head_tail"``), or becomes
+        several sequences (``"chunk_mean"``). Pairs are truncated always.
+        """
 
 
 def _truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
@@ -100,6 +115,23 @@ def _truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list
     return first[:keep_first], second[:keep_second]
 
 
+def _head_and_tail(ids: list[int], room: int) -> list[int]:
+    """Keep a quarter of the room from the beginning, the rest from the end (arXiv:1905.05583, 5.3.1)."""
+    head = room // 4
+    return ids if len(ids) <= room else ids[:head] + ids[len(ids) - (room - head) :]
+
+
+def _windows(texts: list[list[int]], room: int) -> tuple[list[list[int]], np.ndarray]:
+    """Cut each text into windows of like length; return them and which text each is of."""
+    windows, owners = [], []
+    for text, ids in enumerate(texts):
+        n_windows = max(1, math.ceil(len(ids) / room))
+        bounds = [len(ids) * i // n_windows for i in range(n_windows + 1)]
+        windows.extend(ids[start:stop] for start, stop in pairwise(bounds))
+        owners.extend([text] * n_windows)
+    return windows, np.array(owners, np.int64)
+
+
 def _assemble(
     first: list[list[int]],
     second: list[list[int]] | None,
@@ -107,26 +139,29 @@ def _assemble(
     middle: list[int],
     suffix: list[int],
     max_length: int,
+    long_text: str,
 ) -> TokenBatch:
-    """Truncate, put the special tokens round and flatten."""
-    n_special = len(prefix) + len(suffix)
-    if second is None:
-        full = np.fromiter((len(ids) for ids in first), np.int64, len(first)) + n_special
-        room = max_length - n_special
-        rows = [ids if len(ids) <= room else ids[:room] for ids in first]
-        parts = chain.from_iterable(chain(prefix, ids, suffix) for ids in rows)
-    else:
-        n_special += len(middle)
-        full = np.fromiter(map(len, first), np.int64, len(first)) + n_special
-        full += np.fromiter(map(len, second), np.int64, len(second))
-        room = max_length - n_special
-        pairs = [_truncate_pair(a, b, room) for a, b in zip(first, second, strict=True)]
-        parts = chain.from_iterable(chain(prefix, a, middle, b, suffix) for a, b in pairs)
+    """Truncate or cut, put the special tokens round and flatten."""
+    n_special = len(prefix) + len(suffix) + (0 if second is None else len(middle))
+    room = max_length - n_special
     if room < 1:
         raise ValueError(f"max_length={max_length} leaves no room for text: use at least {n_special + 1}.")
-    lengths = np.minimum(full, max_length)
+    full = np.fromiter(map(len, first), np.int64, len(first)) + n_special
+    text_of_sequence = None
+    if second is not None:
+        full += np.fromiter(map(len, second), np.int64, len(second))
+        pairs = [_truncate_pair(a, b, room) for a, b in zip(first, second, strict=True)]
+        rows = [[*a, *middle, *b] for a, b in pairs]
+    elif long_text == "chunk_mean" and full.max(initial=0) > max_length:
+        rows, text_of_sequence = _windows(first, room)
+    elif long_text == "head_tail":
+        rows = [_head_and_tail(ids, room) for ids in first]
+    else:
+        rows = [ids if len(ids) <= room else ids[:room] for ids in first]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows)) + len(prefix) + len(suffix)
+    parts = chain.from_iterable(chain(prefix, ids, suffix) for ids in rows)
     input_ids = np.fromiter(parts, np.int32, int(lengths.sum()))
-    return TokenBatch(input_ids, lengths, full)
+    return TokenBatch(input_ids, lengths, full, text_of_sequence)
 
 
 class SentencePieceTokenizer:
@@ -147,12 +182,17 @@ class SentencePieceTokenizer:
         self._is_xlmr = self._processor.get_piece_size() >= XLMR_VOCABULARY - 5
 
     def encode(
-        self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        max_length: int,
+        long_text: str = "truncate",
     ) -> TokenBatch:
         """Return the ids of texts, or of pairs. See :class:`Tokenizer`."""
         pieces = self._pieces(texts)
         second_pieces = None if second is None else self._pieces(second)
-        return _assemble(pieces, second_pieces, [_BOS], [_EOS, _EOS], [_EOS], max_length)
+        return _assemble(pieces, second_pieces, [_BOS], [_EOS, _EOS], [_EOS], max_length, long_text)
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         if self._is_xlmr:
@@ -177,7 +217,12 @@ class LibraryTokenizer:
         self._prefix, self._suffix = special[:middle], special[middle:]
 
     def encode(
-        self, texts: Sequence[str], second: Sequence[str] | None = None, *, max_length: int
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        max_length: int,
+        long_text: str = "truncate",
     ) -> TokenBatch:
         """Return the ids of texts. See :class:`Tokenizer`."""
         if second is not None:
@@ -187,7 +232,7 @@ class LibraryTokenizer:
             )
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
-        return _assemble(ids, None, self._prefix, [], self._suffix, max_length)
+        return _assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text)
 
 
 def _varint(number: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -94,8 +95,9 @@ class OpenVINOModel(StreamingModel):
         return graph
 
     def _calibration_samples(self, texts: Sequence[str]) -> Iterator[list[np.ndarray]]:
-        max_length = min(_CALIBRATION_TOKENS, self.checkpoint.defaults.max_length)
-        batch = self.tokenize(texts, None, self.checkpoint.defaults.prompt, max_length)
+        defaults = self.checkpoint.defaults
+        settings = replace(defaults, max_length=min(_CALIBRATION_TOKENS, defaults.max_length))
+        batch = self.tokenize(texts, None, settings)
         for row in range(len(texts)):
             pack = self._pack(batch, batch.offsets, np.array([row]))
             yield list(self._padded(pack, int(pack.lengths[0]))[:2])

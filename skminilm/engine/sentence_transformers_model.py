@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, EncodingSettings
 from .pooling import unit_length
 
 _CHUNK_TEXTS = 1024
@@ -36,12 +36,9 @@ class SentenceTransformersModel:
     def encode(
         self,
         texts: Sequence[str],
-        second: Sequence[str] | None = None,
+        second: Sequence[str] | None,
+        settings: EncodingSettings,
         *,
-        prompt: str,
-        max_length: int,
-        pooling: str,
-        normalize: bool,
         batch_tokens: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -52,19 +49,21 @@ class SentenceTransformersModel:
                 f"sentence-transformers because {self.checkpoint.foreign_reason}."
             )
         defaults = self.checkpoint.defaults
-        if pooling != defaults.pooling:
-            raise self._fixed("pooling", pooling)
-        if defaults.normalize and not normalize:
-            raise self._fixed("normalize", normalize)
+        if settings.pooling != defaults.pooling:
+            raise self._fixed("pooling", settings.pooling, "auto")
+        if defaults.normalize and not settings.normalize:
+            raise self._fixed("normalize", settings.normalize, "auto")
+        if settings.long_text != "truncate":
+            raise self._fixed("long_text", settings.long_text, "truncate")
         limit = self._max_seq_length
-        if limit is not None and max_length > limit:
+        if limit is not None and settings.max_length > limit:
             raise ValueError(
-                f"max_length={max_length} is more than the {limit} tokens that {self.checkpoint.name!r} reads: "
+                f"max_length={settings.max_length} is more than the {limit} tokens that {self.checkpoint.name!r} reads: "
                 f"use at most {limit}."
             )
         with self._lock:  # the limit is a property of the shared model
-            self._model.max_seq_length = max_length
-            return self._encode_chunks(texts, prompt, normalize, batch_tokens, progress)
+            self._model.max_seq_length = settings.max_length
+            return self._encode_chunks(texts, settings.prompt, settings.normalize, batch_tokens, progress)
 
     def _encode_chunks(
         self,
@@ -96,10 +95,10 @@ class SentenceTransformersModel:
         """Forget a lock that another thread held when the process forked."""
         self._lock = threading.Lock()
 
-    def _fixed(self, parameter: str, value: object) -> ValueError:
+    def _fixed(self, parameter: str, value: object, only: str) -> ValueError:
         return ValueError(
             f"{parameter}={value!r} cannot be chosen for {self.checkpoint.name!r}, which runs through "
-            f"sentence-transformers because {self.checkpoint.foreign_reason}: use {parameter}='auto'."
+            f"sentence-transformers because {self.checkpoint.foreign_reason}: use {parameter}={only!r}."
         )
 
 

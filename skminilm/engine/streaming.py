@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from ..checkpoints import EncodingSettings
 from ..checkpoints.tokenizer import TokenBatch, Tokenizer
 from .packing import plan_packs
 
@@ -47,22 +48,21 @@ class StreamingModel(ABC):
         return plan_packs(lengths, max_tokens)
 
     def tokenize(
-        self, texts: Sequence[str], second: Sequence[str] | None, prompt: str, max_length: int
+        self, texts: Sequence[str], second: Sequence[str] | None, settings: EncodingSettings
     ) -> TokenBatch:
         """Return the token ids of texts or pairs, the prompt before each (first) text."""
-        if prompt:
-            texts = [prompt + text for text in texts]
-        return self.tokenizer.encode(texts, second, max_length=max_length)
+        if settings.prompt:
+            texts = [settings.prompt + text for text in texts]
+        return self.tokenizer.encode(
+            texts, second, max_length=settings.max_length, long_text=settings.long_text
+        )
 
     def encode(
         self,
         texts: Sequence[str],
-        second: Sequence[str] | None = None,
+        second: Sequence[str] | None,
+        settings: EncodingSettings,
         *,
-        prompt: str,
-        max_length: int,
-        pooling: str,
-        normalize: bool,
         batch_tokens: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -72,12 +72,7 @@ class StreamingModel(ABC):
         ----------
         texts, second : sequences of str
             Texts, or the two columns of sentence pairs.
-        prompt : str
-            Put before each (first) text.
-        max_length : int
-            Tokens, special ones included, after which a text is cut off.
-        pooling, normalize
-            See :class:`~skminilm.checkpoints.EncodingSettings`.
+        settings : EncodingSettings
         batch_tokens : int or None
             Tokens computed at once.
         progress : callable, default=None
@@ -91,30 +86,55 @@ class StreamingModel(ABC):
             Tokens of each text before truncation.
         """
         budget = batch_tokens or self.default_batch_tokens
-        vectors = np.empty((len(texts), self.hidden_size), np.float32)
+        vectors = np.zeros((len(texts), self.hidden_size), np.float32)
         full_lengths = np.empty(len(texts), np.int64)
-        under_way: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+        by_windows = settings.long_text == "chunk_mean" and second is None
+        # The mean over windows is taken before the norm, as over the tokens of one.
+        normalize = settings.normalize and not by_windows
+        under_way: deque[tuple[np.ndarray, np.ndarray, Callable[[], np.ndarray]]] = deque()
+
+        finished, reported = 0.0, 0
 
         def finish(left: int) -> None:
+            nonlocal finished, reported
             while len(under_way) > left:
-                rows, result = under_way.popleft()
-                vectors[rows] = result()
-                if progress:
-                    progress(len(rows))
+                rows, shares, result = under_way.popleft()
+                if by_windows:
+                    np.add.at(vectors, rows, result() * shares[:, None])
+                else:
+                    vectors[rows] = result()
+                finished += float(shares.sum())
+                if progress and round(finished) > reported:
+                    progress(round(finished) - reported)
+                    reported = round(finished)
 
         def tokenize(chunk: np.ndarray) -> TokenBatch:
             first = [texts[row] for row in chunk]
             other = None if second is None else [second[row] for row in chunk]
-            return self.tokenize(first, other, prompt, max_length)
+            return self.tokenize(first, other, settings)
 
         for chunk, batch in _one_ahead(tokenize, plan_chunks(texts, second, budget)):
             full_lengths[chunk] = batch.full_lengths
+            owners, shares = _windows_of(batch)
             offsets = batch.offsets
             for rows in self.plan(batch.lengths, budget):
-                under_way.append((chunk[rows], self.start(batch, offsets, rows, pooling, normalize)))
+                result = self.start(batch, offsets, rows, settings.pooling, normalize)
+                under_way.append((chunk[owners[rows]], shares[rows], result))
                 finish(_MAX_RESULTS_UNDER_WAY)
         finish(0)
+        if by_windows and settings.normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, full_lengths
+
+
+def _windows_of(batch: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Return which text each sequence belongs to, and its share in that text's tokens, float32."""
+    n_sequences = len(batch.lengths)
+    if batch.text_of_sequence is None:
+        return np.arange(n_sequences), np.ones(n_sequences, np.float32)
+    owners = batch.text_of_sequence
+    totals = np.bincount(owners, weights=batch.lengths)
+    return owners, (batch.lengths / totals[owners]).astype(np.float32)
 
 
 def plan_chunks(

@@ -1,0 +1,204 @@
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skminilm import MiniLMEncoder, clear_cache, set_config
+from skminilm._disk_cache import DEFAULT_DISK_CACHE_BYTES, DiskVectorCache
+from skminilm.engine.packed_model import PackedModel
+
+ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
+KEYS = [b"a" * 16, b"b" * 16, b"c" * 16]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return DiskVectorCache(tmp_path / "vectors")
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    seen = []
+    original = PackedModel.encode
+
+    def counting(self, texts, *args, **options):
+        seen.extend(texts)
+        return original(self, texts, *args, **options)
+
+    monkeypatch.setattr(PackedModel, "encode", counting)
+    return seen
+
+
+def file_of(cache):
+    return cache._path
+
+
+def test_what_was_put_comes_back(cache):
+    cache.put(KEYS[:2], ROWS[:2])
+    found = cache.get([KEYS[1], KEYS[2], KEYS[0]])
+    np.testing.assert_array_equal(found[0], ROWS[1])
+    assert found[1] is None
+    np.testing.assert_array_equal(found[2], ROWS[0])
+    assert len(cache) == 2
+    cache.put(KEYS[:1], ROWS[2:])  # the first one stays
+    np.testing.assert_array_equal(cache.get(KEYS[:1])[0], ROWS[0])
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=1200, unique=True))
+@settings(max_examples=10, deadline=None)
+def test_any_number_of_keys(tmp_path_factory, keys):
+    cache = DiskVectorCache(tmp_path_factory.mktemp("vectors"))
+    vectors = np.random.default_rng(0).standard_normal((len(keys), 3)).astype(np.float32)
+    cache.put(keys, vectors)
+    np.testing.assert_array_equal(np.stack(cache.get(keys)), vectors)
+
+
+def test_the_file_is_bounded_and_the_oldest_go_first(tmp_path):
+    bound = 1_000_000
+    cache = DiskVectorCache(tmp_path, max_bytes=bound)
+    vectors = np.ones((100, 385), np.float32)
+    for batch in range(20):
+        cache.put([b"%08d%08d" % (batch, i) for i in range(100)], batch * vectors)
+    assert file_of(cache).stat().st_size < 1.3 * bound
+    assert cache.get([b"%08d%08d" % (0, 0)]) == [None]
+    np.testing.assert_array_equal(cache.get([b"%08d%08d" % (19, 99)])[0], 19 * vectors[0])
+    DiskVectorCache(tmp_path, max_bytes=0).put(KEYS, ROWS)
+    assert len(cache) == 0
+
+
+def test_a_second_process_finds_the_vectors(tmp_path, computed, texts):
+    program = (
+        "import sys, numpy as np; from skminilm import MiniLMEncoder; from skminilm.datasets import *;"
+        f"np.save(sys.argv[1], MiniLMEncoder(cache={str(tmp_path / 'c')!r})"
+        ".transform(load_support_requests().data[::16][:8]))"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "first.npy")], check=True)
+    found = MiniLMEncoder(cache=tmp_path / "c").transform(texts[:8])
+    assert computed == []
+    np.testing.assert_array_equal(found, np.load(tmp_path / "first.npy"))
+
+
+def test_models_precisions_and_prompts_never_share_an_entry(tmp_path, computed, texts):
+    for options in ({}, {"precision": "fp32"}, {"precision": "bf16"}, {"prompt": "x "}, {"pooling": "cls"}):
+        MiniLMEncoder(cache=tmp_path, **options).transform(texts[:2])
+    default_is_one_of_the_two = 1
+    assert len(computed) == 2 * (5 - default_is_one_of_the_two)
+
+
+def _write(folder, number):
+    cache = DiskVectorCache(folder)
+    for batch in range(20):
+        keys = [b"%04d%04d%08d" % (number, batch, i) for i in range(50)]
+        cache.put(keys, np.full((50, 385), number, np.float32))
+        assert all((row == number).all() for row in cache.get(keys))
+
+
+def test_many_processes_write_at_once(tmp_path):
+    processes = [
+        multiprocessing.get_context("spawn").Process(target=_write, args=(tmp_path, n)) for n in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(DiskVectorCache(tmp_path)) == 4 * 20 * 50
+
+
+def test_a_process_killed_while_writing_leaves_the_rest_intact(tmp_path):
+    program = (
+        "import numpy as np, os, signal; from pathlib import Path;"
+        "from skminilm import _disk_cache as d;"
+        f"c = d.DiskVectorCache(Path({str(tmp_path)!r}));"
+        "c.put([b'a' * 16], np.ones((1, 4), np.float32));"
+        "c._shrink = lambda connection: os.kill(os.getpid(), signal.SIGKILL);"
+        "c.put([b'b' * 16], np.ones((1, 4), np.float32))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    cache = DiskVectorCache(tmp_path)
+    assert cache.get(KEYS[1:2]) == [None]
+    np.testing.assert_array_equal(cache.get(KEYS[:1])[0], np.ones(4))
+
+
+@pytest.mark.parametrize("damage", ["garbage", "flipped", "truncated", "newer"])
+def test_a_damaged_file_is_set_aside_and_computed_again(tmp_path, damage, computed, texts):
+    encoder = MiniLMEncoder(cache=tmp_path)
+    expected = encoder.transform(texts[:20])
+    path = tmp_path / "vectors.sqlite3"
+    content = bytearray(path.read_bytes())
+    if damage == "garbage":
+        path.write_bytes(b"not a database" * 1000)
+    elif damage == "flipped":
+        vector = expected[7].tobytes()
+        position = content.index(vector[:100]) + 50
+        content[position] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA user_version=99")
+        connection.close()
+    with pytest.warns(UserWarning, match=r"is damaged \(.*It was renamed to damaged-"):
+        found = encoder.transform(texts[:20])
+    np.testing.assert_array_equal(found, expected)
+    assert len(list(tmp_path.glob("damaged-*.sqlite3"))) == 1
+    before = len(computed)
+    np.testing.assert_array_equal(encoder.transform(texts[:20]), expected)
+    assert len(computed) == before
+
+
+def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeypatch):
+    encoder = MiniLMEncoder(cache=tmp_path)
+    encoder.transform(texts[:2])
+    monkeypatch.setattr("skminilm._disk_cache._BUSY_TIMEOUT_S", 0.1)
+    blocker = sqlite3.connect(tmp_path / "vectors.sqlite3", isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    with pytest.warns(UserWarning, match="cannot be used now .*locked.*: vectors are computed"):
+        found = encoder.transform(texts[2:4])
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[2:4]))
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="cannot be used as a folder"):
+        MiniLMEncoder(cache=tmp_path / "file").transform(["a"])
+
+
+def test_workers_of_a_grid_search_share_the_folder(tmp_path, english):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+
+    X, y = english
+    scores = []
+    for options in (dict(cache=tmp_path), dict(cache=None)):
+        pipeline = make_pipeline(MiniLMEncoder(precision="fp32", **options), LogisticRegression())
+        search = GridSearchCV(pipeline, {"logisticregression__C": [1, 10]}, cv=2, n_jobs=2)
+        scores.append(search.fit(X, y).cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(*scores)
+    assert len(DiskVectorCache(tmp_path)) == len(set(X))
+
+
+def test_the_bound_is_a_setting(tmp_path, texts):
+    try:
+        set_config(disk_cache_bytes=0)
+        MiniLMEncoder(cache=tmp_path).transform(texts[:2])
+        assert len(DiskVectorCache(tmp_path)) == 0
+    finally:
+        set_config(disk_cache_bytes=DEFAULT_DISK_CACHE_BYTES)
+    with pytest.raises(ValueError, match="disk_cache_bytes must be an int >= 0"):
+        set_config(disk_cache_bytes=-1)
+
+
+def test_clear_cache_leaves_folders_alone(tmp_path, texts):
+    MiniLMEncoder(cache=tmp_path).transform(texts[:2])
+    clear_cache()
+    assert len(DiskVectorCache(tmp_path)) == 2

@@ -1,0 +1,153 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import edit_json
+
+from skminilm import MiniLMEncoder
+from skminilm.engine import release_models
+
+pytest.importorskip("openvino")
+nncf_missing = pytest.importorskip("nncf") is None
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path_factory, monkeypatch):
+    """Quantised graphs of the tests stay out of the user's cache, but serve all tests."""
+    folder = tmp_path_factory.getbasetemp() / "skminilm-cache"
+    monkeypatch.setenv("SKMINILM_CACHE", str(folder))
+    return folder
+
+
+def encode(texts, precision="fp32", **options):
+    return MiniLMEncoder(backend="openvino", precision=precision, cache=None, **options).transform(texts)
+
+
+def cosines(a, b):
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.fixture(scope="module")
+def mixed(requests):
+    """Real texts from 3 to 300 tokens."""
+    return [*requests.data[::9], *(" ".join(requests.data[i : i + 20]) for i in (0, 300, 700)), "a", ""]
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 0.99999), ("bf16", 0.9999), ("auto", 0.9999)])
+def test_agrees_with_torch(mixed, precision, bound):
+    expected = MiniLMEncoder(precision="fp32", cache=None, normalize=False).transform(mixed)
+    assert cosines(encode(mixed, precision, normalize=False), expected).min() >= bound
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max"])
+def test_other_poolings(texts, pooling):
+    expected = MiniLMEncoder(precision="fp32", cache=None, pooling=pooling).transform(texts[:9])
+    np.testing.assert_allclose(encode(texts[:9], pooling=pooling), expected, atol=2e-5)
+
+
+def test_order_and_batches_do_not_matter(mixed):
+    together = encode(mixed)
+    order = np.random.default_rng(0).permutation(len(mixed))
+    shuffled = encode([mixed[i] for i in order], batch_tokens=300)
+    assert np.abs(shuffled - together[order]).max() <= 2e-5
+
+
+def test_int8_is_near_fp32_in_every_language(requests):
+    texts = requests.data[1::16]
+    expected = MiniLMEncoder(precision="fp32", cache=None).transform(texts)
+    found = encode(texts, "int8")
+    assert cosines(found, expected).min() >= 0.995
+    assert np.abs(found - expected).max() > 1e-4  # it really is another precision
+
+
+def test_the_quantised_graph_is_kept_and_found_again(transformers_folder, texts, own_folder, monkeypatch):
+    from skminilm.engine import openvino_graph
+
+    options = dict(model=transformers_folder, calibration_texts=texts[:4])
+    first = encode(texts, "int8", **options)
+    release_models()
+
+    def fail(*args):
+        raise AssertionError("quantised again")
+
+    monkeypatch.setattr(openvino_graph, "quantize_graph", fail)
+    np.testing.assert_array_equal(encode(texts, "int8", **options), first)
+    release_models()
+    with pytest.raises(AssertionError, match="quantised again"):  # other texts, another graph
+        encode(texts, "int8", model=transformers_folder, calibration_texts=texts[4:8])
+
+
+def test_a_damaged_graph_is_made_again(transformers_folder, texts, own_folder):
+    options = dict(model=transformers_folder, calibration_texts=texts[:5])
+    before = set(own_folder.rglob("*.bin"))
+    first = encode(texts, "int8", **options)
+    (graph,) = set(own_folder.rglob("*.bin")) - before
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\x7f")
+    release_models()
+    with pytest.warns(UserWarning, match="The quantised graph in .* is damaged"):
+        found = encode(texts, "int8", **options)
+    np.testing.assert_array_equal(found, first)
+
+
+def test_cached_vectors_of_backends_and_calibrations_are_apart(transformers_folder, texts):
+    def cached(**options):
+        return MiniLMEncoder(transformers_folder, **options).transform(texts[:8])
+
+    plain = cached(precision="fp32")
+    assert not np.array_equal(
+        cached(precision="int8", backend="openvino", calibration_texts=texts[:4]), plain
+    )
+    a = cached(precision="int8", backend="openvino", calibration_texts=texts[:4])
+    b = cached(precision="int8", backend="openvino", calibration_texts=["x"])
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "error"), [("bare", TypeError), ([], ValueError), ([1], TypeError), ([None], ValueError)]
+)
+def test_bad_calibration_texts(calibration, error):
+    with pytest.raises(error, match="calibration_texts"):
+        encode(["a"], "int8", calibration_texts=calibration)
+
+
+def test_other_architectures_are_refused(distilbert_folder):
+    with pytest.raises(ValueError, match="backend='openvino' needs a BERT-shaped checkpoint"):
+        encode(["a"], model=distilbert_folder)
+
+
+def test_missing_packages_say_what_to_install(monkeypatch, texts):
+    import importlib.util
+
+    release_models()
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else original(name))
+    with pytest.raises(ImportError, match=r"needs nncf: install with pip install 'skminilm\[openvino\]'"):
+        encode(texts[:2], "int8")
+
+
+def test_a_fork_after_use_works(texts):
+    program = """
+import multiprocessing, warnings
+warnings.simplefilter("ignore")
+from skminilm import MiniLMEncoder
+def encode(texts):
+    return MiniLMEncoder(backend="openvino", precision="fp32", cache=None).transform(texts)
+if __name__ == "__main__":
+    expected = encode(["one", "two"])
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.map_async(encode, [["one", "two"]]).get(timeout=60)[0]
+    assert abs(found - expected).max() < 2e-5
+    print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "same\n", done.stderr
+
+
+def test_another_checkpoint_is_another_graph(transformers_folder, tmp_path, texts):
+    import shutil
+
+    folder = shutil.copytree(transformers_folder, tmp_path / "model")
+    first = encode(texts[:4], model=folder)
+    edit_json(folder / "config.json", layer_norm_eps=1e-2)
+    assert not np.array_equal(encode(texts[:4], model=folder), first)
