@@ -68,8 +68,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         present.
     batch_tokens : int or "auto", default="auto"
         Tokens computed at once: more takes more memory. ``"auto"`` is 2,048
-        on a CPU and 65,536 on a GPU. The vectors do not depend on it, but for
-        rounding.
+        on a CPU (4,096 in bfloat16) and 65,536 on a GPU. The vectors do not
+        depend on it, but for rounding.
     long_text : {"truncate", "head_tail", "chunk_mean"}, default="truncate"
         What becomes of a text with more than `max_length` tokens.
         ``"truncate"`` keeps its beginning, ``"head_tail"`` the first quarter

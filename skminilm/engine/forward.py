@@ -17,9 +17,11 @@ from ..checkpoints.q4 import dequantize_q4
 from .linear import Linear
 from .packing import AttentionGroup, Pack
 
-# Measured with benchmarks/encode.py on sentences of 5 to 512 tokens.
-_MAX_PLAIN_LENGTH = 63
-_MAX_PLAIN_LENGTH_TRAINING = 256
+_MAX_PLAIN_LENGTH = 256
+# torch's fused attention computes what is left after whole vectors of keys number by number: on short
+# sequences a few hidden keys more take half the time.
+_VECTOR_LENGTH = 16
+_MAX_FILLED_LENGTH = 384
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -100,24 +102,26 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Softmax(q k' / sqrt(d)) v, each of shape (n_sequences, n_heads, length, head_size)."""
-    length, head_size = query.shape[-2:]
-    if not _by_products(query, length):
+    shape = query.shape
+    length, head_size = shape[-2:]
+    # On a CPU the backward pass of torch's fused kernel takes ten times as long as its forward
+    # pass; plain matrix products do not, at the price of keeping length x length probabilities.
+    # In inference they lose: each shape that oneDNN meets for the first time costs more than it saves.
+    by_products = query.device.type == "cpu" and torch.is_grad_enabled() and length <= _MAX_PLAIN_LENGTH
+    if not by_products:
+        fill = -length % _VECTOR_LENGTH
+        if query.device.type == "cpu" and 0 < fill <= _VECTOR_LENGTH // 2 and length < _MAX_FILLED_LENGTH:
+            key, value = (F.pad(x, (0, 0, 0, fill)) for x in (key, value))
+            present = torch.ones(1, 1, 1, length, dtype=torch.bool) if mask is None else mask
+            mask = F.pad(present, (0, fill), value=False)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query / math.sqrt(head_size)) @ key.transpose(-2, -1)
+    # One batch dimension and the scale inside the product spare passes over memory.
+    query, key, value = (x.reshape(-1, length, head_size) for x in (query, key, value))
+    scale = 1 / math.sqrt(head_size)
+    scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
+        n_heads = len(scores) // len(mask)
+        scores = scores.unflatten(0, (-1, n_heads)).masked_fill(~mask, -math.inf).flatten(0, 1)
     # In float32: torch's softmax over few bfloat16 numbers is three times slower than with both casts.
-    return scores.float().softmax(dim=-1).to(scores.dtype) @ value
-
-
-def _by_products(query: torch.Tensor, length: int) -> bool:
-    """Tell whether plain matrix products beat torch's fused attention on a CPU.
-
-    In inference they do on short bfloat16 sequences. With gradients they do
-    up to a length where keeping length x length probabilities costs too much.
-    """
-    if query.device.type != "cpu":
-        return False
-    if torch.is_grad_enabled():
-        return length <= _MAX_PLAIN_LENGTH_TRAINING
-    return query.dtype == torch.bfloat16 and length <= _MAX_PLAIN_LENGTH
+    attended = torch.bmm(scores.float().softmax(dim=-1).to(scores.dtype), value)
+    return attended.view(-1, shape[1], length, head_size)

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as ops
 
 from ..checkpoints import BertConfig
 from ._names import layer_prefix
+from ._openvino_import import import_silently
+
+ov = import_silently("openvino")
+ops = import_silently("openvino.opset13")
 
 HIDDEN_MASKED = -1e4  # far below any score, and finite in every precision
 _QUANTIZATION_VERSION = 1  # raise it when the same weights and texts begin to give another graph
@@ -107,7 +109,7 @@ def quantize_graph(graph: ov.Model, samples: Sequence[Sequence[np.ndarray]]) -> 
     samples : sequence of inputs
     """
     with _quiet():
-        import nncf
+        nncf = import_silently("nncf")
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -130,9 +132,7 @@ def _quiet() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            import nncf
-
-            nncf.set_log_level(logging.ERROR)
+            import_silently("nncf").set_log_level(logging.ERROR)
             yield
         finally:
             logger.handlers[:], logger.propagate = handlers, propagate

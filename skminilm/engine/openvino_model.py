@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,31 +13,16 @@ import torch
 from .._folders import cache_folder
 from ..checkpoints import Checkpoint
 from ..checkpoints.tokenizer import TokenBatch
+from ._openvino_import import check_installed, import_silently
 from .forward import embed
 from .packing import Pack, make_pack, plan_padded
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
 
-PACKAGES = {"fp32": ("openvino",), "bf16": ("openvino",), "int8": ("openvino", "nncf")}
 _BATCH_TOKENS = 2048
 _LENGTH_STEP = 8  # lengths are rounded up to it: each shape that OpenVINO meets is prepared once
 _CALIBRATION_TOKENS = 128
 _CPU = torch.device("cpu")
-
-
-def check_installed(precision: str) -> None:
-    """Raise where the extra's packages are missing.
-
-    Raises
-    ------
-    ImportError
-    """
-    missing = [package for package in PACKAGES[precision] if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ImportError(
-            f"backend='openvino' with precision={precision!r} needs {' and '.join(missing)}: install with "
-            "pip install 'skminilm[openvino]'."
-        )
 
 
 class OpenVINOModel(StreamingModel):
@@ -64,8 +48,7 @@ class OpenVINOModel(StreamingModel):
         calibration: Sequence[str] | None = None,
     ) -> None:
         check_installed(precision)
-        import openvino as ov
-
+        ov = import_silently("openvino")
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
         self.hidden_size = checkpoint.hidden_size

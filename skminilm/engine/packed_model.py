@@ -21,7 +21,8 @@ from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
 
-CPU_BATCH_TOKENS = 2048
+# Measured: of 1,024, 2,048, 4,096 and 8,192 tokens the best on a CPU.
+CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096}
 CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
@@ -119,7 +120,7 @@ class PackedModel(StreamingModel):
         self.device = device
         self.dtype = dtype
         self.hidden_size = checkpoint.hidden_size
-        self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+        self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights = {
             name: tensor.to(device, dtype if name.startswith("layers.") else None)
