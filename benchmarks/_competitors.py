@@ -193,7 +193,7 @@ def matrix_peak(dtype: torch.dtype, tokens: int = 2048) -> float:
     for outputs, inputs in ((1152, 384), (384, 384), (1536, 384), (384, 1536)):
         weights = {"layers.w.weight": torch.randn(outputs, inputs).to(dtype)}
         weights["layers.w.bias"] = torch.zeros(outputs, dtype=dtype)
-        products.append((linear.fast_linear(weights), torch.randn(tokens, inputs).to(dtype)))
+        products.append((linear.fast_linear(weights)[0], torch.randn(tokens, inputs).to(dtype)))
     flop = 2 * tokens * 384 * (1152 + 384 + 1536 + 1536)
     best = float("inf")
     with torch.inference_mode():

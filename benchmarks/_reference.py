@@ -22,7 +22,7 @@ MAX_LENGTH = 512
 def load_reference() -> BertModel:
     """Return the dequantised bundled checkpoint as a BertModel in float32."""
     checkpoint = load_checkpoint("bundled")
-    weights = checkpoint.read_weights()
+    weights = dict(checkpoint.read_weights())
     table = "embeddings.word_embeddings.weight"
     weights[table] = dequantize_q4(weights[table])
     shape = checkpoint.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -360,7 +360,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         import torch
 
         from ._finetune import TrainingOptions, fine_tune, train_head
-        from .engine import get_model
+        from .engine import new_trainable_model
 
         options = TrainingOptions(
             trainable=self.trainable,
@@ -385,7 +385,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
                 return train_head(
                     vectors, codes, row_weights, coef, intercept, options, torch.device("cpu"), progress
                 )
-            model = get_model(checkpoint, replace(compute, precision="fp32"))
+            model = new_trainable_model(checkpoint, compute.device)
             batch = model.tokenize(texts.first, texts.second, settings)
             dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
             return fine_tune(model, batch, codes, row_weights, coef, intercept, options, dtype, progress)

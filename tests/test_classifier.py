@@ -118,12 +118,12 @@ def test_gradients_of_the_packed_forward(split):
     import torch
 
     from skminilm.checkpoints import load_checkpoint
-    from skminilm.engine import Compute, get_model
+    from skminilm.engine import new_trainable_model
     from skminilm.engine.packing import make_pack
     from skminilm.engine.pooling import pool, unit_length
 
     checkpoint = load_checkpoint("bundled")
-    model = get_model(checkpoint, Compute(torch.device("cpu"), "fp32"))
+    model = new_trainable_model(checkpoint, torch.device("cpu"))
     batch = model.tokenize(split[0][:6], None, replace(checkpoint.defaults, prompt="", max_length=64))
     rows = np.argsort(-batch.lengths, kind="stable")
     weights = {name: t.double() if t.is_floating_point() else t for name, t in model.weights.items()}

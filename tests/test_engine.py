@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from skminilm import MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
-from skminilm.engine import Compute, get_model, linear, release_models, resolve_compute, streaming
+from skminilm.engine import (
+    Compute,
+    get_model,
+    linear,
+    new_trainable_model,
+    release_models,
+    resolve_compute,
+    streaming,
+)
 from skminilm.engine import forward as forward_module
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, plan_padded, round_up
@@ -75,7 +83,7 @@ def test_one_text_longer_than_the_token_budget(many_texts):
 @pytest.mark.parametrize("grad", [False, True])
 def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkeypatch):
     checkpoint = load_checkpoint("bundled")
-    model = get_model(checkpoint, Compute(CPU, "fp32"))
+    model = new_trainable_model(checkpoint, CPU)
     batch = model.tokenize(texts, None, checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
     found = []
@@ -220,7 +228,7 @@ def test_prepacked_and_plain_products_agree(dtype):
     x, residual = (torch.randn(5, n, generator=generator).to(dtype) for n in (32, 48))
     with torch.inference_mode():
         for options in ({}, {"gelu": True}, {"residual": residual}):
-            found = linear.fast_linear(weights)(x, "layers.0.x", **options)
+            found = linear.fast_linear(weights)[0](x, "layers.0.x", **options)
             expected = linear.plain_linear(weights)(x, "layers.0.x", **options)
             torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
 
@@ -290,8 +298,8 @@ class _SmallMemory(PackedModel):
 @pytest.fixture
 def small_memory(monkeypatch):
     checkpoint = load_checkpoint("bundled")
-    model = get_model(checkpoint, Compute(CPU, "fp32"))
-    return _SmallMemory(checkpoint, model.weights, CPU, torch.float32), checkpoint.defaults
+    weights = new_trainable_model(checkpoint, CPU).weights
+    return _SmallMemory(checkpoint, weights, CPU, torch.float32), checkpoint.defaults
 
 
 def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts):

@@ -89,7 +89,7 @@ class Checkpoint:
     defaults: EncodingSettings
     config: BertConfig | None = None
     tokenizer: Tokenizer | None = None
-    read_weights: Callable[[], dict[str, torch.Tensor]] | None = None
+    read_weights: Callable[[], Mapping[str, torch.Tensor]] | None = None
     folder: Path | None = None
     foreign_reason: str = ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +127,7 @@ def load_bundled() -> Checkpoint:
         defaults=EncodingSettings(preset.pooling, preset.normalize, preset.prompt, preset.max_length),
         config=config,
         tokenizer=tokenizer,
-        read_weights=_weights_reader(buffer, tensors, config),
+        read_weights=lambda: _Weights(buffer, tensors, config),
     )
 
 
@@ -167,35 +167,39 @@ def _parse_tokenizer(reader: _Reader) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(proto)
 
 
-def _weights_reader(
-    buffer: mmap.mmap, tensors: dict[str, _Tensor], config: BertConfig
-) -> Callable[[], dict[str, torch.Tensor]]:
-    def read_weights() -> dict[str, torch.Tensor]:
+class _Weights(Mapping[str, "torch.Tensor"]):
+    """The weights under the names of transformers' ``BertModel``, each read when it is asked for.
+
+    All of them at once in float32 would be the peak of the process's memory.
+    """
+
+    def __init__(self, buffer: mmap.mmap, tensors: dict[str, _Tensor], config: BertConfig) -> None:
+        self._buffer = buffer
+        self._columns = config.hidden_size
+        self._found = {}
+        for name, tensor in tensors.items():
+            full_name, shape = _full_name(name, config)
+            self._found[full_name] = tensor, shape
+
+    def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 
-        def read(tensor: _Tensor) -> torch.Tensor:
-            if not tensor.quantized:
-                values = np.frombuffer(buffer, "<f4", tensor.elements, tensor.offset)
-                return torch.from_numpy(values.copy())
-            return dequantize_q4(quantized_rows(tensor, tensor.elements)).flatten()
+        tensor, shape = self._found[name]
+        if not tensor.quantized:
+            values = np.frombuffer(self._buffer, "<f4", tensor.elements, tensor.offset)
+            return torch.from_numpy(values.copy()).view(shape)
+        blocks = torch.from_numpy(np.frombuffer(self._buffer, np.uint8, tensor.n_bytes, tensor.offset))
+        if name == WORD_EMBEDDINGS:
+            # Four fifths of the checkpoint, of which a call reads a few rows: it stays in 4 bits,
+            # mapped from the file and shared by all processes.
+            return blocks.view(-1, self._columns // BLOCK, BLOCK_BYTES)
+        return dequantize_q4(blocks.view(-1, BLOCK_BYTES)).view(shape)
 
-        def quantized_rows(tensor: _Tensor, columns: int) -> torch.Tensor:
-            rows = tensor.elements // columns
-            blocks = np.frombuffer(buffer, np.uint8, tensor.n_bytes, tensor.offset)
-            return torch.from_numpy(blocks).view(rows, columns // BLOCK, BLOCK_BYTES)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
 
-        weights = {}
-        for name, tensor in tensors.items():
-            if name == "emb.word":
-                # Four fifths of the checkpoint, of which a call reads a few rows: it stays in
-                # 4 bits, mapped from the file and shared by all processes.
-                weights[WORD_EMBEDDINGS] = quantized_rows(tensor, config.hidden_size)
-                continue
-            full_name, shape = _full_name(name, config)
-            weights[full_name] = read(tensor).view(shape)
-        return weights
-
-    return read_weights
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def _full_name(name: str, config: BertConfig) -> tuple[str, tuple[int, ...]]:

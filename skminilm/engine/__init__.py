@@ -5,13 +5,14 @@ Importing this package imports torch; the estimators do so at first use.
 
 from .hardware import Compute, resolve_compute, resolve_device
 from .packed_model import TunedWeights, weights_digest
-from .registry import get_model, get_tuned_model, release_models
+from .registry import get_model, get_tuned_model, new_trainable_model, release_models
 
 __all__ = [
     "Compute",
     "TunedWeights",
     "get_model",
     "get_tuned_model",
+    "new_trainable_model",
     "release_models",
     "resolve_compute",
     "resolve_device",

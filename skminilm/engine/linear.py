@@ -32,27 +32,33 @@ def plain_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
     return linear
 
 
-def fast_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
-    """Return the fastest product for inference: prepacked where torch offers that, else the plain one."""
+def fast_linear(weights: Mapping[str, torch.Tensor]) -> tuple[Linear, set[str]]:
+    """Return the fastest product for inference, and the names of the weights that it does not need any more.
+
+    On prepacked matrices where torch offers that for this device and
+    precision, else the plain product.
+    """
     matrix = next(tensor for name, tensor in weights.items() if name.startswith("layers."))
     if matrix.device.type == "cpu" and can_prepack(matrix.dtype):
         return prepacked_linear(weights)
-    return plain_linear(weights)
+    return plain_linear(weights), set()
 
 
-def prepacked_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
-    """Return the product on weights laid out once for oneDNN, without gradients.
+def prepacked_linear(weights: Mapping[str, torch.Tensor]) -> tuple[Linear, set[str]]:
+    """Return the product on matrices laid out once for oneDNN, without gradients.
 
     torch lays a matrix out anew in each call, which for one text costs more
     than the product; and MKL, its default for float32, is slow on AMD. GELU
     and the residual are computed before the product is rounded.
     """
-    layers = {name: tensor for name, tensor in weights.items() if name.startswith("layers.")}
-    packed = {
-        name.removesuffix(".weight"): (_ops()._reorder_linear_weight(tensor.contiguous()), bias)
-        for name, tensor in layers.items()
-        if tensor.ndim == 2 and (bias := layers[name.removesuffix("weight") + "bias"]) is not None
-    }
+    names = [n for n, tensor in weights.items() if n.startswith("layers.") and tensor.ndim == 2]
+    packed = {}
+    for name in names:
+        product = name.removesuffix(".weight")
+        packed[product] = (
+            _ops()._reorder_linear_weight(weights[name].contiguous()),
+            weights[f"{product}.bias"],
+        )
 
     def linear(
         x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
@@ -60,7 +66,7 @@ def prepacked_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
         weight, bias = packed[name]
         return _product(x, weight, bias, gelu, residual)
 
-    return linear
+    return linear, set(names)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.tokenizer import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
-from .linear import Linear, fast_linear, plain_linear
+from .linear import fast_linear, plain_linear
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -39,11 +38,14 @@ _LAYER_PARTS = {
 }
 
 
-def fuse_weights(weights: Mapping[str, torch.Tensor], config: BertConfig) -> dict[str, torch.Tensor]:
+def fuse_weights(
+    weights: Mapping[str, torch.Tensor], config: BertConfig, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Rename the weights of transformers' ``BertModel`` and join what is used together.
 
     Queries, keys and values become one matrix; the type embedding, which is
-    type 0 for every token, is added to the positions.
+    type 0 for every token, is added to the positions. The layers' weights are
+    returned in `dtype`.
     """
     fused = {
         WORD: weights[WORD_EMBEDDINGS],
@@ -56,9 +58,9 @@ def fuse_weights(weights: Mapping[str, torch.Tensor], config: BertConfig) -> dic
         old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
         for kind in ("weight", "bias"):
             parts = [weights[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            fused[f"{new}qkv.{kind}"] = torch.cat(parts).float()
+            fused[f"{new}qkv.{kind}"] = torch.cat(parts).to(dtype)
             for part, old_part in _LAYER_PARTS.items():
-                fused[f"{new}{part}.{kind}"] = weights[f"{old}{old_part}.{kind}"].float()
+                fused[f"{new}{part}.{kind}"] = weights[f"{old}{old_part}.{kind}"].to(dtype)
     return fused
 
 
@@ -83,6 +85,18 @@ class TunedWeights:
 
     arrays: Mapping[str, np.ndarray]
     digest: str
+
+
+def with_tuned(weights: Mapping[str, torch.Tensor], tuned: TunedWeights) -> dict[str, torch.Tensor]:
+    """Return `weights` with those that fine-tuning changed in their place."""
+    # Copies: the arrays may be read-only memory maps.
+    replaced = {name: torch.from_numpy(np.array(array)) for name, array in tuned.arrays.items()}
+    if WORD in replaced:
+        rows, values = replaced.pop(WORD_ROWS), replaced.pop(WORD)
+        table = dense_rows(weights[WORD], slice(None))
+        table[rows] = values
+        replaced[WORD] = table
+    return {**weights, **replaced}
 
 
 def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -127,23 +141,17 @@ class PackedModel(StreamingModel):
             for name, tensor in weights.items()
         }
 
-    @cached_property
-    def _fast_linear(self) -> Linear:
-        return fast_linear(self.weights)
+        self._linear = plain_linear(self.weights)
 
-    def with_weights(self, tuned: Mapping[str, np.ndarray]) -> PackedModel:
-        """Return a model in which some weights are replaced (see :class:`TunedWeights`).
+    def prepack(self) -> PackedModel:
+        """Turn this model into one for inference alone, with its matrices as products like them.
 
-        The others are shared with this one.
+        Where torch can lay matrices out for its products, only that copy of
+        them is kept.
         """
-        # Copies: the arrays may be read-only memory maps.
-        replaced = {name: torch.from_numpy(np.array(array)) for name, array in tuned.items()}
-        if WORD in replaced:
-            rows, values = replaced.pop(WORD_ROWS), replaced.pop(WORD)
-            table = dense_rows(self.weights[WORD].cpu(), slice(None))
-            table[rows] = values
-            replaced[WORD] = table
-        return PackedModel(self.checkpoint, {**self.weights, **replaced}, self.device, self.dtype)
+        self._linear, used_up = fast_linear(self.weights)
+        self.weights = {name: tensor for name, tensor in self.weights.items() if name not in used_up}
+        return self
 
     def make_training_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather the texts of a training step into a pack; its rows are sorted, longest first."""
@@ -153,20 +161,21 @@ class PackedModel(StreamingModel):
     def hidden_states(
         self,
         pack: Pack,
-        weights: Mapping[str, torch.Tensor],
-        linear: Linear | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
         *,
         frozen_layers: int = 0,
         frozen_embeddings: bool = True,
     ) -> torch.Tensor:
         """Return the last hidden states of a pack, (n_slots, hidden_size).
 
-        No gradients are kept for the embeddings and the lowest layers where
-        they are frozen. `linear` computes the products, by default with gradients.
+        Of this model, or of one with other weights under the same names. No
+        gradients are kept for the embeddings and the lowest layers where they
+        are frozen.
         """
-        linear = linear or plain_linear(weights)
+        linear = self._linear if weights is None else plain_linear(weights)
+        weights = self.weights if weights is None else weights
         epsilon, n_heads = self.config.layer_norm_eps, self.config.num_attention_heads
-        dtype = weights[layer_prefix(0) + "qkv.weight"].dtype
+        dtype = weights[layer_prefix(0) + "attention_norm.weight"].dtype
         keep_gradients = torch.is_grad_enabled()
         with torch.set_grad_enabled(keep_gradients and not frozen_embeddings):
             hidden = embed(weights, pack, epsilon, dtype)
@@ -190,7 +199,7 @@ class PackedModel(StreamingModel):
         try:
             with torch.inference_mode():
                 pack = make_pack(batch.input_ids, offsets, rows, self.device, _MAX_WASTE[self.device.type])
-                pooled = pool(self.hidden_states(pack, self.weights, self._fast_linear), pack, pooling)
+                pooled = pool(self.hidden_states(pack), pack, pooling)
                 return _bring_home(unit_length(pooled) if normalize else pooled)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:

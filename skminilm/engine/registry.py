@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoints import Checkpoint
 from .hardware import Compute
-from .packed_model import PackedModel, TunedWeights, fuse_weights
+from .packed_model import PackedModel, TunedWeights, fuse_weights, with_tuned
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
 
@@ -55,29 +55,46 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
                     f"through sentence-transformers because {checkpoint.foreign_reason}: use backend='torch'."
                 )
             return SentenceTransformersModel(checkpoint, compute.device, compute.dtype)
-        weights = checkpoint.read_weights()
-        try:
-            fused = fuse_weights(weights, checkpoint.config)
-        except KeyError as error:
-            raise OSError(
-                f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
-            ) from error
         if compute.backend == "openvino":
             from .openvino_model import OpenVINOModel
 
+            fused = read_fused_weights(checkpoint, torch.float32)
             return OpenVINOModel(checkpoint, fused, compute.precision, compute.calibration)
-        return PackedModel(checkpoint, fused, compute.device, compute.dtype)
+        fused = read_fused_weights(checkpoint, compute.dtype)
+        return PackedModel(checkpoint, fused, compute.device, compute.dtype).prepack()
 
     return get_or_build((checkpoint.fingerprint, compute), build)
 
 
 def get_tuned_model(checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights) -> PackedModel:
-    """Return a model with some weights replaced; the others are shared with the untuned one."""
+    """Return the loaded model of a checkpoint that was fine-tuned."""
 
     def build() -> PackedModel:
-        return get_model(checkpoint, compute).with_weights(tuned.arrays)
+        weights = with_tuned(read_fused_weights(checkpoint, compute.dtype), tuned)
+        return PackedModel(checkpoint, weights, compute.device, compute.dtype).prepack()
 
     return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
+
+
+def new_trainable_model(checkpoint: Checkpoint, device: torch.device) -> PackedModel:
+    """Return a model in float32 that nobody else holds."""
+    return PackedModel(checkpoint, read_fused_weights(checkpoint, torch.float32), device, torch.float32)
+
+
+def read_fused_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Read the weights of a BERT-shaped checkpoint, the layers' in `dtype`.
+
+    Raises
+    ------
+    OSError
+        They are damaged or not complete.
+    """
+    try:
+        return fuse_weights(checkpoint.read_weights(), checkpoint.config, dtype)
+    except KeyError as error:
+        raise OSError(
+            f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
+        ) from error
 
 
 def get_or_build(key: tuple, build: Callable):
