@@ -191,15 +191,20 @@ def matrix_peak(dtype: torch.dtype, tokens: int = 2048) -> float:
 
     products = []
     for outputs, inputs in ((1152, 384), (384, 384), (1536, 384), (384, 1536)):
-        weights = {"layers.w.weight": torch.randn(outputs, inputs).to(dtype)}
-        weights["layers.w.bias"] = torch.zeros(outputs, dtype=dtype)
-        products.append((linear.fast_linear(weights)[0], torch.randn(tokens, inputs).to(dtype)))
+        weights = {
+            "w.weight": torch.randn(outputs, inputs).to(dtype),
+            "w.bias": torch.zeros(outputs, dtype=dtype),
+        }
+        product = linear.plain_linear(weights)
+        if linear.can_prepack(dtype):
+            product = linear.prepacked_linear({"w.weight": linear.prepack(weights["w.weight"])}, weights)
+        products.append((product, torch.randn(tokens, inputs).to(dtype)))
     flop = 2 * tokens * 384 * (1152 + 384 + 1536 + 1536)
     best = float("inf")
     with torch.inference_mode():
         for _ in range(20):
             start = time.perf_counter()
             for product, x in products:
-                product(x, "layers.w")
+                product(x, "w")
             best = min(best, time.perf_counter() - start)
     return flop / best

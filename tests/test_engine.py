@@ -227,8 +227,9 @@ def test_prepacked_and_plain_products_agree(dtype):
     }
     x, residual = (torch.randn(5, n, generator=generator).to(dtype) for n in (32, 48))
     with torch.inference_mode():
+        prepacked = {"layers.0.x.weight": linear.prepack(weights["layers.0.x.weight"])}
         for options in ({}, {"gelu": True}, {"residual": residual}):
-            found = linear.fast_linear(weights)[0](x, "layers.0.x", **options)
+            found = linear.prepacked_linear(prepacked, weights)(x, "layers.0.x", **options)
             expected = linear.plain_linear(weights)(x, "layers.0.x", **options)
             torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
 
@@ -299,7 +300,7 @@ class _SmallMemory(PackedModel):
 def small_memory(monkeypatch):
     checkpoint = load_checkpoint("bundled")
     weights = new_trainable_model(checkpoint, CPU).weights
-    return _SmallMemory(checkpoint, weights, CPU, torch.float32), checkpoint.defaults
+    return _SmallMemory(checkpoint, weights.items(), CPU, torch.float32), checkpoint.defaults
 
 
 def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts):

@@ -32,41 +32,25 @@ def plain_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
     return linear
 
 
-def fast_linear(weights: Mapping[str, torch.Tensor]) -> tuple[Linear, set[str]]:
-    """Return the fastest product for inference, and the names of the weights that it does not need any more.
-
-    On prepacked matrices where torch offers that for this device and
-    precision, else the plain product.
-    """
-    matrix = next(tensor for name, tensor in weights.items() if name.startswith("layers."))
-    if matrix.device.type == "cpu" and can_prepack(matrix.dtype):
-        return prepacked_linear(weights)
-    return plain_linear(weights), set()
+def prepack(matrix: torch.Tensor) -> torch.Tensor:
+    """Lay a weight out for :func:`prepacked_linear`."""
+    return _ops()._reorder_linear_weight(matrix.contiguous())
 
 
-def prepacked_linear(weights: Mapping[str, torch.Tensor]) -> tuple[Linear, set[str]]:
-    """Return the product on matrices laid out once for oneDNN, without gradients.
+def prepacked_linear(matrices: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> Linear:
+    """Return the product on prepacked matrices, with the biases among `weights`, without gradients.
 
     torch lays a matrix out anew in each call, which for one text costs more
     than the product; and MKL, its default for float32, is slow on AMD. GELU
     and the residual are computed before the product is rounded.
     """
-    names = [n for n, tensor in weights.items() if n.startswith("layers.") and tensor.ndim == 2]
-    packed = {}
-    for name in names:
-        product = name.removesuffix(".weight")
-        packed[product] = (
-            _ops()._reorder_linear_weight(weights[name].contiguous()),
-            weights[f"{product}.bias"],
-        )
 
     def linear(
         x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
-        weight, bias = packed[name]
-        return _product(x, weight, bias, gelu, residual)
+        return _product(x, matrices[f"{name}.weight"], weights[f"{name}.bias"], gelu, residual)
 
-    return linear, set(names)
+    return linear
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
@@ -88,7 +72,7 @@ def _try_prepacked(dtype: torch.dtype) -> bool:
     )
     try:
         with torch.inference_mode():
-            packed = _ops()._reorder_linear_weight(weight)
+            packed = prepack(weight)
             for gelu, added in ((False, None), (True, None), (False, residual)):
                 found = _product(x, packed, bias, gelu, added)
                 expected = plain_linear({"w.weight": weight.float(), "w.bias": bias.float()})(

@@ -34,7 +34,7 @@ def build_graph(weights: Mapping[str, torch.Tensor], config: BertConfig) -> ov.M
     Parameters
     ----------
     weights : mapping of str to Tensor
-        As :func:`~skminilm.engine.packed_model.fuse_weights` names them.
+        As :func:`~skminilm.engine.packed_model.fused_weights` names them.
     config : BertConfig
 
     Returns

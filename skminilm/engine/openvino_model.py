@@ -32,7 +32,7 @@ class OpenVINOModel(StreamingModel):
     ----------
     checkpoint : Checkpoint
     weights : mapping of str to Tensor
-        Under the names of :func:`~skminilm.engine.packed_model.fuse_weights`.
+        Under the names of :func:`~skminilm.engine.packed_model.fused_weights`.
     precision : {"fp32", "bf16", "int8"}
     calibration : sequence of str or None
         Texts for ``"int8"``; None takes those that ship.

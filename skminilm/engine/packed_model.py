@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.tokenizer import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
-from .linear import fast_linear, plain_linear
+from .linear import can_prepack, plain_linear, prepack, prepacked_linear
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -38,30 +38,27 @@ _LAYER_PARTS = {
 }
 
 
-def fuse_weights(
+def fused_weights(
     weights: Mapping[str, torch.Tensor], config: BertConfig, dtype: torch.dtype = torch.float32
-) -> dict[str, torch.Tensor]:
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Rename the weights of transformers' ``BertModel`` and join what is used together.
 
     Queries, keys and values become one matrix; the type embedding, which is
     type 0 for every token, is added to the positions. The layers' weights are
-    returned in `dtype`.
+    in `dtype`. One by one, so that no more than one is held twice.
     """
-    fused = {
-        WORD: weights[WORD_EMBEDDINGS],
-        "embeddings.position": weights["embeddings.position_embeddings.weight"].float()
-        + weights["embeddings.token_type_embeddings.weight"][0].float(),
-        "embeddings.norm.weight": weights["embeddings.LayerNorm.weight"].float(),
-        "embeddings.norm.bias": weights["embeddings.LayerNorm.bias"].float(),
-    }
+    yield WORD, weights[WORD_EMBEDDINGS]
+    position = weights["embeddings.position_embeddings.weight"].float()
+    yield "embeddings.position", position + weights["embeddings.token_type_embeddings.weight"][0].float()
+    yield "embeddings.norm.weight", weights["embeddings.LayerNorm.weight"].float()
+    yield "embeddings.norm.bias", weights["embeddings.LayerNorm.bias"].float()
     for layer in range(config.num_hidden_layers):
         old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
         for kind in ("weight", "bias"):
             parts = [weights[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            fused[f"{new}qkv.{kind}"] = torch.cat(parts).to(dtype)
+            yield f"{new}qkv.{kind}", torch.cat(parts).to(dtype)
             for part, old_part in _LAYER_PARTS.items():
-                fused[f"{new}{part}.{kind}"] = weights[f"{old}{old_part}.{kind}"].to(dtype)
-    return fused
+                yield f"{new}{part}.{kind}", weights[f"{old}{old_part}.{kind}"].to(dtype)
 
 
 def dense_rows(table: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
@@ -87,16 +84,21 @@ class TunedWeights:
     digest: str
 
 
-def with_tuned(weights: Mapping[str, torch.Tensor], tuned: TunedWeights) -> dict[str, torch.Tensor]:
-    """Return `weights` with those that fine-tuning changed in their place."""
-    # Copies: the arrays may be read-only memory maps.
-    replaced = {name: torch.from_numpy(np.array(array)) for name, array in tuned.arrays.items()}
-    if WORD in replaced:
-        rows, values = replaced.pop(WORD_ROWS), replaced.pop(WORD)
-        table = dense_rows(weights[WORD], slice(None))
-        table[rows] = values
-        replaced[WORD] = table
-    return {**weights, **replaced}
+def replaced_weights(
+    weights: Iterable[tuple[str, torch.Tensor]], tuned: TunedWeights
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Put what fine-tuning changed in its place among named weights."""
+    for name, tensor in weights:
+        if name not in tuned.arrays:
+            yield name, tensor
+            continue
+        # A copy: the arrays may be read-only memory maps.
+        values = torch.from_numpy(np.array(tuned.arrays[name]))
+        if name == WORD:
+            table = dense_rows(tensor, slice(None))
+            table[torch.from_numpy(np.array(tuned.arrays[WORD_ROWS]))] = values
+            values = table
+        yield name, values
 
 
 def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -114,19 +116,24 @@ class PackedModel(StreamingModel):
     Parameters
     ----------
     checkpoint : Checkpoint
-    weights : mapping of str to Tensor
-        Under the names of :func:`fuse_weights`.
+    weights : iterable of (str, Tensor)
+        See :func:`fused_weights`.
     device : torch.device
     dtype : torch.dtype
         Of the layers. Embeddings are summed in float32.
+    trainable : bool, default=False
+        Keep the matrices as they are. Otherwise, where torch can lay them out
+        for its products, only that copy is kept.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        weights: Mapping[str, torch.Tensor],
+        weights: Iterable[tuple[str, torch.Tensor]],
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        trainable: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -136,22 +143,17 @@ class PackedModel(StreamingModel):
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
-        self.weights = {
-            name: tensor.to(device, dtype if name.startswith("layers.") else None)
-            for name, tensor in weights.items()
-        }
-
-        self._linear = plain_linear(self.weights)
-
-    def prepack(self) -> PackedModel:
-        """Turn this model into one for inference alone, with its matrices as products like them.
-
-        Where torch can lay matrices out for its products, only that copy of
-        them is kept.
-        """
-        self._linear, used_up = fast_linear(self.weights)
-        self.weights = {name: tensor for name, tensor in self.weights.items() if name not in used_up}
-        return self
+        self.weights: dict[str, torch.Tensor] = {}
+        prepacked = {}
+        prepacks = not trainable and device.type == "cpu" and can_prepack(dtype)
+        for name, tensor in weights:
+            is_layer = name.startswith("layers.")
+            moved = tensor.to(device, dtype if is_layer else None)
+            if prepacks and is_layer and moved.ndim == 2:
+                prepacked[name] = prepack(moved)
+            else:
+                self.weights[name] = moved
+        self._linear = prepacked_linear(prepacked, self.weights) if prepacks else plain_linear(self.weights)
 
     def make_training_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather the texts of a training step into a pack; its rows are sorted, longest first."""

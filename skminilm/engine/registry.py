@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..checkpoints import Checkpoint
 from .hardware import Compute
-from .packed_model import PackedModel, TunedWeights, fuse_weights, with_tuned
+from .packed_model import PackedModel, TunedWeights, fused_weights, replaced_weights
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
 
@@ -58,10 +58,10 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
         if compute.backend == "openvino":
             from .openvino_model import OpenVINOModel
 
-            fused = read_fused_weights(checkpoint, torch.float32)
-            return OpenVINOModel(checkpoint, fused, compute.precision, compute.calibration)
-        fused = read_fused_weights(checkpoint, compute.dtype)
-        return PackedModel(checkpoint, fused, compute.device, compute.dtype).prepack()
+            weights = dict(read_weights(checkpoint, torch.float32))
+            return OpenVINOModel(checkpoint, weights, compute.precision, compute.calibration)
+        weights = read_weights(checkpoint, compute.dtype)
+        return PackedModel(checkpoint, weights, compute.device, compute.dtype)
 
     return get_or_build((checkpoint.fingerprint, compute), build)
 
@@ -70,19 +70,20 @@ def get_tuned_model(checkpoint: Checkpoint, compute: Compute, tuned: TunedWeight
     """Return the loaded model of a checkpoint that was fine-tuned."""
 
     def build() -> PackedModel:
-        weights = with_tuned(read_fused_weights(checkpoint, compute.dtype), tuned)
-        return PackedModel(checkpoint, weights, compute.device, compute.dtype).prepack()
+        weights = replaced_weights(read_weights(checkpoint, compute.dtype), tuned)
+        return PackedModel(checkpoint, weights, compute.device, compute.dtype)
 
     return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
 
 
 def new_trainable_model(checkpoint: Checkpoint, device: torch.device) -> PackedModel:
     """Return a model in float32 that nobody else holds."""
-    return PackedModel(checkpoint, read_fused_weights(checkpoint, torch.float32), device, torch.float32)
+    weights = read_weights(checkpoint, torch.float32)
+    return PackedModel(checkpoint, weights, device, torch.float32, trainable=True)
 
 
-def read_fused_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Read the weights of a BERT-shaped checkpoint, the layers' in `dtype`.
+def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the fused weights of a BERT-shaped checkpoint one by one, the layers' in `dtype`.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def read_fused_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, 
         They are damaged or not complete.
     """
     try:
-        return fuse_weights(checkpoint.read_weights(), checkpoint.config, dtype)
+        yield from fused_weights(checkpoint.read_weights(), checkpoint.config, dtype)
     except KeyError as error:
         raise OSError(
             f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
