@@ -107,7 +107,7 @@ def bench_lengths(texts: list[str], encoders: dict, rounds: int, most: int) -> l
         for count in (1, 32, most if n_tokens < 512 else max(33, most // 10)):
             some = of_length(texts, n_tokens, count)
             print(f"\n{count} text(s) of about {n_tokens} tokens ({tokens_of(some) / count:.0f})")
-            rows = compare(some, encoders, rounds if count > 32 else 20 * rounds)
+            rows = compare(some, encoders, {1: 20, 32: 3}.get(count, 1) * rounds)
             print_table(rows)
             result += [{**row, "n_tokens": n_tokens, "count": count} for row in rows]
     return result

@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from skminilm.engine import (
     release_models,
     resolve_compute,
     streaming,
+    varlen,
 )
 from skminilm.engine import forward as forward_module
 from skminilm.engine.packed_model import PackedModel
@@ -252,7 +254,8 @@ def test_padded_batches_cover_each_text_once_within_the_budget(lengths, budget, 
 @given(n_tokens=st.integers(1, 100_000))
 def test_packs_have_few_different_sizes(n_tokens):
     slots = round_up(n_tokens)
-    assert n_tokens <= slots <= n_tokens * 33 / 32
+    assert n_tokens <= slots <= n_tokens * 9 / 8
+    assert len({round_up(n) for n in range(2048, 4097)}) <= 9
 
 
 @given(lengths=st.lists(st.integers(0, 5000), min_size=1, max_size=200), batch_tokens=st.integers(1, 4000))
@@ -314,6 +317,33 @@ def test_one_text_that_does_not_fit_says_what_to_do(small_memory):
     model, defaults = small_memory
     with pytest.raises(MemoryError, match=r"One text of 401 tokens.*precision='bf16'"):
         model.encode(["a " * 397], None, defaults)
+
+
+def _attend_one_by_one(query, key, value, cu_seqlens, _, max_length, __):
+    """What a GPU's kernel computes, sequence by sequence."""
+    outputs = []
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        assert stop - start <= max_length
+        heads = (x[start:stop].transpose(0, 1).float() for x in (query, key, value))
+        outputs.append(torch.nn.functional.scaled_dot_product_attention(*heads).transpose(0, 1))
+    return torch.cat(outputs).to(query.dtype)
+
+
+@pytest.mark.parametrize("kernel", ["right", "wrong", "missing"])
+def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
+    def wrong(query, *_):
+        return query
+
+    kernels = {"right": _attend_one_by_one, "wrong": wrong, "missing": None}
+    monkeypatch.setattr(varlen, "_may_have_kernel", lambda device: True)
+    monkeypatch.setattr(varlen, "_works", {})
+    monkeypatch.setattr(varlen, "_kernel", lambda: kernels[kernel])
+    checkpoint = load_checkpoint("bundled")
+    weights = new_trainable_model(checkpoint, CPU).weights.items()
+    model = PackedModel(checkpoint, weights, CPU, torch.bfloat16)
+    assert (model._max_waste is None) == (kernel == "right")
+    vectors, _ = model.encode(texts, None, checkpoint.defaults)
+    assert cosines(vectors, encode(texts)).min() >= 0.9999
 
 
 @pytest.mark.gpu

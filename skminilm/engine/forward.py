@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from ..checkpoints.q4 import dequantize_q4
 from .linear import Linear
-from .packing import AttentionGroup, Pack
+from .packing import Pack
+from .varlen import varlen_attention
 
 _MAX_PLAIN_LENGTH = 256
 # torch's fused attention computes what is left after whole vectors of keys number by number: on short
@@ -48,7 +49,7 @@ def encoder_layer(
     hidden: torch.Tensor,
     weights: Weights,
     prefix: str,
-    groups: list[AttentionGroup],
+    pack: Pack,
     n_heads: int,
     epsilon: float,
     linear: Linear,
@@ -59,27 +60,29 @@ def encoder_layer(
         weight, bias = weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
         return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
-    attended = attention(linear(hidden, prefix + "qkv"), groups, n_heads)
+    attended = attention(linear(hidden, prefix + "qkv"), pack, n_heads)
     hidden = norm(linear(attended, prefix + "attention_output", residual=hidden), "attention_norm")
     inner = linear(hidden, prefix + "intermediate", gelu=True)
     return norm(linear(inner, prefix + "output", residual=hidden), "output_norm")
 
 
-def attention(qkv: torch.Tensor, groups: list[AttentionGroup], n_heads: int) -> torch.Tensor:
+def attention(qkv: torch.Tensor, pack: Pack, n_heads: int) -> torch.Tensor:
     """Scaled dot-product attention of every sequence to itself.
 
     Parameters
     ----------
     qkv : Tensor, shape (n_tokens, 3 * hidden_size)
         Queries, keys and values side by side.
-    groups : list of AttentionGroup
+    pack : Pack
     n_heads : int
 
     Returns
     -------
     Tensor, shape (n_tokens, hidden_size)
     """
-    hidden_size = qkv.shape[1] // 3
+    if pack.groups is None:
+        return varlen_attention(qkv, pack.cu_seqlens, pack.max_length, n_heads)
+    groups, hidden_size = pack.groups, qkv.shape[1] // 3
     outputs = []
     # split and unbind, not indexing: their backward passes fill no zeros.
     for group, tokens in zip(groups, qkv.split([g.stop - g.start for g in groups]), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from dataclasses import dataclass
 
@@ -121,3 +122,12 @@ def cpu_has_bf16() -> bool:
     # Private, but the only place where torch tells; absent on some builds, where fp32 is right.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def return_free_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it (glibc)."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim(0)

@@ -19,6 +19,7 @@ from .linear import can_prepack, plain_linear, prepack, prepacked_linear
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
+from .varlen import can_use_varlen
 
 # Measured: of 1,024, 2,048, 4,096 and 8,192 tokens the best on a CPU.
 CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096}
@@ -142,6 +143,7 @@ class PackedModel(StreamingModel):
         self.dtype = dtype
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
+        self._max_waste = None if can_use_varlen(device, dtype) else _MAX_WASTE[device.type]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights: dict[str, torch.Tensor] = {}
         prepacked = {}
@@ -184,7 +186,7 @@ class PackedModel(StreamingModel):
         for layer in range(self.config.num_hidden_layers):
             with torch.set_grad_enabled(keep_gradients and layer >= frozen_layers):
                 prefix = layer_prefix(layer)
-                hidden = encoder_layer(hidden, weights, prefix, pack.groups, n_heads, epsilon, linear)
+                hidden = encoder_layer(hidden, weights, prefix, pack, n_heads, epsilon, linear)
         return hidden
 
     def start(
@@ -200,7 +202,7 @@ class PackedModel(StreamingModel):
             return self._start_halves(batch, offsets, rows, pooling, normalize)
         try:
             with torch.inference_mode():
-                pack = make_pack(batch.input_ids, offsets, rows, self.device, _MAX_WASTE[self.device.type])
+                pack = make_pack(batch.input_ids, offsets, rows, self.device, self._max_waste)
                 pooled = pool(self.hidden_states(pack), pack, pooling)
                 return _bring_home(unit_length(pooled) if normalize else pooled)
         except torch.OutOfMemoryError as error:

@@ -44,12 +44,13 @@ class Pack:
     input_ids, position_ids : Tensor of int64, shape (n_slots,)
         The tokens of the sequences, then a few that fill up (see :func:`round_up`).
     lengths : Tensor of int64, shape (n_sequences,)
-    cu_seqlens : Tensor of int64, shape (n_sequences + 1,)
+    cu_seqlens : Tensor of int32, shape (n_sequences + 1,)
         Offsets of the sequences.
-    groups : list of AttentionGroup
-        All slots; those that fill up are sequences of one token.
-    n_tokens : int
-        Tokens of the sequences.
+    groups : list of AttentionGroup, or None
+        All slots; those that fill up are sequences of one token. None where
+        attention takes sequences of different lengths in one call.
+    n_tokens, max_length : int
+        Tokens of the sequences, and of the longest.
     """
 
     rows: np.ndarray
@@ -57,8 +58,9 @@ class Pack:
     position_ids: torch.Tensor
     lengths: torch.Tensor
     cu_seqlens: torch.Tensor
-    groups: list[AttentionGroup]
+    groups: list[AttentionGroup] | None
     n_tokens: int
+    max_length: int
 
 
 def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
@@ -99,7 +101,11 @@ def plan_padded(lengths: np.ndarray, max_tokens: int, length_step: int) -> Itera
 
 
 def make_pack(
-    input_ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, device: torch.device, max_waste: float
+    input_ids: np.ndarray,
+    offsets: np.ndarray,
+    rows: np.ndarray,
+    device: torch.device,
+    max_waste: float | None,
 ) -> Pack:
     """Gather the tokens of some texts into a pack on a device.
 
@@ -111,24 +117,24 @@ def make_pack(
     rows : ndarray of int64
         Texts of the pack, longest first.
     device : torch.device
-    max_waste : float
-        See :func:`group_by_length`.
+    max_waste : float or None
+        See :func:`group_by_length`. None where no groups are needed.
     """
     lengths = offsets[rows + 1] - offsets[rows]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     n_tokens = int(cu_seqlens[-1])
-    n_fill = round_up(n_tokens) - n_tokens
+    n_fill = 0 if max_waste is None else round_up(n_tokens) - n_tokens
     sequence_ids = np.repeat(np.arange(len(rows)), lengths)
     position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
     tokens = offsets[rows][sequence_ids] + position_ids
 
-    def to_device(array: np.ndarray, fill: int = 0) -> torch.Tensor:
-        padded = torch.zeros(len(array) + fill, dtype=torch.int64, pin_memory=device.type == "cuda")
+    def to_device(array: np.ndarray, fill: int = 0, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        padded = torch.zeros(len(array) + fill, dtype=dtype, pin_memory=device.type == "cuda")
         padded.numpy()[: len(array)] = array
         return padded.to(device, non_blocking=True)
 
-    groups = list(group_by_length(lengths, max_waste, device))
-    if n_fill:
+    groups = None if max_waste is None else list(group_by_length(lengths, max_waste, device))
+    if groups is not None and n_fill:
         groups.append(AttentionGroup(n_tokens, n_tokens + n_fill, n_fill, 1))
 
     return Pack(
@@ -136,19 +142,21 @@ def make_pack(
         input_ids=to_device(input_ids[tokens], n_fill),
         position_ids=to_device(position_ids, n_fill),
         lengths=to_device(lengths),
-        cu_seqlens=to_device(cu_seqlens),
+        cu_seqlens=to_device(cu_seqlens, dtype=torch.int32),
         groups=groups,
         n_tokens=n_tokens,
+        max_length=int(lengths[0]),
     )
 
 
 def round_up(n_tokens: int) -> int:
-    """Return the slots of a pack: at most 1/32 more than its tokens.
+    """Return the slots of a pack: at most 1/8 more than its tokens, and hardly more for a full pack.
 
-    Matrix libraries prepare a product once for each shape that they meet;
-    without rounding nearly every pack would be a new shape.
+    Matrix libraries prepare a product once for each shape that they meet, and
+    keep what they prepared; without rounding nearly every pack would be a new
+    shape.
     """
-    step = 1 << max(0, (n_tokens // 32).bit_length() - 1)
+    step = 1 << max(0, (n_tokens // 8).bit_length() - 1)
     return -(-n_tokens // step) * step
 
 

@@ -23,7 +23,7 @@ def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
     Tensor of float32, shape (n_sequences, hidden_size)
     """
     if pooling == "cls":
-        return hidden[pack.cu_seqlens[:-1]].float()
+        return hidden[pack.cu_seqlens[:-1].long()].float()
     # segment_reduce, not index_add: the latter adds in any order on a GPU.
     return torch.segment_reduce(hidden[: pack.n_tokens].float(), pooling, lengths=pack.lengths, axis=0)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..checkpoints import EncodingSettings
 from ..checkpoints.tokenizer import TokenBatch, Tokenizer
+from .hardware import return_free_memory
 from .packing import plan_packs
 
 # A chunk of texts is tokenised while the one before it is computed. The first is small, so that the
@@ -113,7 +114,9 @@ class StreamingModel(ABC):
             other = None if second is None else [second[row] for row in chunk]
             return self.tokenize(first, other, settings)
 
+        n_chunks = 0
         for chunk, batch in _one_ahead(tokenize, plan_chunks(texts, second, budget)):
+            n_chunks += 1
             full_lengths[chunk] = batch.full_lengths
             owners, shares = _windows_of(batch)
             offsets = batch.offsets
@@ -122,6 +125,8 @@ class StreamingModel(ABC):
                 under_way.append((chunk[owners[rows]], shares[rows], result))
                 finish(_MAX_RESULTS_UNDER_WAY)
         finish(0)
+        if n_chunks > 1:  # packs of many sizes leave the heap in pieces
+            return_free_memory()
         if by_windows and settings.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, full_lengths

@@ -1,0 +1,162 @@
+"""Speed on a GPU, end to end from Python strings and of the model alone, and what bounds it.
+
+python benchmarks/gpu.py --data DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from _competitors import median_ratio, time_interleaved
+from _data import read
+from _reference import load_sentence_transformer, write_reference
+from encode import FLOP_A_TOKEN, tokens_of
+
+from skminilm import MiniLMEncoder
+from skminilm.checkpoints import load_checkpoint
+from skminilm.engine import Compute, get_model
+from skminilm.engine.packing import make_pack, plan_packs
+
+
+def matrix_peak(dtype: torch.dtype) -> float:
+    """Return the FLOP/s of large square products."""
+    a = torch.randn(8192, 8192, device="cuda").to(dtype)
+    best = float("inf")
+    for _ in range(10):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ a
+        torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 8192**3 / best
+
+
+def model_alone(texts: list[str], precision: str, batch_tokens: int) -> float:
+    """Return tokens/s of the forward pass over packs that lie ready on the GPU."""
+    checkpoint = load_checkpoint("bundled")
+    model = get_model(checkpoint, Compute(torch.device("cuda", 0), precision))
+    batch = checkpoint.tokenizer.encode(texts, max_length=512)
+    packs = [
+        make_pack(batch.input_ids, batch.offsets, rows, model.device, model._max_waste)
+        for rows in plan_packs(batch.lengths, batch_tokens)
+    ]
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(5):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for pack in packs:
+                model.hidden_states(pack)
+            torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+    return int(batch.lengths.sum()) / best
+
+
+class Utilization:
+    """Samples the GPU's utilisation while a block runs, where the driver tells it."""
+
+    def __enter__(self):
+        """Begin to sample."""
+        self._samples: list[int] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def _sample(self):
+        while not self._done.wait(0.02):
+            try:
+                self._samples.append(torch.cuda.utilization())
+            except Exception:  # the driver's library is not there
+                return
+
+    def __exit__(self, *_):
+        """Stop."""
+        self._done.set()
+        self._thread.join()
+
+    def __str__(self):
+        """Return the mean."""
+        return f"{statistics.mean(self._samples):.0f} %" if self._samples else "unknown"
+
+
+def main():
+    """Print a table of ratios, then the bounds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser.add_argument("--texts", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("No CUDA device: this benchmark needs one.")
+    texts = read(options.data, "sib200").sample(options.texts, random_state=0, replace=True).text.tolist()
+    n_tokens = tokens_of(texts)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(texts)} texts, {n_tokens:,} tokens"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_reference(Path(temporary))
+        plain = load_sentence_transformer(folder, "cuda")
+        half = load_sentence_transformer(folder, "cuda").bfloat16()
+        expected = plain.encode(texts[:2000])
+        runs = {"sentence-transformers defaults": lambda: plain.encode(texts)}
+        for size in (128, 512, 2048):
+            runs[f"sentence-transformers bf16, batch {size}"] = lambda s=size: half.encode(
+                texts, batch_size=s
+            )
+        encoders = {
+            precision: MiniLMEncoder(precision=precision, device="cuda", prompt=None, cache=None)
+            for precision in ("fp32", "bf16", "fp16")
+        }
+        for precision, encoder in encoders.items():
+            runs[f"skminilm {precision}"] = lambda e=encoder: e.transform(texts)
+        for encode in runs.values():
+            encode()
+        seconds = time_interleaved(runs, options.rounds)
+    best_peer = min(
+        (name for name in runs if "bf16, batch" in name), key=lambda n: statistics.median(seconds[n])
+    )
+    figures: dict = {"device": torch.cuda.get_device_name(), "n_tokens": n_tokens, "rows": []}
+    for name in runs:
+        rate = n_tokens / statistics.median(seconds[name])
+        to_defaults = median_ratio(seconds["sentence-transformers defaults"], seconds[name])
+        to_best = median_ratio(seconds[best_peer], seconds[name])
+        print(f"{name:40}{rate:>12,.0f} tokens/s{to_defaults:>8.1f} x defaults{to_best:>8.1f} x best bf16")
+        figures["rows"].append(
+            {"name": name, "tokens_per_s": rate, "x_defaults": to_defaults, "x_best": to_best}
+        )
+    for precision, encoder in encoders.items():
+        found = encoder.transform(texts[:2000])
+        print(f"{precision}: least cosine to the reference {float((found * expected).sum(1).min()):.6f}")
+    peak = matrix_peak(torch.bfloat16)
+    alone = {size: model_alone(texts, "bf16", size) for size in (16_384, 65_536, 262_144)}
+    with Utilization() as utilization:
+        for _ in range(5):
+            encoders["bf16"].transform(texts)
+    tokenizer = load_checkpoint("bundled").tokenizer
+    start = time.perf_counter()
+    tokenizer.encode(texts, max_length=512)
+    tokenizer_rate = n_tokens / (time.perf_counter() - start)
+    for size, rate in alone.items():
+        share = rate * FLOP_A_TOKEN / peak
+        print(f"model alone, packs of {size:,} tokens: {rate:,.0f} tokens/s, {share:.0%} of the matrix peak")
+    print(
+        f"matrix peak {peak / 1e12:,.0f} TFLOP/s; tokenizer {tokenizer_rate:,.0f} tokens/s; utilisation {utilization}"
+    )
+    figures |= {"alone": alone, "matrix_flop_per_s": peak, "tokenizer_tokens_per_s": tokenizer_rate}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1, default=float))
+
+
+if __name__ == "__main__":
+    main()
