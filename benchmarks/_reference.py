@@ -80,22 +80,58 @@ def reference_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def write_reference(folder: Path) -> Path:
-    """Write the bundled checkpoint as a sentence-transformers folder (mean pooling, unit length)."""
+def save_sentence_transformer(
+    folder: Path,
+    network: Path,
+    *,
+    max_length: int,
+    pooling: str = "mean",
+    normalize: bool = True,
+    dense: int | None = None,
+    **options,
+) -> None:
+    """Write a network that transformers saved as a sentence-transformers folder.
+
+    Parameters
+    ----------
+    folder : Path
+        To write to.
+    network : Path
+        Folder of the network and its tokenizer.
+    max_length : int
+        Tokens a text may have.
+    pooling : str
+    normalize : bool
+        Scale vectors to norm 1.
+    dense : int or None
+        Outputs of a dense layer after the pooling.
+    **options
+        For ``SentenceTransformer``.
+    """
     from sentence_transformers import SentenceTransformer
 
     try:
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+        from sentence_transformers.sentence_transformer import modules
     except ImportError:  # before sentence-transformers 6
-        from sentence_transformers.models import Normalize, Pooling, Transformer
+        from sentence_transformers import models as modules
 
+    transformer = modules.Transformer(str(network), max_seq_length=max_length)
+    hidden_size = transformer.auto_model.config.hidden_size
+    parts = [transformer, modules.Pooling(hidden_size, pooling)]
+    if dense:
+        parts.append(modules.Dense(hidden_size, dense))
+    if normalize:
+        parts.append(modules.Normalize())
+    SentenceTransformer(modules=parts, device="cpu", **options).save(str(folder))
+
+
+def write_reference(folder: Path) -> Path:
+    """Write the bundled checkpoint as a sentence-transformers folder (mean pooling, unit length)."""
     folder, network = Path(folder), Path(folder) / "network"
     if not (folder / "modules.json").is_file():
         load_reference().save_pretrained(network)
         reference_tokenizer().save_pretrained(network)
-        transformer = Transformer(str(network), max_seq_length=MAX_LENGTH)
-        modules = [transformer, Pooling(transformer.auto_model.config.hidden_size, "mean"), Normalize()]
-        SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+        save_sentence_transformer(folder, network, max_length=MAX_LENGTH)
     return folder
 
 

@@ -6,14 +6,12 @@ python benchmarks/accuracy.py --data DIR --split dev --params '{"epochs": 5}' --
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _data import read
+from _data import options_parser, read, write_figures
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -34,10 +32,7 @@ def draw(train: pd.DataFrame, shots: int | None, seed: int) -> pd.DataFrame:
 
 def main():
     """Print accuracy by language, mean over seeds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__)
     parser.add_argument("--task", choices=TASKS, default="sib200")
     parser.add_argument("--split", choices=["dev", "test"], default="test")
     parser.add_argument("--params", action="append", default=[], help="parameters of the classifier, JSON")
@@ -45,7 +40,6 @@ def main():
     parser.add_argument("--shots", type=int, help="train on so many rows a class, drawn by seed")
     parser.add_argument("--no-probe", action="store_true", help="leave the linear probe out")
     parser.add_argument("--brief", action="store_true", help="one line a model")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     name, sources, splits = TASKS[options.task]
     data = read(options.data, name)
@@ -85,8 +79,7 @@ def main():
               f"{' + '.join(sources)}, mean of {options.seeds} seed(s)")  # fmt: skip
         print(table.round(3).to_string())
         print("seconds to fit: " + ", ".join(f"{label} {value:.0f}" for label, value in seconds.items()))
-    if options.json:
-        options.json.write_text(json.dumps({"table": table.to_dict(), "seconds": seconds}, indent=2))
+    write_figures(options.json, {"table": table.to_dict(), "seconds": seconds})
     assert np.isfinite(table.to_numpy()).all()
 
 

@@ -5,11 +5,8 @@ python benchmarks/agreement.py --data DIR
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
-from _data import read
+from _data import options_parser, read, write_figures
 from _reference import load_reference, pooled_vectors
 
 from skminilm import MiniLMEncoder
@@ -17,10 +14,7 @@ from skminilm import MiniLMEncoder
 
 def main():
     """Print one line a precision."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__)
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -28,6 +22,7 @@ def main():
     texts = rows.text.tolist()
     expected = pooled_vectors(load_reference(), texts)
     print(f"{len(texts)} texts in {rows.lang.nunique()} languages, mean pooling, no prompt, not normalised")
+    figures: dict = {}
     for precision in ("fp32", "bf16"):
         encoder = MiniLMEncoder(
             precision=precision, device=options.device, prompt=None, normalize=False, cache=None
@@ -36,10 +31,15 @@ def main():
         shuffled = np.random.default_rng(0).permutation(len(texts))
         again = encoder.set_params(batch_tokens=512).transform([texts[i] for i in shuffled])
         cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        figures[precision] = {
+            "largest_difference": np.abs(found - expected).max(),
+            "min_cosine": cosine.min(),
+        }
         print(
             f"{precision}: largest difference {np.abs(found - expected).max():.2e}, least cosine "
             f"{cosine.min():.6f}; in other batches and order {np.abs(again - found[shuffled]).max():.2e}"
         )
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":

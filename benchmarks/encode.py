@@ -8,8 +8,6 @@ python benchmarks/encode.py --data DIR --probe              accuracy of a linear
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _competitors import REFERENCE, competitors, machine, matrix_peak, median_ratio, ours, time_interleaved
-from _data import read
+from _data import options_parser, read, write_figures
 from _reference import write_reference
 
 from skminilm.checkpoints import load_checkpoint
@@ -156,10 +154,7 @@ def bench_probe(data, precisions: list[tuple[str, str]]) -> list[dict]:
 
 def main():
     """Print tables of ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__, reference=True)
     parser.add_argument("--texts", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", help="competitors, by how their names begin")
@@ -167,8 +162,6 @@ def main():
     parser.add_argument("--most", type=int, default=1000, help="texts in the largest case of --lengths")
     parser.add_argument("--tokenizer", action="store_true")
     parser.add_argument("--probe", action="store_true")
-    parser.add_argument("--reference", type=Path, help="keep the reference checkpoint in this folder")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     data = read(options.data, "sib200")
     test = data[data.split == "test"]
@@ -190,8 +183,7 @@ def main():
                 figures["table"] = compare(texts, encoders, options.rounds)
                 print_table(figures["table"])
                 figures["matrix_flop_per_s"] = print_ceiling(figures["table"])
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":

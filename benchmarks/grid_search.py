@@ -5,15 +5,13 @@ python benchmarks/grid_search.py --data DIR
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from _competitors import machine
-from _data import read
+from _data import options_parser, read, write_figures
 from _reference import write_reference
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -70,16 +68,11 @@ def peers(folder: Path) -> dict:
 
 def main():
     """Print seconds and ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__, reference=True)
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="of our search, each from an empty cache")
     parser.add_argument("--only-ours", action="store_true")
-    parser.add_argument("--reference", type=Path, help="keep the reference checkpoint in this folder")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     import pandas as pd
 
@@ -113,8 +106,7 @@ def main():
                     flush=True,
                 )
                 figures[name] = {"seconds": seconds, "ratio": ratio}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":

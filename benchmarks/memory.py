@@ -6,7 +6,6 @@ python benchmarks/memory.py --data DIR --soak 200000        resident memory whil
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 from _competitors import machine
-from _data import read
+from _data import options_parser, read, write_figures
 from _reference import write_reference
 
 PROGRAMS = {
@@ -136,17 +135,12 @@ def soak(texts: list[str], total: int, precision: str, backend: str) -> dict:
 
 def main():
     """Print tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__, reference=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", help="programs, by how their names begin")
     parser.add_argument("--soak", type=int, help="stream so many texts instead")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--backend", default="torch")
-    parser.add_argument("--reference", type=Path, help="keep the reference checkpoint in this folder")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     data = read(options.data, "sib200")
     print(machine())
@@ -160,8 +154,7 @@ def main():
         with tempfile.TemporaryDirectory() as temporary:
             folder = write_reference(options.reference or Path(temporary))
             figures["processes"] = compare(folder, texts, options.rounds, names)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":

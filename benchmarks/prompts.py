@@ -5,13 +5,9 @@ python benchmarks/prompts.py --data DIR
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from _data import read
+from _data import options_parser, read, write_figures
 from sklearn.linear_model import LogisticRegression
 
 from skminilm import MiniLMEncoder
@@ -74,10 +70,8 @@ def retrieval(encode, data):
 
 def main():
     """Print one line a prompt."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     sib, nusax, pawsx = (read(options.data, name) for name in ("sib200", "nusax_sentiment", "pawsx_dev"))
     results = {}
@@ -105,8 +99,7 @@ def main():
         widths = (9, 7, 11, 7, 12, 7, 11, 7)
         line = "".join(f"{cell:>{width}.3f}" for cell, width in zip(cells, widths, strict=True))
         print(f"{prompt!r:<14}{line}   {worst[0]} {worst[1]:.3f}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+    write_figures(options.json, results)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,22 @@ def empty_cache():
     clear_cache()
 
 
+@pytest.fixture
+def encoded(monkeypatch):
+    """The texts that the network really computes."""
+    from skminilm.engine.packed_model import PackedModel
+
+    seen = []
+    original = PackedModel.encode
+
+    def counting(self, texts, *args, **options):
+        seen.extend(texts)
+        return original(self, texts, *args, **options)
+
+    monkeypatch.setattr(PackedModel, "encode", counting)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def requests():
     return load_support_requests()
@@ -48,6 +66,16 @@ def english(requests):
     rows = requests.languages == "en"
     X = [text for text, row in zip(requests.data, rows, strict=True) if row]
     return X, np.array(requests.target_names)[requests.target[rows]]
+
+
+@pytest.fixture(scope="session")
+def split(requests):
+    """Train on five English requests an intent; test on the others, in four languages."""
+    texts, y = np.array(requests.data, dtype=object), np.array(requests.target_names)[requests.target]
+    is_new = requests.groups % 8 >= 5
+    train = (requests.languages == "en") & ~is_new
+    test = np.isin(requests.languages, ["en", "ru", "zh", "sw"]) & is_new
+    return texts[train].tolist(), y[train], texts[test].tolist(), y[test]
 
 
 def tiny_config(vocab_size, **changes):
@@ -121,27 +149,14 @@ def transformers_folder(tmp_path_factory, wordpiece):
 def make_sentence_transformers_folder(tmp_path_factory, transformers_folder):
     """Write a tiny model as ``SentenceTransformer.save`` does."""
 
+    from _reference import save_sentence_transformer
+
     def make(pooling="mean", normalize=True, prompt="", base=transformers_folder, dense=None):
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            from sentence_transformers.sentence_transformer.modules import (
-                Dense,
-                Normalize,
-                Pooling,
-                Transformer,
-            )
-        except ImportError:  # before sentence-transformers 6
-            from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-
-        modules = [Transformer(str(base), max_seq_length=24), Pooling(32, pooling)]
-        if dense:
-            modules.append(Dense(32, dense))
-        if normalize:
-            modules.append(Normalize())
         options = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}
         folder = tmp_path_factory.mktemp("sentence_transformers")
-        SentenceTransformer(modules=modules, device="cpu", **options).save(str(folder))
+        save_sentence_transformer(
+            folder, base, max_length=24, pooling=pooling, normalize=normalize, dense=dense, **options
+        )
         return folder
 
     return make
@@ -193,6 +208,24 @@ def reference():
     from _reference import load_reference, pooled_vectors
 
     return functools.partial(pooled_vectors, load_reference())
+
+
+def resident_mib():
+    """Return the memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def plain_hidden_states(weights, pack, config):
+    """The forward pass on matrices as they are, with gradients: what training runs."""
+    from skminilm.engine.forward import embed, encoder_layer
+    from skminilm.engine.linear import plain_linear
+
+    dtype = weights["layers.0.output_norm.weight"].dtype
+    hidden = embed(weights, pack, config.layer_norm_eps, dtype)
+    for layer in range(config.num_hidden_layers):
+        hidden = encoder_layer(hidden, weights, layer, pack, config, plain_linear(weights))
+    return hidden
 
 
 def edit_json(path, **changes):

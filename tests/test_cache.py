@@ -5,21 +5,6 @@ from hypothesis import strategies as st
 
 from skminilm import MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_CACHE_BYTES, VectorCache, memory_cache, vector_keys
-from skminilm.engine.packed_model import PackedModel
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """The texts that the network really computes."""
-    seen = []
-    original = PackedModel.encode
-
-    def counting(self, texts, *args, **options):
-        seen.extend(texts)
-        return original(self, texts, *args, **options)
-
-    monkeypatch.setattr(PackedModel, "encode", counting)
-    return seen
 
 
 def test_each_text_is_computed_once(encoded, texts):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from skminilm import MiniLMEncoder, clear_cache, set_config
 from skminilm._disk_cache import DEFAULT_DISK_CACHE_BYTES, DiskVectorCache
-from skminilm.engine.packed_model import PackedModel
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 KEYS = [b"a" * 16, b"b" * 16, b"c" * 16]
@@ -19,19 +18,6 @@ KEYS = [b"a" * 16, b"b" * 16, b"c" * 16]
 @pytest.fixture
 def cache(tmp_path):
     return DiskVectorCache(tmp_path / "vectors")
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    seen = []
-    original = PackedModel.encode
-
-    def counting(self, texts, *args, **options):
-        seen.extend(texts)
-        return original(self, texts, *args, **options)
-
-    monkeypatch.setattr(PackedModel, "encode", counting)
-    return seen
 
 
 def file_of(cache):
@@ -71,7 +57,7 @@ def test_the_file_is_bounded_and_the_oldest_go_first(tmp_path):
     assert len(cache) == 0
 
 
-def test_a_second_process_finds_the_vectors(tmp_path, computed, texts):
+def test_a_second_process_finds_the_vectors(tmp_path, encoded, texts):
     program = (
         "import sys, numpy as np; from skminilm import MiniLMEncoder; from skminilm.datasets import *;"
         f"np.save(sys.argv[1], MiniLMEncoder(cache={str(tmp_path / 'c')!r})"
@@ -79,15 +65,15 @@ def test_a_second_process_finds_the_vectors(tmp_path, computed, texts):
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "first.npy")], check=True)
     found = MiniLMEncoder(cache=tmp_path / "c").transform(texts[:8])
-    assert computed == []
+    assert encoded == []
     np.testing.assert_array_equal(found, np.load(tmp_path / "first.npy"))
 
 
-def test_models_precisions_and_prompts_never_share_an_entry(tmp_path, computed, texts):
+def test_models_precisions_and_prompts_never_share_an_entry(tmp_path, encoded, texts):
     for options in ({}, {"precision": "fp32"}, {"precision": "bf16"}, {"prompt": "x "}, {"pooling": "cls"}):
         MiniLMEncoder(cache=tmp_path, **options).transform(texts[:2])
     default_is_one_of_the_two = 1
-    assert len(computed) == 2 * (5 - default_is_one_of_the_two)
+    assert len(encoded) == 2 * (5 - default_is_one_of_the_two)
 
 
 def _write(folder, number):
@@ -126,7 +112,7 @@ def test_a_process_killed_while_writing_leaves_the_rest_intact(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["garbage", "flipped", "truncated", "newer"])
-def test_a_damaged_file_is_set_aside_and_computed_again(tmp_path, damage, computed, texts):
+def test_a_damaged_file_is_set_aside_and_encoded_again(tmp_path, damage, encoded, texts):
     encoder = MiniLMEncoder(cache=tmp_path)
     expected = encoder.transform(texts[:20])
     path = tmp_path / "vectors.sqlite3"
@@ -148,9 +134,9 @@ def test_a_damaged_file_is_set_aside_and_computed_again(tmp_path, damage, comput
         found = encoder.transform(texts[:20])
     np.testing.assert_array_equal(found, expected)
     assert len(list(tmp_path.glob("damaged-*.sqlite3"))) == 1
-    before = len(computed)
+    before = len(encoded)
     np.testing.assert_array_equal(encoder.transform(texts[:20]), expected)
-    assert len(computed) == before
+    assert len(encoded) == before
 
 
 def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeypatch):
@@ -159,7 +145,7 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     monkeypatch.setattr("skminilm._disk_cache._BUSY_TIMEOUT_S", 0.1)
     blocker = sqlite3.connect(tmp_path / "vectors.sqlite3", isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
-    with pytest.warns(UserWarning, match="cannot be used now .*locked.*: vectors are computed"):
+    with pytest.warns(UserWarning, match="cannot be used now .*locked.*: vectors are encoded"):
         found = encoder.transform(texts[2:4])
     blocker.execute("ROLLBACK")
     blocker.close()

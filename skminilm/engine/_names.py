@@ -1,4 +1,6 @@
-"""Names of the fused weights."""
+"""What a graph and those who feed it have to agree on."""
+
+HIDDEN_MASKED = -1e4  # added to a score that must not count: far below any, and finite in every precision
 
 
 def layer_prefix(layer: int) -> str:

@@ -23,7 +23,6 @@ from ._openvino_import import import_silently
 ov = import_silently("openvino")
 ops = import_silently("openvino.opset13")
 
-HIDDEN_MASKED = -1e4  # far below any score, and finite in every precision
 _QUANTIZATION_VERSION = 1  # raise it when the same weights and texts begin to give another graph
 _GRAPH_FILE = "openvino_model.xml"
 
