@@ -5,8 +5,6 @@ python benchmarks/gpu.py --data DIR
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import threading
@@ -15,14 +13,14 @@ from pathlib import Path
 
 import torch
 from _competitors import median_ratio, time_interleaved
-from _data import read
+from _data import options_parser, read, write_figures
 from _reference import load_sentence_transformer, write_reference
 from encode import FLOP_A_TOKEN, tokens_of
 
 from skminilm import MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
 from skminilm.engine import Compute, get_model
-from skminilm.engine.packing import make_pack, plan_packs
+from skminilm.engine.packing import plan_packs
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
@@ -43,10 +41,7 @@ def model_alone(texts: list[str], precision: str, batch_tokens: int) -> float:
     checkpoint = load_checkpoint("bundled")
     model = get_model(checkpoint, Compute(torch.device("cuda", 0), precision))
     batch = checkpoint.tokenizer.encode(texts, max_length=512)
-    packs = [
-        make_pack(batch.input_ids, batch.offsets, rows, model.device, model._max_waste)
-        for rows in plan_packs(batch.lengths, batch_tokens)
-    ]
+    packs = [model.make_pack(batch, batch.offsets, rows) for rows in plan_packs(batch.lengths, batch_tokens)]
     best = float("inf")
     with torch.inference_mode():
         for _ in range(5):
@@ -89,13 +84,9 @@ class Utilization:
 
 def main():
     """Print a table of ratios, then the bounds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the TSV files")
+    parser = options_parser(__doc__)
     parser.add_argument("--texts", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("No CUDA device: this benchmark needs one.")
@@ -154,8 +145,7 @@ def main():
         f"matrix peak {peak / 1e12:,.0f} TFLOP/s; tokenizer {tokenizer_rate:,.0f} tokens/s; utilisation {utilization}"
     )
     figures |= {"alone": alone, "matrix_flop_per_s": peak, "tokenizer_tokens_per_s": tokenizer_rate}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1, default=float))
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":

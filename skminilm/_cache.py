@@ -1,4 +1,4 @@
-"""Vectors that were computed before, found by text and by everything else they depend on."""
+"""What was computed before, found by the text and by everything else that it depends on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ import numpy as np
 from ._disk_cache import DEFAULT_DISK_CACHE_BYTES, DiskVectorCache
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
+DEFAULT_STATE_CACHE_BYTES = 512 * 2**20
 _ENTRY_OVERHEAD = 300  # bytes of key, array header and table slot beside the vector
 
 
 class VectorCache:
-    """A bounded store of vectors in memory; the least recently used are dropped.
+    """A bounded store of arrays in memory; the least recently used are dropped.
 
     Parameters
     ----------
@@ -43,8 +44,8 @@ class VectorCache:
                 found.append(vector)
             return found
 
-    def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
-        """Store one vector a key."""
+    def put(self, keys: Sequence[bytes], vectors: Iterable[np.ndarray]) -> None:
+        """Store a copy of one vector a key."""
         with self._lock:
             for key, vector in zip(keys, vectors, strict=True):
                 if key not in self._vectors:
@@ -78,9 +79,12 @@ class VectorCache:
 
 
 memory_cache = VectorCache()
+# Token states below the layers that are fine-tuned; see engine/layer_states.py.
+state_cache = VectorCache(DEFAULT_STATE_CACHE_BYTES)
 _disk_cache_bytes = DEFAULT_DISK_CACHE_BYTES
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=memory_cache.renew_lock)
+    os.register_at_fork(after_in_child=state_cache.renew_lock)
 
 
 def vector_keys(namespace: str, texts: Sequence[str], second: Sequence[str] | None) -> list[bytes]:
@@ -107,8 +111,9 @@ def vector_keys(namespace: str, texts: Sequence[str], second: Sequence[str] | No
 
 
 def clear_cache() -> None:
-    """Drop all vectors kept in this process by ``cache="memory"``; folders are left alone."""
+    """Drop all vectors and token states kept in this process; folders (``cache=PATH``) are left alone."""
     memory_cache.clear()
+    state_cache.clear()
 
 
 def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVectorCache | None:
@@ -134,7 +139,12 @@ def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVector
     return DiskVectorCache(path, _disk_cache_bytes)
 
 
-def set_config(*, cache_bytes: int | None = None, disk_cache_bytes: int | None = None) -> None:
+def set_config(
+    *,
+    cache_bytes: int | None = None,
+    disk_cache_bytes: int | None = None,
+    state_cache_bytes: int | None = None,
+) -> None:
     """Set process-wide options. None leaves an option as it is.
 
     Parameters
@@ -145,6 +155,11 @@ def set_config(*, cache_bytes: int | None = None, disk_cache_bytes: int | None =
     disk_cache_bytes : int, default=None
         Size that the file of each ``cache=PATH`` may reach, in bytes
         (4,294,967,296 at the start).
+    state_cache_bytes : int, default=None
+        Memory that token states may take, in bytes (536,870,912 at the
+        start): with ``trainable=k``, what the layers below make of each text
+        (768 bytes a token in bfloat16). What does not fit is computed anew in
+        each epoch.
 
     Raises
     ------
@@ -152,12 +167,19 @@ def set_config(*, cache_bytes: int | None = None, disk_cache_bytes: int | None =
         A value is negative or not an int.
     """
     global _disk_cache_bytes
-    for name, value in (("cache_bytes", cache_bytes), ("disk_cache_bytes", disk_cache_bytes)):
+    given = {
+        "cache_bytes": cache_bytes,
+        "disk_cache_bytes": disk_cache_bytes,
+        "state_cache_bytes": state_cache_bytes,
+    }
+    for name, value in given.items():
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"{name} must be an int >= 0 (bytes), got {value!r}.")
     if cache_bytes is not None:
         memory_cache.resize(cache_bytes)
+    if state_cache_bytes is not None:
+        state_cache.resize(state_cache_bytes)
     if disk_cache_bytes is not None:
         _disk_cache_bytes = disk_cache_bytes

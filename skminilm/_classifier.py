@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import Any
 
 import numpy as np
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state, compute_class_weight
+from scipy.special import expit, softmax
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
-from ._cache import memory_cache
-from ._encoding import encode_texts, open_checkpoint, resolve_settings
-from ._validation import Texts, check_classes, check_row_weights, check_texts, complete_class_weight
-from .checkpoints import POOLINGS, Checkpoint, EncodingSettings
-
-if TYPE_CHECKING:
-    from .engine import Compute
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-_PROBE_PENALTY = 10.0
-_MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
+from ._callbacks import with_callbacks
+from ._fine_tuned import FineTunedEstimator
+from ._targets import ClassTargets, MultilabelTargets, Targets
+from ._validation import check_row_weights, complete_class_weight, is_multilabel
 
 
-class MiniLMClassifier(ClassifierMixin, BaseEstimator):
+class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     """Classify texts in about 100 languages with a fine-tuned MiniLM.
 
     A linear head over the pooled vectors starts at a logistic regression on
@@ -44,10 +32,13 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         unless ``trainable="head"``.
     revision : str, default=None
         Commit, tag or branch of a hub repository.
-    trainable : {"head", "encoder", "all"} or int, default="encoder"
+    trainable : {"head", "encoder", "all", "lora"} or int, default="encoder"
         What is trained besides the head: nothing (``"head"``), the top k
-        layers (an int k), all layers (``"encoder"``), or the layers and the
-        embeddings (``"all"``; of the embedding table the rows that occur).
+        layers (an int k; what the layers below make of each text is computed
+        once and kept, see :func:`set_config`), all layers (``"encoder"``), the
+        layers and the embeddings (``"all"``; of the embedding table the rows
+        that occur), or low-rank adapters of all layers (``"lora"`` [2]_, rank
+        8, with the extra ``lora``).
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a logistic regression on the frozen vectors,
         or at small random numbers.
@@ -56,9 +47,9 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         steps.
     batch_size : int, default=32
         Texts a step.
-    learning_rate : float, default=1e-4
+    learning_rate : float or "auto", default="auto"
         Of the encoder, at its peak: it rises linearly over the warm-up, then
-        falls linearly to 0.
+        falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
     head_learning_rate : float, default=1e-2
         Of the head, likewise.
     weight_decay : float, default=0.01
@@ -66,7 +57,8 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
     warmup_ratio : float, default=0.1
         Share of the steps in which the learning rates rise.
     label_smoothing : float, default=0.0
-        Share of the target probability spread over all classes.
+        Share of the target probability spread over all classes; of several
+        labels a text, how far each target is moved towards one half.
     max_length : int, default=128
         Tokens a text may have; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max"}, default="auto"
@@ -75,13 +67,29 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         Put before every text; see :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None
         Weight of each class in the loss; ``"balanced"``: inversely
-        proportional to its frequency.
+        proportional to its frequency. Not with several labels a text.
+    early_stopping : bool, default=False
+        Set texts aside, stop when the score on them does not rise any more,
+        and go back to the best epoch. The untrained start is a candidate too.
+    validation_fraction : float, default=0.1
+        Share of the texts that ``early_stopping=True`` sets aside, in
+        proportion to the classes, unless `fit` gets `X_val`.
+    n_iter_no_change : int, default=3
+        Epochs without a better score after which ``early_stopping=True``
+        stops. Of equal scores that with the lower loss is better.
+    warm_start : bool, default=False
+        Go on from the earlier fit with all its weights. The texts may be
+        others; the classes must be the same.
+    gradient_checkpointing : bool, default=False
+        Compute each layer a second time for its gradients instead of keeping
+        what is inside: a third more time, several times less memory a text.
     precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
         Of the computation. Parameters and optimizer are float32 always;
-        training with ``"fp16"`` computes in float32.
+        with ``"fp16"`` the loss is scaled so that gradients do not vanish.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
-        present. A model trained on one device predicts on any other.
+        present (training takes one, predictions take all of a kind). A model
+        trained on one device predicts on any other.
     random_state : int, RandomState instance or None, default=None
         Drives the random head and the order of the texts. Two fits with the
         same int on the same CPU give the same bytes.
@@ -91,15 +99,21 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+        With several labels a text: the numbers of the labels.
+    multilabel_ : bool
+        y had several columns.
     coef_ : ndarray of float32, shape (n_classes, 384)
         The head.
     intercept_ : ndarray of float32, shape (n_classes,)
     n_iter_ : int
         Epochs run.
     history_ : list of dict
-        One an epoch: loss, learning_rate (at its end), seconds, texts_per_s.
+        One an epoch: loss, learning_rate (at its end), seconds, texts_per_s;
+        with texts set aside validation_loss and validation_score (accuracy).
+    best_epoch_ : int
+        The epoch whose weights these are, from 1; 0: the start.
     weights_ : dict of str to ndarray
-        What training changed in the encoder.
+        What training changed in the encoder, float32.
     weights_digest_ : str
         sha256 of `weights_`.
     fingerprint_ : str
@@ -111,11 +125,14 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
     See Also
     --------
     MiniLMEncoder : The vectors alone, for any scikit-learn classifier.
+    MiniLMRegressor : The same for numbers.
 
     References
     ----------
     .. [1] A. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
        Underperform Out-of-Distribution", ICLR 2022, arXiv:2202.10054.
+    .. [2] E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+       ICLR 2022, arXiv:2106.09685.
 
     Examples
     --------
@@ -129,25 +146,9 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _parameter_constraints = {  # noqa: RUF012
-        "model": "no_validation",
-        "revision": [str, None],
-        "trainable": [StrOptions({"head", "encoder", "all"}), Interval(Integral, 1, None, closed="left")],
-        "init_head": [StrOptions({"probe", "random"})],
-        "epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
+        **FineTunedEstimator._parameter_constraints,
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
-        "max_length": [Interval(Integral, 3, None, closed="left")],
-        "pooling": [StrOptions({"auto", *POOLINGS})],
-        "prompt": [str, None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
-        "precision": [StrOptions(set(PRECISIONS))],
-        "device": [str],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -159,7 +160,7 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         init_head="probe",
         epochs="auto",
         batch_size=32,
-        learning_rate=1e-4,
+        learning_rate="auto",
         head_learning_rate=1e-2,
         weight_decay=0.01,
         warmup_ratio=0.1,
@@ -168,6 +169,11 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         pooling="auto",
         prompt="auto",
         class_weight=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=3,
+        warm_start=False,
+        gradient_checkpointing=False,
         precision="auto",
         device="auto",
         random_state=None,
@@ -188,22 +194,34 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         self.pooling = pooling
         self.prompt = prompt
         self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> MiniLMClassifier:
+    @with_callbacks
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None
+    ) -> MiniLMClassifier:
         """Train on labelled texts.
 
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
             One column: texts. Two columns: sentence pairs.
-        y : array-like of shape (n_texts,)
-            Labels: str, int or bool, at least two different ones.
+        y : array-like of shape (n_texts,) or (n_texts, n_labels)
+            Labels: str, int or bool, at least two different ones. Several
+            columns (or a sparse matrix) of 0 and 1: any number of labels a text.
         sample_weight : array-like of float, shape (n_texts,), default=None
             Weight of each text in the loss, and in the head's start.
+        X_val, y_val : like X and y, default=None
+            Texts set aside: their loss and score stand in `history_`, and
+            ``early_stopping=True`` goes by them.
 
         Returns
         -------
@@ -216,36 +234,17 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         OSError
             The checkpoint is missing or damaged.
         FloatingPointError
-            The loss became infinite or NaN; the message names the step. An
-            earlier fit of this estimator is kept.
+            The loss became infinite or NaN; the message names the step. The
+            weights are those of the last epoch that was completed; where
+            there is none, an earlier fit of this estimator is kept.
+
+        Warns
+        -----
+        UserWarning
+            The fit was interrupted (KeyboardInterrupt). The estimator has
+            what it had learned until then.
         """
-        from .engine import weights_digest
-
-        self._validate_params()
-        texts = check_texts(X)
-        classes, codes = check_classes(y, len(texts))
-        row_weights = self._row_weights(sample_weight, classes, codes)
-        checkpoint = open_checkpoint(self.model, self.revision)
-        settings, compute = self._resolve(checkpoint)
-        random = check_random_state(self.random_state)
-
-        vectors = encode_texts(
-            texts, checkpoint, settings, compute=compute, cache=memory_cache, verbose=self.verbose
-        )
-        coef, intercept = self._start_head(vectors, codes, len(classes), row_weights, random)
-        result = self._train(
-            texts, vectors, codes, row_weights, coef, intercept, checkpoint, settings, compute, random
-        )
-
-        self.classes_ = classes
-        self.coef_, self.intercept_ = result.coef, result.intercept
-        self.weights_ = result.weights
-        self.weights_digest_ = weights_digest(result.weights)
-        self.history_ = result.history
-        self.n_iter_ = len(result.history)
-        self.fingerprint_ = checkpoint.fingerprint
-        self.settings_ = asdict(settings)
-        return self
+        return self._fit(X, y, sample_weight, X_val, y_val)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits.
@@ -258,146 +257,73 @@ class MiniLMClassifier(ClassifierMixin, BaseEstimator):
         -------
         ndarray of float32, shape (n_texts, n_classes)
             With two classes of shape (n_texts,): the logit of ``classes_[1]``
-            minus that of ``classes_[0]``.
+            minus that of ``classes_[0]``. With several labels a text one
+            column a label.
         """
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        logits = self._outputs(X)
+        if not self.multilabel_ and len(self.classes_) == 2:
+            return logits[:, 1] - logits[:, 0]
+        return logits
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class, float32 (n_texts, n_classes)."""
-        return softmax(self._logits(X), axis=1)
+        """Return the probability of each class or label, float32 (n_texts, n_classes)."""
+        logits = self._outputs(X)
+        return expit(logits) if self.multilabel_ else softmax(logits, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable label of each text, shape (n_texts,)."""
-        best = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[best]
+        """Return the most probable label of each text, shape (n_texts,).
 
-    def encode(self, X: Any) -> np.ndarray:
-        """Return the vectors that the head sees, of norm 1: float32 (n_texts, 384)."""
-        from .engine import TunedWeights
+        With several labels a text: 1 where the probability is over one half,
+        int64 (n_texts, n_labels).
+        """
+        probabilities = self.predict_proba(X)
+        if self.multilabel_:
+            return (probabilities > 0.5).astype(np.int64)
+        return self.classes_[probabilities.argmax(axis=1)]
 
-        check_is_fitted(self)
-        self._validate_params()
-        texts = check_texts(X)
-        checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
-        _, compute = self._resolve(checkpoint)
-        settings = EncodingSettings(**self.settings_)
-        return encode_texts(
-            texts,
-            checkpoint,
-            settings,
-            compute=compute,
-            cache=memory_cache,
-            tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
-            verbose=self.verbose,
-        )
-
-    def _logits(self, X: Any) -> np.ndarray:
-        vectors = self.encode(X)
-        return vectors @ self.coef_.T + self.intercept_
-
-    def _resolve(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, Compute]:
-        from .engine import resolve_compute
-
-        if checkpoint.foreign_reason and self.trainable != "head":
+    def _read_targets(self, y: Any, n_rows: int) -> Targets:
+        if not is_multilabel(y):
+            return ClassTargets(y, n_rows)
+        if self.class_weight is not None:
             raise ValueError(
-                f"model={self.model!r} cannot be fine-tuned here: {checkpoint.foreign_reason}. Use "
-                "trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
+                "class_weight is for one label a text, and y has several columns: use sample_weight."
             )
-        settings = resolve_settings(
-            checkpoint,
-            checkpoint.defaults,
-            pooling=self.pooling,
-            normalize=True,
-            prompt=self.prompt,
-            max_length=self.max_length,
-        )
-        return settings, resolve_compute("torch", self.device, self.precision)
+        return MultilabelTargets(y, n_rows)
 
-    def _row_weights(self, sample_weight: Any, classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        row_weights = check_row_weights(sample_weight, len(codes))
-        if self.class_weight is None:
-            return row_weights
+    def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
         class_weight = self.class_weight
+        if class_weight is None:
+            return row_weights
         if isinstance(class_weight, dict):
-            class_weight = complete_class_weight(class_weight, classes)
-        weights = compute_class_weight(class_weight, classes=classes, y=classes[codes])
-        return check_row_weights(row_weights * weights[codes], len(codes), "sample_weight times class_weight")
-
-    def _start_head(
-        self,
-        vectors: np.ndarray,
-        codes: np.ndarray,
-        n_classes: int,
-        row_weights: np.ndarray,
-        random: np.random.RandomState,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if self.init_head == "random":
-            coef = random.standard_normal((n_classes, vectors.shape[1])) / math.sqrt(vectors.shape[1])
-            return coef.astype(np.float32), np.zeros(n_classes, np.float32)
-        from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
-
-        probe = LogisticRegression(C=_PROBE_PENALTY, max_iter=2000)
-        probe.fit(vectors, codes, sample_weight=row_weights)
-        coef, intercept = probe.coef_, probe.intercept_
-        if n_classes == 2:  # one row of logit differences: half of it to each class
-            coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-        return coef.astype(np.float32), intercept.astype(np.float32)
-
-    def _train(
-        self,
-        texts: Texts,
-        vectors: np.ndarray,
-        codes: np.ndarray,
-        row_weights: np.ndarray,
-        coef: np.ndarray,
-        intercept: np.ndarray,
-        checkpoint: Checkpoint,
-        settings: EncodingSettings,
-        compute: Compute,
-        random: np.random.RandomState,
-    ):
-        import torch
-
-        from ._finetune import TrainingOptions, fine_tune, train_head
-        from .engine import new_trainable_model
-
-        options = TrainingOptions(
-            trainable=self.trainable,
-            epochs=self._n_epochs(len(texts)),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_ratio=self.warmup_ratio,
-            label_smoothing=self.label_smoothing,
-            pooling=settings.pooling,
-            seed=random.randint(np.iinfo(np.int32).max),
+            class_weight = complete_class_weight(class_weight, targets.classes)
+        labels = targets.classes[targets.values]
+        weights = compute_class_weight(class_weight, classes=targets.classes, y=labels)
+        return check_row_weights(
+            row_weights * weights[targets.values], len(labels), "sample_weight times class_weight"
         )
-        total = options.epochs * len(texts)
-        with tqdm(total=total, desc="fine-tune", unit="text", disable=not self.verbose) as bar:
 
-            def progress(n_texts: int, loss: float) -> None:
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update(n_texts)
+    def _label_smoothing(self) -> float:
+        return self.label_smoothing
 
-            if self.trainable == "head":
-                return train_head(
-                    vectors, codes, row_weights, coef, intercept, options, torch.device("cpu"), progress
-                )
-            model = new_trainable_model(checkpoint, compute.device)
-            batch = model.tokenize(texts.first, texts.second, settings)
-            dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-            return fine_tune(model, batch, codes, row_weights, coef, intercept, options, dtype, progress)
+    def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
+        multilabel = isinstance(targets, MultilabelTargets)
+        return {
+            "classes_": np.arange(targets.n_outputs) if multilabel else targets.classes,
+            "multilabel_": multilabel,
+            "coef_": coef,
+            "intercept_": intercept,
+        }
 
-    def _n_epochs(self, n_texts: int) -> int:
-        if self.epochs != "auto":
-            return int(self.epochs)
-        steps = math.ceil(n_texts / self.batch_size)
-        return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+    def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+        now = self._target_attributes(targets, self.coef_, self.intercept_)["classes_"]
+        if not np.array_equal(now, self.classes_):
+            raise ValueError(
+                f"warm_start=True goes on with the classes of the earlier fit, {self.classes_.tolist()}, and y "
+                f"has {now.tolist()}: set warm_start=False."
+            )
+        return self.coef_, self.intercept_
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
         return tags

@@ -65,7 +65,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         ``pip install "skminilm[openvino]"``.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
-        present.
+        present; several GPUs of one kind share the texts of a call.
     batch_tokens : int or "auto", default="auto"
         Tokens computed at once: more takes more memory. ``"auto"`` is 2,048
         on a CPU (4,096 in bfloat16) and 65,536 on a GPU. The vectors do not
@@ -204,6 +204,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)
         self._resolve(checkpoint, checkpoint.defaults)
+        open_cache(self.cache)  # a wrong one is found now, not at transform
         self._remember(checkpoint)
         return self
 
@@ -284,7 +285,6 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                 calibration = tuple(check_texts(calibration).first)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
-        open_cache(self.cache)  # a wrong one is found before the work begins
         return settings, resolve_compute(self.backend, self.device, self.precision, calibration)
 
     def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import sklearn
 from tqdm.auto import tqdm
 
-from ._cache import VectorCache, vector_keys
+from ._cache import VectorCache, state_cache, vector_keys
 from ._disk_cache import DiskVectorCache
 from ._validation import Texts
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
@@ -129,7 +129,10 @@ def encode_texts(
             if entry is not None:
                 entries[i] = entry
     if missing:
-        model = get_tuned_model(checkpoint, compute, tuned) if tuned else get_model(checkpoint, compute)
+        if tuned:
+            model = get_tuned_model(checkpoint, compute, tuned, state_cache)
+        else:
+            model = get_model(checkpoint, compute)
         with tqdm(total=len(missing), desc="encode", unit="text", disable=not verbose) as bar:
             if checkpoint.foreign_reason and verbose:
                 bar.write(

@@ -39,6 +39,11 @@ class Texts:
         second = None if self.second is None else [self.second[row] for row in rows]
         return Texts([self.first[row] for row in rows], second)
 
+    def join(self, other: Texts) -> Texts:
+        """Return the rows of both, which have as many columns."""
+        second = None if self.second is None else self.second + (other.second or [])
+        return Texts(self.first + other.first, second)
+
 
 def check_texts(X: Any, *, missing: str = "error") -> Texts:
     """Return X as lists of str.
@@ -182,8 +187,7 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         columns, or fewer than two classes.
     """
     y = _label_array(y)
-    if len(y) != n_rows:
-        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
+    _check_length(y, n_rows)
     target_type = type_of_target(y, input_name="y")
     if target_type not in ("binary", "multiclass"):
         raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
@@ -191,6 +195,105 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
     return classes, codes.astype(np.int64)
+
+
+def encode_classes(y: Any, n_rows: int, classes: np.ndarray) -> np.ndarray:
+    """Return each row's class code among known classes, int64 (n_rows,).
+
+    Raises
+    ------
+    ValueError
+        y has another length than X, or a label that is not known; its row is named.
+    """
+    y = _label_array(y)
+    _check_length(y, n_rows)
+    known = {label: code for code, label in enumerate(classes.tolist())}
+    codes = np.empty(n_rows, np.int64)
+    for row, label in enumerate(y.tolist()):
+        if label not in known:
+            raise ValueError(f"y has a label that the training y lacks: row {row} is {label!r}.")
+        codes[row] = known[label]
+    return codes
+
+
+def is_multilabel(y: Any) -> bool:
+    """Tell whether y has several columns."""
+    shape = getattr(y, "shape", None)
+    if shape is None and isinstance(y, list | tuple) and y and isinstance(y[0], list | tuple | np.ndarray):
+        return len(y[0]) > 1
+    return shape is not None and len(shape) == 2 and shape[1] > 1
+
+
+def check_labels(y: Any, n_rows: int, n_labels: int | None = None) -> np.ndarray:
+    """Return an indicator matrix as float32 (n_rows, n_labels).
+
+    Parameters
+    ----------
+    y : array-like, data frame or sparse matrix of 0 and 1 (or bool)
+    n_rows : int
+        Rows of X.
+    n_labels : int or None
+        Columns that it must have.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or a value that is neither 0 nor 1; its row is named.
+    """
+    y = _number_array(y, "one column of 0 and 1 a label")
+    _check_length(y, n_rows)
+    if y.ndim != 2 or (n_labels is not None and y.shape[1] != n_labels):
+        expected = n_labels if n_labels is not None else "n_labels"
+        raise ValueError(f"y has the shape {y.shape}: expected ({n_rows}, {expected}).")
+    bad = np.argwhere(~np.isin(y, (0, 1)))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"y has several columns, so that each has to be 0 or 1: row {row}, column {column} is "
+            f"{y[row, column]:g}. For one class a text give one column."
+        )
+    return y.astype(np.float32)
+
+
+def check_numbers(y: Any, n_rows: int, n_targets: int | None = None) -> np.ndarray:
+    """Return finite numbers as float64, shape (n_rows,) or (n_rows, n_targets).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another shape, or a value that is not a finite number; its row is named.
+    """
+    y = _number_array(y, "one number a text, or one column a target")
+    _check_length(y, n_rows)
+    if y.ndim > 2 or (n_targets is not None and (1 if y.ndim == 1 else y.shape[1]) != n_targets):
+        raise ValueError(f"y has the shape {y.shape}: expected {n_targets or 'n'} number(s) a text.")
+    bad = np.argwhere(~np.isfinite(y))
+    if len(bad):
+        raise ValueError(f"y has a number that is not finite: row {bad[0][0]} is {y[tuple(bad[0])]}.")
+    return y
+
+
+def _number_array(y: Any, expected: str) -> np.ndarray:
+    if y is None:
+        raise ValueError(f"y is None: expected {expected}.")
+    if isinstance(y, str | bytes | dict | set | frozenset):
+        raise TypeError(f"y is a {type(y).__name__}: {_shorten(y)}. Expected {expected}.")
+    native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
+    if isinstance(native, nw.Series | nw.DataFrame):
+        y = native.to_numpy()
+    elif hasattr(y, "to_pylist"):  # a pyarrow array
+        y = y.to_pylist()
+    elif hasattr(y, "toarray"):  # a sparse matrix
+        y = y.toarray()
+    try:
+        return np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y holds what is not a number ({error}): expected {expected}.") from error
+
+
+def _check_length(y: np.ndarray, n_rows: int) -> None:
+    if len(y) != n_rows:
+        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
 
 
 def _label_array(y: Any) -> np.ndarray:

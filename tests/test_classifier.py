@@ -7,21 +7,12 @@ from dataclasses import replace
 import joblib
 import numpy as np
 import pytest
+from conftest import plain_hidden_states
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm.engine import release_models
-
-
-@pytest.fixture(scope="module")
-def split(requests):
-    """Train on five English requests an intent; test on the others, in four languages."""
-    texts, y = np.array(requests.data, dtype=object), np.array(requests.target_names)[requests.target]
-    is_new = requests.groups % 8 >= 5
-    train = (requests.languages == "en") & ~is_new
-    test = np.isin(requests.languages, ["en", "ru", "zh", "sw"]) & is_new
-    return texts[train].tolist(), y[train], texts[test].tolist(), y[test]
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +108,19 @@ def test_gradients_of_the_packed_forward(split):
     """Against finite differences, in a direction of all trained weights at once."""
     import torch
 
-    from skminilm.checkpoints import load_checkpoint
-    from skminilm.engine import new_trainable_model
+    from skminilm.checkpoints import load_checkpoint, tokenize
+    from skminilm.engine import read_trainable_weights
     from skminilm.engine.packing import make_pack
     from skminilm.engine.pooling import pool, unit_length
 
     checkpoint = load_checkpoint("bundled")
-    model = new_trainable_model(checkpoint, torch.device("cpu"))
-    batch = model.tokenize(split[0][:6], None, replace(checkpoint.defaults, prompt="", max_length=64))
+    short = replace(checkpoint.defaults, prompt="", max_length=64)
+    batch = tokenize(checkpoint.tokenizer, split[0][:6], None, short)
     rows = np.argsort(-batch.lengths, kind="stable")
-    weights = {name: t.double() if t.is_floating_point() else t for name, t in model.weights.items()}
+    weights = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in read_trainable_weights(checkpoint, 0, None)
+    }
     pack = make_pack(batch.input_ids, batch.offsets, rows, torch.device("cpu"), 0.25)
     generator = torch.Generator().manual_seed(0)
     direction = {
@@ -138,7 +132,7 @@ def test_gradients_of_the_packed_forward(split):
 
     def loss(step):
         moved = {n: t + step * direction[n] if n in direction else t for n, t in weights.items()}
-        vectors = unit_length(pool_double(model.hidden_states(pack, moved), pack))
+        vectors = unit_length(pool_double(plain_hidden_states(moved, pack, checkpoint.config), pack))
         return (vectors * target).sum()
 
     def pool_double(hidden, pack):

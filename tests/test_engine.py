@@ -1,19 +1,22 @@
+from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from conftest import plain_hidden_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm import MiniLMEncoder
-from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.engine import (
     Compute,
     get_model,
     linear,
-    new_trainable_model,
+    read_trainable_weights,
     release_models,
     resolve_compute,
     streaming,
@@ -85,14 +88,15 @@ def test_one_text_longer_than_the_token_budget(many_texts):
 @pytest.mark.parametrize("grad", [False, True])
 def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkeypatch):
     checkpoint = load_checkpoint("bundled")
-    model = new_trainable_model(checkpoint, CPU)
-    batch = model.tokenize(texts, None, checkpoint.defaults)
+    weights = dict(read_trainable_weights(checkpoint, 0, None))
+    batch = tokenize(checkpoint.tokenizer, texts, None, checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
     found = []
     for waste in (0.0, max_waste):
         with torch.set_grad_enabled(grad):
             pack = make_pack(batch.input_ids, batch.offsets, rows, CPU, waste)
-            found.append(pool(model.hidden_states(pack, model.weights), pack, "mean").detach().numpy())
+            hidden = plain_hidden_states(weights, pack, checkpoint.config)
+            found.append(pool(hidden, pack, "mean").detach().numpy())
     assert np.abs(found[1] - found[0]).max() <= 2e-5
 
 
@@ -176,6 +180,38 @@ def test_precision_follows_the_hardware(monkeypatch):
     for native, best in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
         assert precision("cuda:0") == best
+
+
+def test_several_gpus_share_a_call(monkeypatch):
+    names = ["A", "B", "A"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    assert resolve_compute("torch", "auto", "fp32").helpers == (torch.device("cuda", 2),)
+    assert resolve_compute("torch", "cuda", "fp32").helpers == ()
+    assert resolve_compute("torch", "cpu", "fp32").helpers == ()
+
+
+def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):
+    checkpoint = load_checkpoint("bundled")
+    short = replace(checkpoint.defaults, max_length=64)
+    expected, _ = get_model(checkpoint, Compute(CPU, "fp32")).encode(many_texts, None, short)
+    shared = get_model(checkpoint, Compute(CPU, "fp32", helpers=(CPU,)))
+    computed = []
+    original = PackedModel.start
+
+    def counting(self, batch, offsets, rows, *args):
+        computed.extend((id(self), row) for row in rows)
+        return original(self, batch, offsets, rows, *args)
+
+    monkeypatch.setattr(PackedModel, "start", counting)
+    found, _ = shared.encode(many_texts, None, short, batch_tokens=256)
+    assert np.abs(found - expected).max() <= 2e-5
+    by_replica = list(Counter(replica for replica, _ in computed).values())
+    assert len(by_replica) == 2
+    assert sum(by_replica) == len(many_texts)
+    assert min(by_replica) > len(many_texts) / 4
 
 
 @pytest.mark.parametrize(
@@ -302,8 +338,8 @@ class _SmallMemory(PackedModel):
 @pytest.fixture
 def small_memory(monkeypatch):
     checkpoint = load_checkpoint("bundled")
-    weights = new_trainable_model(checkpoint, CPU).weights
-    return _SmallMemory(checkpoint, weights.items(), CPU, torch.float32), checkpoint.defaults
+    weights = read_trainable_weights(checkpoint, 0, None)
+    return _SmallMemory(checkpoint, weights, CPU, torch.float32), checkpoint.defaults
 
 
 def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts):
@@ -339,7 +375,7 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
     monkeypatch.setattr(varlen, "_works", {})
     monkeypatch.setattr(varlen, "_kernel", lambda: kernels[kernel])
     checkpoint = load_checkpoint("bundled")
-    weights = new_trainable_model(checkpoint, CPU).weights.items()
+    weights = read_trainable_weights(checkpoint, 0, None)
     model = PackedModel(checkpoint, weights, CPU, torch.bfloat16)
     assert (model._max_waste is None) == (kernel == "right")
     vectors, _ = model.encode(texts, None, checkpoint.defaults)

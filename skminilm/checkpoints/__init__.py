@@ -10,7 +10,7 @@ import os
 import threading
 from pathlib import Path
 
-from ._checkpoint import LONG_TEXTS, POOLINGS, BertConfig, Checkpoint, EncodingSettings
+from ._checkpoint import LONG_TEXTS, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
 from .presets import BUNDLED, PRESETS, find_preset
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Checkpoint",
     "EncodingSettings",
     "load_checkpoint",
+    "tokenize",
 ]
 
 _loaded: dict[tuple, Checkpoint] = {}

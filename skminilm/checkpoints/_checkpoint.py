@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from .tokenizer import Tokenizer
+    from .tokenizer import TokenBatch, Tokenizer
 
 POOLINGS = ("mean", "cls", "max")
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
@@ -107,3 +107,12 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def tokenize(
+    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, settings: EncodingSettings
+) -> TokenBatch:
+    """Return the token ids of texts or pairs, the prompt before each (first) text."""
+    if settings.prompt:
+        first = [settings.prompt + text for text in first]
+    return tokenizer.encode(first, second, max_length=settings.max_length, long_text=settings.long_text)

@@ -4,15 +4,23 @@ Importing this package imports torch; the estimators do so at first use.
 """
 
 from .hardware import Compute, resolve_compute, resolve_device
-from .packed_model import TunedWeights, weights_digest
-from .registry import get_model, get_tuned_model, new_trainable_model, release_models
+from .packed_model import TunedWeights, merge_weights, weights_digest
+from .registry import (
+    get_model,
+    get_tuned_model,
+    new_layer_states,
+    read_trainable_weights,
+    release_models,
+)
 
 __all__ = [
     "Compute",
     "TunedWeights",
     "get_model",
     "get_tuned_model",
-    "new_trainable_model",
+    "merge_weights",
+    "new_layer_states",
+    "read_trainable_weights",
     "release_models",
     "resolve_compute",
     "resolve_device",

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
+from ..checkpoints import BertConfig
 from ..checkpoints.q4 import dequantize_q4
+from ._names import layer_prefix
 from .linear import Linear
 from .packing import Pack
 from .varlen import varlen_attention
@@ -46,21 +48,16 @@ def embed(weights: Weights, pack: Pack, epsilon: float, dtype: torch.dtype) -> t
 
 
 def encoder_layer(
-    hidden: torch.Tensor,
-    weights: Weights,
-    prefix: str,
-    pack: Pack,
-    n_heads: int,
-    epsilon: float,
-    linear: Linear,
+    hidden: torch.Tensor, weights: Weights, layer: int, pack: Pack, config: BertConfig, linear: Linear
 ) -> torch.Tensor:
     """One transformer layer: attention inside each sequence, then feed-forward."""
+    prefix = layer_prefix(layer)
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         weight, bias = weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
-        return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, config.layer_norm_eps)
 
-    attended = attention(linear(hidden, prefix + "qkv"), pack, n_heads)
+    attended = attention(linear(hidden, prefix + "qkv"), pack, config.num_attention_heads)
     hidden = norm(linear(attended, prefix + "attention_output", residual=hidden), "attention_norm")
     inner = linear(hidden, prefix + "intermediate", gelu=True)
     return norm(linear(inner, prefix + "output", residual=hidden), "output_norm")

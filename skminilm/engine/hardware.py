@@ -24,12 +24,15 @@ class Compute:
     backend : {"torch", "openvino"}
     calibration : tuple of str or None
         Texts that set the ranges of ``"int8"``; None takes those that ship.
+    helpers : tuple of torch.device
+        Other devices of the same kind, which share the work of one call.
     """
 
     device: torch.device
     precision: str
     backend: str = "torch"
     calibration: tuple[str, ...] | None = None
+    helpers: tuple[torch.device, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,11 +78,12 @@ def resolve_compute(
         )
     if calibration is not None and precision != "int8":
         raise ValueError(f"calibration_texts are for precision='int8', not precision={precision!r}.")
+    helpers = _other_gpus(resolved) if device == "auto" else ()
     if precision == "auto":
         precision = _best_precision(resolved)
     if precision == "fp16" and resolved.type == "cpu":
         raise ValueError("precision='fp16' needs a GPU: use 'auto', 'bf16' or 'fp32' on a CPU.")
-    return Compute(resolved, precision, backend, calibration)
+    return Compute(resolved, precision, backend, calibration, helpers)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -106,6 +110,15 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())  # one name for one device
     return resolved
+
+
+def _other_gpus(device: torch.device) -> tuple[torch.device, ...]:
+    """Return the other GPUs of the same model, which are worth as much of the work."""
+    if device.type != "cuda":
+        return ()
+    name = torch.cuda.get_device_name(device)
+    others = (torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != device.index)
+    return tuple(other for other in others if torch.cuda.get_device_name(other) == name)
 
 
 def _best_precision(device: torch.device) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from .._folders import cache_folder
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, tokenize
 from ..checkpoints.tokenizer import TokenBatch
+from ._names import HIDDEN_MASKED
 from ._openvino_import import check_installed, import_silently
 from .forward import embed
 from .packing import Pack, make_pack, plan_padded
@@ -80,7 +81,7 @@ class OpenVINOModel(StreamingModel):
     def _calibration_samples(self, texts: Sequence[str]) -> Iterator[list[np.ndarray]]:
         defaults = self.checkpoint.defaults
         settings = replace(defaults, max_length=min(_CALIBRATION_TOKENS, defaults.max_length))
-        batch = self.tokenize(texts, None, settings)
+        batch = tokenize(self.tokenizer, texts, None, settings)
         for row in range(len(texts)):
             pack = self._pack(batch, batch.offsets, np.array([row]))
             yield list(self._padded(pack, int(pack.lengths[0]))[:2])
@@ -116,8 +117,6 @@ class OpenVINOModel(StreamingModel):
         slots = sequence * longest + pack.position_ids[: pack.n_tokens]
         padded = torch.zeros(n_texts * longest, self.hidden_size)
         padded[slots] = embedded[: pack.n_tokens]
-        from .openvino_graph import HIDDEN_MASKED
-
         mask = torch.full((n_texts * longest,), HIDDEN_MASKED)
         mask[slots] = 0
         return (

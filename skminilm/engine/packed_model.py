@@ -27,8 +27,10 @@ CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
 _MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
-_MAX_WASTE_TRAINING = 0.25
 
+# Low-rank adapters: weight + LORA_SCALE * lora_B @ lora_A.
+LORA_RANK = 8
+LORA_SCALE = 2.0
 WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
 _LAYER_PARTS = {
     "attention_output": "attention.output.dense",
@@ -84,12 +86,29 @@ class TunedWeights:
     arrays: Mapping[str, np.ndarray]
     digest: str
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether these are low-rank adapters, to be added to the weights."""
+        return any(name.endswith(".lora_A") for name in self.arrays)
+
+    @property
+    def n_frozen_layers(self) -> int:
+        """How many of the lowest layers are as in the checkpoint, if the embeddings are."""
+        layers = [int(name.split(".")[1]) for name in self.arrays if name.startswith("layers.")]
+        return min(layers) if len(layers) == len(self.arrays) else 0
+
 
 def replaced_weights(
     weights: Iterable[tuple[str, torch.Tensor]], tuned: TunedWeights
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Put what fine-tuning changed in its place among named weights."""
     for name, tensor in weights:
+        down = tuned.arrays.get(f"{name}.lora_A")
+        if down is not None:
+            up = torch.from_numpy(np.array(tuned.arrays[f"{name}.lora_B"]))
+            delta = up @ torch.from_numpy(np.array(down))
+            yield name, (tensor.float() + LORA_SCALE * delta).to(tensor.dtype)
+            continue
         if name not in tuned.arrays:
             yield name, tensor
             continue
@@ -100,6 +119,20 @@ def replaced_weights(
             table[torch.from_numpy(np.array(tuned.arrays[WORD_ROWS]))] = values
             values = table
         yield name, values
+
+
+def merge_weights(
+    earlier: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return what two fits in a row changed: the later weights, and rows of the embedding table of both."""
+    merged = {**earlier, **later}
+    if WORD_ROWS in earlier and WORD_ROWS in later:
+        only_earlier = ~np.isin(earlier[WORD_ROWS], later[WORD_ROWS])
+        rows = np.concatenate([earlier[WORD_ROWS][only_earlier], later[WORD_ROWS]])
+        values = np.concatenate([earlier[WORD][only_earlier], later[WORD]])
+        order = np.argsort(rows)
+        merged[WORD_ROWS], merged[WORD] = rows[order], values[order]
+    return merged
 
 
 def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -122,9 +155,8 @@ class PackedModel(StreamingModel):
     device : torch.device
     dtype : torch.dtype
         Of the layers. Embeddings are summed in float32.
-    trainable : bool, default=False
-        Keep the matrices as they are. Otherwise, where torch can lay them out
-        for its products, only that copy is kept.
+        Matrices that torch can lay out for its products are kept in that
+        layout only.
     """
 
     def __init__(
@@ -133,8 +165,6 @@ class PackedModel(StreamingModel):
         weights: Iterable[tuple[str, torch.Tensor]],
         device: torch.device,
         dtype: torch.dtype,
-        *,
-        trainable: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -147,7 +177,7 @@ class PackedModel(StreamingModel):
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights: dict[str, torch.Tensor] = {}
         prepacked = {}
-        prepacks = not trainable and device.type == "cpu" and can_prepack(dtype)
+        prepacks = device.type == "cpu" and can_prepack(dtype)
         for name, tensor in weights:
             is_layer = name.startswith("layers.")
             moved = tensor.to(device, dtype if is_layer else None)
@@ -157,37 +187,26 @@ class PackedModel(StreamingModel):
                 self.weights[name] = moved
         self._linear = prepacked_linear(prepacked, self.weights) if prepacks else plain_linear(self.weights)
 
-    def make_training_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
-        """Gather the texts of a training step into a pack; its rows are sorted, longest first."""
-        rows = rows[np.argsort(-batch.lengths[rows], kind="stable")]
-        return make_pack(batch.input_ids, offsets, rows, self.device, _MAX_WASTE_TRAINING)
+    def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
+        """Gather texts, sorted longest first, into a pack on this model's device."""
+        return make_pack(batch.input_ids, offsets, rows, self.device, self._max_waste)
 
-    def hidden_states(
-        self,
-        pack: Pack,
-        weights: Mapping[str, torch.Tensor] | None = None,
-        *,
-        frozen_layers: int = 0,
-        frozen_embeddings: bool = True,
+    def hidden_states(self, pack: Pack, *, n_layers: int | None = None) -> torch.Tensor:
+        """Return the hidden states of a pack after all layers or the first few, (n_slots, hidden_size)."""
+        hidden = embed(self.weights, pack, self.config.layer_norm_eps, self.dtype)
+        return self.run_layers(hidden, pack, stop_layer=n_layers)
+
+    def run_layers(
+        self, hidden: torch.Tensor, pack: Pack, *, first_layer: int = 0, stop_layer: int | None = None
     ) -> torch.Tensor:
-        """Return the last hidden states of a pack, (n_slots, hidden_size).
-
-        Of this model, or of one with other weights under the same names. No
-        gradients are kept for the embeddings and the lowest layers where they
-        are frozen.
-        """
-        linear = self._linear if weights is None else plain_linear(weights)
-        weights = self.weights if weights is None else weights
-        epsilon, n_heads = self.config.layer_norm_eps, self.config.num_attention_heads
-        dtype = weights[layer_prefix(0) + "attention_norm.weight"].dtype
-        keep_gradients = torch.is_grad_enabled()
-        with torch.set_grad_enabled(keep_gradients and not frozen_embeddings):
-            hidden = embed(weights, pack, epsilon, dtype)
-        for layer in range(self.config.num_hidden_layers):
-            with torch.set_grad_enabled(keep_gradients and layer >= frozen_layers):
-                prefix = layer_prefix(layer)
-                hidden = encoder_layer(hidden, weights, prefix, pack, n_heads, epsilon, linear)
+        """Return what some of the layers make of hidden states, both (n_slots, hidden_size)."""
+        for layer in range(first_layer, self.config.num_hidden_layers if stop_layer is None else stop_layer):
+            hidden = encoder_layer(hidden, self.weights, layer, pack, self.config, self._linear)
         return hidden
+
+    def last_hidden_state(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
+        """Return the hidden states after the last layer; `batch` and `offsets` are what `pack` is made of."""
+        return self.hidden_states(pack)
 
     def start(
         self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
@@ -202,8 +221,8 @@ class PackedModel(StreamingModel):
             return self._start_halves(batch, offsets, rows, pooling, normalize)
         try:
             with torch.inference_mode():
-                pack = make_pack(batch.input_ids, offsets, rows, self.device, self._max_waste)
-                pooled = pool(self.hidden_states(pack), pack, pooling)
+                pack = self.make_pack(batch, offsets, rows)
+                pooled = pool(self.last_hidden_state(pack, batch, offsets), pack, pooling)
                 return _bring_home(unit_length(pooled) if normalize else pooled)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:

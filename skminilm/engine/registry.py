@@ -6,12 +6,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
 from ..checkpoints import Checkpoint
+from ._names import layer_prefix
 from .hardware import Compute
+from .layer_states import ArrayCache, LayerStates, TopTunedModel
 from .packed_model import PackedModel, TunedWeights, fused_weights, replaced_weights
+from .replicated_model import ReplicatedModel
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
 
@@ -60,26 +64,70 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
 
             weights = dict(read_weights(checkpoint, torch.float32))
             return OpenVINOModel(checkpoint, weights, compute.precision, compute.calibration)
-        weights = read_weights(checkpoint, compute.dtype)
-        return PackedModel(checkpoint, weights, compute.device, compute.dtype)
+        return _packed_model(checkpoint, compute)
 
     return get_or_build((checkpoint.fingerprint, compute), build)
 
 
-def get_tuned_model(checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights) -> PackedModel:
-    """Return the loaded model of a checkpoint that was fine-tuned."""
+def get_tuned_model(
+    checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights, cache: ArrayCache
+) -> StreamingModel:
+    """Return the loaded model of a checkpoint that was fine-tuned.
 
-    def build() -> PackedModel:
-        weights = replaced_weights(read_weights(checkpoint, compute.dtype), tuned)
-        return PackedModel(checkpoint, weights, compute.device, compute.dtype)
+    Where only upper layers were, the output of those below is kept in `cache`.
+    """
+
+    def build() -> StreamingModel:
+        n_frozen = tuned.n_frozen_layers
+        if n_frozen == 0:
+            return _packed_model(checkpoint, compute, tuned)
+        states = new_layer_states(checkpoint, compute, n_frozen, cache)
+        weights = replaced_weights(upper_weights(checkpoint, n_frozen, compute.dtype), tuned)
+        return TopTunedModel(states, weights)
 
     return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
 
 
-def new_trainable_model(checkpoint: Checkpoint, device: torch.device) -> PackedModel:
-    """Return a model in float32 that nobody else holds."""
-    weights = read_weights(checkpoint, torch.float32)
-    return PackedModel(checkpoint, weights, device, torch.float32, trainable=True)
+def new_layer_states(
+    checkpoint: Checkpoint, compute: Compute, n_layers: int, cache: ArrayCache
+) -> LayerStates:
+    """Return the output of the lowest layers of a checkpoint, kept in `cache`."""
+    alone = replace(compute, helpers=())
+    return LayerStates(get_model(checkpoint, alone), alone, n_layers, cache)
+
+
+def read_trainable_weights(
+    checkpoint: Checkpoint, n_frozen_layers: int, tuned: TunedWeights | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read weights in float32 to train on: of the layers above the frozen ones, or all if none is frozen."""
+    if n_frozen_layers:
+        weights = upper_weights(checkpoint, n_frozen_layers, torch.float32)
+    else:
+        weights = read_weights(checkpoint, torch.float32)
+    # Adapters go on as adapters: they are not merged.
+    return replaced_weights(weights, tuned) if tuned and not tuned.has_adapters else weights
+
+
+def upper_weights(
+    checkpoint: Checkpoint, n_frozen_layers: int, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the weights of the layers above the lowest `n_frozen_layers`."""
+    below = tuple(layer_prefix(layer) for layer in range(n_frozen_layers))
+    for name, tensor in read_weights(checkpoint, dtype):
+        if name.startswith("layers.") and not name.startswith(below):
+            yield name, tensor
+
+
+def _packed_model(
+    checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights | None = None
+) -> PackedModel | ReplicatedModel:
+    replicas = []
+    for device in (compute.device, *compute.helpers):
+        weights = read_weights(checkpoint, compute.dtype)
+        if tuned:
+            weights = replaced_weights(weights, tuned)
+        replicas.append(PackedModel(checkpoint, weights, device, compute.dtype))
+    return ReplicatedModel(replicas) if len(replicas) > 1 else replicas[0]
 
 
 def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from ..checkpoints import EncodingSettings
+from ..checkpoints import EncodingSettings, tokenize
 from ..checkpoints.tokenizer import TokenBatch, Tokenizer
 from .hardware import return_free_memory
 from .packing import plan_packs
@@ -19,7 +19,6 @@ from .packing import plan_packs
 # texts of like length.
 _MAX_CHUNK_PACKS = 64
 _CHARACTERS_PER_TOKEN = 4
-_MAX_RESULTS_UNDER_WAY = 2
 
 
 class StreamingModel(ABC):
@@ -32,11 +31,14 @@ class StreamingModel(ABC):
         Columns of the vectors.
     default_batch_tokens : int
         Tokens computed at once where the caller does not say.
+    max_results_under_way : int
+        Packs that may be computed while others are prepared.
     """
 
     tokenizer: Tokenizer
     hidden_size: int
     default_batch_tokens: int
+    max_results_under_way: int = 2
 
     @abstractmethod
     def start(
@@ -47,16 +49,6 @@ class StreamingModel(ABC):
     def plan(self, lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
         """Yield the rows that are computed together, longest first."""
         return plan_packs(lengths, max_tokens)
-
-    def tokenize(
-        self, texts: Sequence[str], second: Sequence[str] | None, settings: EncodingSettings
-    ) -> TokenBatch:
-        """Return the token ids of texts or pairs, the prompt before each (first) text."""
-        if settings.prompt:
-            texts = [settings.prompt + text for text in texts]
-        return self.tokenizer.encode(
-            texts, second, max_length=settings.max_length, long_text=settings.long_text
-        )
 
     def encode(
         self,
@@ -109,13 +101,13 @@ class StreamingModel(ABC):
                     progress(round(finished) - reported)
                     reported = round(finished)
 
-        def tokenize(chunk: np.ndarray) -> TokenBatch:
+        def tokenize_chunk(chunk: np.ndarray) -> TokenBatch:
             first = [texts[row] for row in chunk]
             other = None if second is None else [second[row] for row in chunk]
-            return self.tokenize(first, other, settings)
+            return tokenize(self.tokenizer, first, other, settings)
 
         n_chunks = 0
-        for chunk, batch in _one_ahead(tokenize, plan_chunks(texts, second, budget)):
+        for chunk, batch in _one_ahead(tokenize_chunk, plan_chunks(texts, second, budget)):
             n_chunks += 1
             full_lengths[chunk] = batch.full_lengths
             owners, shares = _windows_of(batch)
@@ -123,7 +115,7 @@ class StreamingModel(ABC):
             for rows in self.plan(batch.lengths, budget):
                 result = self.start(batch, offsets, rows, settings.pooling, normalize)
                 under_way.append((chunk[owners[rows]], shares[rows], result))
-                finish(_MAX_RESULTS_UNDER_WAY)
+                finish(self.max_results_under_way)
         finish(0)
         if n_chunks > 1:  # packs of many sizes leave the heap in pieces
             return_free_memory()
@@ -160,20 +152,20 @@ def plan_chunks(
 
 
 def _one_ahead(
-    tokenize: Callable[[np.ndarray], TokenBatch], chunks: Iterator[np.ndarray]
+    tokenize_chunk: Callable[[np.ndarray], TokenBatch], chunks: Iterator[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
     """Yield each chunk and its tokens; the next one is tokenised by a thread meanwhile."""
     chunk = next(chunks, None)
     if chunk is None:
         return
-    batch = tokenize(chunk)
+    batch = tokenize_chunk(chunk)
     following = next(chunks, None)
     if following is None:  # a thread would cost more than it hides
         yield chunk, batch
         return
     with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as pool:
         while following is not None:
-            future: Future[TokenBatch] = pool.submit(tokenize, following)
+            future: Future[TokenBatch] = pool.submit(tokenize_chunk, following)
             yield chunk, batch
             chunk, following, batch = following, next(chunks, None), future.result()
         yield chunk, batch

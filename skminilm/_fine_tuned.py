@@ -1,0 +1,430 @@
+"""What MiniLMClassifier and MiniLMRegressor share: one fit for any targets, and vectors."""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from tqdm.auto import tqdm
+
+from ._cache import memory_cache, state_cache
+from ._callbacks import CallbackSupportMixin, EpochCallbacks
+from ._encoding import encode_texts, open_checkpoint, resolve_settings
+from ._targets import Targets
+from ._validation import Texts, check_row_weights, check_texts
+from .checkpoints import POOLINGS, Checkpoint, EncodingSettings, tokenize
+
+if TYPE_CHECKING:
+    from .engine import Compute
+    from .finetuning import TrainableNetwork, TrainingResult
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TRAINABLE = ("head", "encoder", "all", "lora")
+
+_LEARNING_RATE, _LORA_LEARNING_RATE = 1e-4, 1e-3
+_MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Texts that are trained on and texts that are set aside, in one list."""
+
+    texts: Texts
+    values: np.ndarray
+    row_weights: np.ndarray
+    training: np.ndarray
+    validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class _EarlierFit:
+    """Where a fit with ``warm_start=True`` begins."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    weights: dict[str, np.ndarray]
+    digest: str
+    history: list[dict[str, float]]
+
+
+class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
+    """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
+
+    _parameter_constraints = {  # noqa: RUF012
+        "model": "no_validation",
+        "revision": [str, None],
+        "trainable": [StrOptions(set(TRAINABLE)), Interval(Integral, 1, None, closed="left")],
+        "init_head": [StrOptions({"probe", "random"})],
+        "epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
+        "max_length": [Interval(Integral, 3, None, closed="left")],
+        "pooling": [StrOptions({"auto", *POOLINGS})],
+        "prompt": [str, None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "gradient_checkpointing": ["boolean"],
+        "precision": [StrOptions(set(PRECISIONS))],
+        "device": [str],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    @abstractmethod
+    def _read_targets(self, y: Any, n_rows: int) -> Targets: ...
+
+    @abstractmethod
+    def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
+        """Return the fitted attributes that depend on what was learned, `coef_` and `intercept_` among them."""
+
+    @abstractmethod
+    def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+        """Return coef and intercept of an earlier fit, as training takes them."""
+
+    def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
+        return row_weights
+
+    def _label_smoothing(self) -> float:
+        return 0.0
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
+        self._validate_params()
+        texts = check_texts(X)
+        targets = self._read_targets(y, len(texts))
+        row_weights = self._weights_of_targets(targets, check_row_weights(sample_weight, len(texts)))
+        random = check_random_state(self.random_state)
+        data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
+        checkpoint = open_checkpoint(self.model, self.revision)
+        settings, compute = self._resolve(checkpoint)
+        earlier = self._earlier_fit(checkpoint, settings, targets)
+
+        def attributes(result: TrainingResult) -> dict[str, Any]:
+            return self._attributes(result, targets, checkpoint, settings, earlier)
+
+        n_epochs = self._n_epochs(len(data.training))
+        try:
+            with _Progress(self, X, y, n_epochs, len(data.training), attributes) as hooks:
+                result = self._train(
+                    data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks
+                )
+        except FloatingPointError as error:
+            last_good = getattr(error, "last_good", None)
+            if last_good is not None:
+                self._set_attributes(attributes(last_good))
+            raise
+        finally:
+            gc.collect()  # networks that were trained hold on to themselves
+        self._set_attributes(attributes(result))
+        if result.interrupted:
+            warnings.warn("Training interrupted by user.", UserWarning, stacklevel=3)
+        return self
+
+    def _set_aside(
+        self,
+        texts: Texts,
+        targets: Targets,
+        row_weights: np.ndarray,
+        X_val: Any,
+        y_val: Any,
+        random: np.random.RandomState,
+    ) -> _Data:
+        n = len(texts)
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val belong together: one of them is None.")
+        if X_val is not None:
+            other = check_texts(X_val)
+            if (other.second is None) != (texts.second is None):
+                raise ValueError("X and X_val must have the same number of columns.")
+            values = np.concatenate([targets.values, targets.encode(y_val, len(other))])
+            weights = np.concatenate([row_weights, np.ones(len(other))])
+            return _Data(texts.join(other), values, weights, np.arange(n), np.arange(n, n + len(other)))
+        training, validation = np.arange(n), np.arange(0)
+        if self.early_stopping:
+            training, validation = self._random_split(targets, n, random)
+        return _Data(texts, targets.values, row_weights, training, validation)
+
+    def _random_split(
+        self, targets: Targets, n: int, random: np.random.RandomState
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.model_selection import train_test_split
+
+        try:
+            training, validation = train_test_split(
+                np.arange(n), test_size=self.validation_fraction, stratify=targets.strata, random_state=random
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"early_stopping=True cannot set validation_fraction={self.validation_fraction} of {n} texts "
+                f"aside: {error} Give more texts, another validation_fraction, or X_val and y_val."
+            ) from error
+        return np.sort(training), np.sort(validation)
+
+    def _resolve(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, Compute]:
+        from .engine import resolve_compute
+
+        if self.trainable != "head":
+            if checkpoint.foreign_reason:
+                raise ValueError(
+                    f"model={self.model!r} cannot be fine-tuned here: {checkpoint.foreign_reason}. Use "
+                    "trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
+                )
+            from .finetuning import n_frozen_layers
+
+            n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
+        settings = resolve_settings(
+            checkpoint,
+            checkpoint.defaults,
+            pooling=self.pooling,
+            normalize=True,
+            prompt=self.prompt,
+            max_length=self.max_length,
+        )
+        return settings, resolve_compute("torch", self.device, self.precision)
+
+    def _earlier_fit(
+        self, checkpoint: Checkpoint, settings: EncodingSettings, targets: Targets
+    ) -> _EarlierFit | None:
+        if not self.warm_start or not hasattr(self, "weights_"):
+            return None
+        if self.fingerprint_ != checkpoint.fingerprint or self.settings_ != asdict(settings):
+            raise ValueError(
+                "warm_start=True goes on from the earlier fit, which had another model, pooling, prompt or "
+                "max_length: restore them, or set warm_start=False."
+            )
+        coef, intercept = self._head_of_fit(targets)
+        return _EarlierFit(coef, intercept, self.weights_, self.weights_digest_, self.history_)
+
+    def _train(
+        self,
+        data: _Data,
+        targets: Targets,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        compute: Compute,
+        random: np.random.RandomState,
+        earlier: _EarlierFit | None,
+        n_epochs: int,
+        hooks: _Progress,
+    ) -> TrainingResult:
+        from .finetuning import FixedVectors, Rows, TrainingOptions, train
+
+        vectors = None
+        if self.trainable == "head" or earlier is None:
+            # Texts that are set aside are needed where no network computes them later.
+            rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
+            vectors = np.zeros((len(data.texts), checkpoint.hidden_size), np.float32)
+            vectors[rows] = encode_texts(
+                data.texts.take(rows),
+                checkpoint,
+                settings,
+                compute=compute,
+                cache=memory_cache,
+                verbose=self.verbose,
+            )
+        if earlier is not None:
+            coef, intercept = earlier.coef, earlier.intercept
+        elif self.init_head == "probe":
+            some = data.training
+            coef, intercept = targets.linear_start(vectors[some], data.values[some], data.row_weights[some])
+        else:
+            shape = (targets.n_outputs, checkpoint.hidden_size)
+            coef = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
+            intercept = np.zeros(shape[0], np.float32)
+        options = TrainingOptions(
+            epochs=n_epochs,
+            batch_size=self.batch_size,
+            head_learning_rate=self.head_learning_rate,
+            warmup_ratio=self.warmup_ratio,
+            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
+            seed=random.randint(np.iinfo(np.int32).max),
+            loss_scaling=self.trainable != "head" and compute.precision == "fp16",
+        )
+        if self.trainable == "head":
+            network: TrainableNetwork = FixedVectors(vectors)
+        else:
+            network = self._new_network(data, checkpoint, settings, compute, options.seed, earlier)
+        del vectors
+        return train(
+            network,
+            coef,
+            intercept,
+            targets.objective(self._label_smoothing()),
+            data.values,
+            data.row_weights,
+            Rows(data.training, data.validation),
+            options,
+            hooks=hooks,
+        )
+
+    def _new_network(
+        self,
+        data: _Data,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        compute: Compute,
+        seed: int,
+        earlier: _EarlierFit | None,
+    ) -> TrainableNetwork:
+        from .engine import TunedWeights, new_layer_states, read_trainable_weights
+        from .finetuning import EncoderOptions, TrainableEncoder, n_frozen_layers
+
+        n_frozen = n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
+        batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
+        states = None
+        if n_frozen:
+            states = new_layer_states(checkpoint, compute, n_frozen, state_cache)
+            with tqdm(
+                total=len(batch.lengths), desc="frozen layers", unit="text", disable=not self.verbose
+            ) as bar:
+                states.prepare(batch, bar.update)
+        options = EncoderOptions(
+            trainable=self.trainable,
+            pooling=settings.pooling,
+            learning_rate=self._learning_rate(),
+            weight_decay=self.weight_decay,
+            dtype=compute.dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=seed,
+        )
+        tuned = TunedWeights(earlier.weights, earlier.digest) if earlier and earlier.weights else None
+        weights = read_trainable_weights(checkpoint, n_frozen, tuned)
+        network = TrainableEncoder(
+            weights,
+            checkpoint.config,
+            batch,
+            compute.device,
+            options,
+            states,
+            tuned.arrays if tuned else None,
+        )
+        if tuned and set(tuned.arrays) != set(network.arrays()):
+            raise ValueError(
+                f"warm_start=True goes on from the earlier fit, which trained other weights than "
+                f"trainable={self.trainable!r} does: use the same, or set warm_start=False."
+            )
+        return network
+
+    def _learning_rate(self) -> float:
+        if self.learning_rate != "auto":
+            return float(self.learning_rate)
+        return _LORA_LEARNING_RATE if self.trainable == "lora" else _LEARNING_RATE
+
+    def _n_epochs(self, n_texts: int) -> int:
+        if self.epochs != "auto":
+            return int(self.epochs)
+        steps = math.ceil(n_texts / self.batch_size)
+        return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+
+    def _attributes(
+        self,
+        result: TrainingResult,
+        targets: Targets,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        earlier: _EarlierFit | None,
+    ) -> dict[str, Any]:
+        from .engine import merge_weights, weights_digest
+
+        history = [] if earlier is None else list(earlier.history)
+        weights = result.weights if earlier is None else merge_weights(earlier.weights, result.weights)
+        return {
+            **self._target_attributes(targets, result.coef, result.intercept),
+            "weights_": weights,
+            "weights_digest_": weights_digest(weights),
+            "history_": history + result.history,
+            "n_iter_": len(history) + len(result.history),
+            "best_epoch_": len(history) + result.best_epoch,
+            "fingerprint_": checkpoint.fingerprint,
+            "settings_": asdict(settings),
+        }
+
+    def _set_attributes(self, attributes: dict[str, Any]) -> None:
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def encode(self, X: Any) -> np.ndarray:
+        """Return the vectors that the head sees, of norm 1: float32 (n_texts, 384)."""
+        from .engine import TunedWeights
+
+        check_is_fitted(self)
+        self._validate_params()
+        texts = check_texts(X)
+        checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
+        _, compute = self._resolve(checkpoint)
+        return encode_texts(
+            texts,
+            checkpoint,
+            EncodingSettings(**self.settings_),
+            compute=compute,
+            cache=memory_cache,
+            tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
+            verbose=self.verbose,
+        )
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        """Return what the head makes of the texts, float32 (n_texts, n_outputs)."""
+        vectors = self.encode(X)
+        return vectors @ self.coef_.T + self.intercept_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+class _Progress:
+    """Progress of a fit: a bar where ``verbose`` asks for it, and scikit-learn's callbacks."""
+
+    def __init__(
+        self,
+        estimator: FineTunedEstimator,
+        X: Any,
+        y: Any,
+        n_epochs: int,
+        n_texts: int,
+        attributes: Callable[[TrainingResult], dict[str, Any]],
+    ) -> None:
+        self._callbacks = EpochCallbacks(estimator, n_epochs, X, y)
+        self._attributes = attributes
+        self._new_bar = lambda: tqdm(total=n_epochs * n_texts, desc="fine-tune", unit="text")
+        self._verbose = estimator.verbose
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if kind is None:
+            self._callbacks.end_fit()
+
+    def begin_epoch(self) -> None:
+        if self._verbose and self._bar is None:
+            self._bar = self._new_bar()
+        self._callbacks.begin_epoch()
+
+    def end_step(self, n_texts: int, loss: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self._bar.update(n_texts)
+
+    def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
+        return self._callbacks.end_epoch(lambda: self._attributes(result()))

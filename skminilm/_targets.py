@@ -1,0 +1,197 @@
+"""What is learned - classes, labels, numbers - as the training loop takes it, and where the head starts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._validation import check_classes, check_labels, check_numbers, encode_classes
+
+if TYPE_CHECKING:
+    from .finetuning import Objective
+
+# Inverse strength of the L2 penalty of the probe that the head starts at.
+_PROBE_C = 10.0
+_RIDGE_ALPHAS = np.logspace(-3, 2, 11)
+_MAX_LOG_ODDS = 4.0
+
+
+class Targets(ABC):
+    """The y of a fit.
+
+    Attributes
+    ----------
+    values : ndarray
+        As the objective takes them: int64 (n_rows,) or float32 (n_rows, n_outputs).
+    n_outputs : int
+        Outputs of the head.
+    strata : ndarray or None
+        What a split into training and validation texts keeps in proportion.
+    """
+
+    values: np.ndarray
+    n_outputs: int
+    strata: np.ndarray | None = None
+
+    @abstractmethod
+    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+        """Return another y in the form of `values`."""
+
+    @abstractmethod
+    def objective(self, label_smoothing: float) -> Objective:
+        """Return what training minimises."""
+
+    @abstractmethod
+    def linear_start(
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,)."""
+
+
+class ClassTargets(Targets):
+    """One of several classes a row.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_rows,)
+    n_rows : int
+        Rows of X.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (n_classes,)
+    """
+
+    def __init__(self, y: Any, n_rows: int) -> None:
+        self.classes, self.values = check_classes(y, n_rows)
+        self.n_outputs = len(self.classes)
+        self.strata = self.values
+
+    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+        """Return the class codes of another y, int64 (n_rows,)."""
+        return encode_classes(y, n_rows, self.classes)
+
+    def objective(self, label_smoothing: float) -> Objective:
+        """Return cross-entropy."""
+        from .finetuning import SoftmaxObjective
+
+        return SoftmaxObjective(label_smoothing)
+
+    def linear_start(
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit a multinomial logistic regression."""
+        coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
+        intercept = np.zeros(self.n_outputs, np.float32)
+        present = np.unique(values[row_weights > 0])
+        if len(present) == 1:
+            intercept[present] = _MAX_LOG_ODDS
+            return coef, intercept
+        found, found_intercept = _logistic_regression(vectors, values, row_weights)
+        if len(present) == 2:  # one row of logit differences: half of it to each class
+            found = np.vstack([-found, found]) / 2
+            found_intercept = np.concatenate([-found_intercept, found_intercept]) / 2
+        coef[present], intercept[present] = found, found_intercept
+        return coef, intercept
+
+
+class MultilabelTargets(Targets):
+    """Any number of labels a row, as an indicator matrix.
+
+    Parameters
+    ----------
+    y : array-like or sparse matrix of 0 and 1, shape (n_rows, n_labels)
+    n_rows : int
+        Rows of X.
+    """
+
+    def __init__(self, y: Any, n_rows: int) -> None:
+        self.values = check_labels(y, n_rows)
+        self.n_outputs = self.values.shape[1]
+
+    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+        """Return another indicator matrix, float32 (n_rows, n_labels)."""
+        return check_labels(y, n_rows, self.n_outputs)
+
+    def objective(self, label_smoothing: float) -> Objective:
+        """Return binary cross-entropy."""
+        from .finetuning import MultilabelObjective
+
+        return MultilabelObjective(label_smoothing)
+
+    def linear_start(
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit one logistic regression a label; a label that is always or never there gets a constant."""
+        coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
+        intercept = np.zeros(self.n_outputs, np.float32)
+        for label in range(self.n_outputs):
+            present = np.unique(values[row_weights > 0, label])
+            if len(present) == 1:
+                intercept[label] = _MAX_LOG_ODDS if present[0] else -_MAX_LOG_ODDS
+            else:
+                found, found_intercept = _logistic_regression(vectors, values[:, label], row_weights)
+                coef[label], intercept[label] = found[0], found_intercept[0]
+        return coef, intercept
+
+
+class RealTargets(Targets):
+    """One or several numbers a row, each scaled to mean 0 and standard deviation 1 for training.
+
+    Parameters
+    ----------
+    y : array-like of float, shape (n_rows,) or (n_rows, n_targets)
+    n_rows : int
+        Rows of X.
+
+    Attributes
+    ----------
+    mean, scale : ndarray of float64, shape (n_targets,)
+    one_dimensional : bool
+        y had one dimension.
+    """
+
+    def __init__(self, y: Any, n_rows: int) -> None:
+        numbers = check_numbers(y, n_rows)
+        self.one_dimensional = numbers.ndim == 1
+        numbers = numbers.reshape(n_rows, -1)
+        self.n_outputs = numbers.shape[1]
+        self.mean, scale = numbers.mean(axis=0), numbers.std(axis=0)
+        self.scale = np.where(scale > 0, scale, 1.0)
+        self.values = self._scaled(numbers)
+
+    def _scaled(self, numbers: np.ndarray) -> np.ndarray:
+        return ((numbers - self.mean) / self.scale).astype(np.float32)
+
+    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+        """Return another y on the same scale, float32 (n_rows, n_targets)."""
+        return self._scaled(check_numbers(y, n_rows, self.n_outputs).reshape(n_rows, -1))
+
+    def objective(self, label_smoothing: float) -> Objective:
+        """Return squared error."""
+        from .finetuning import RegressionObjective
+
+        return RegressionObjective()
+
+    def linear_start(
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit a ridge regression whose penalty is chosen by leave-one-out."""
+        from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
+
+        ridge = RidgeCV(_RIDGE_ALPHAS).fit(vectors, values, sample_weight=row_weights)
+        coef = ridge.coef_.reshape(self.n_outputs, -1)
+        return coef.astype(np.float32), np.broadcast_to(ridge.intercept_, self.n_outputs).astype(np.float32)
+
+
+def _logistic_regression(
+    vectors: np.ndarray, codes: np.ndarray, row_weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
+
+    counted = row_weights > 0
+    probe = LogisticRegression(C=_PROBE_C, max_iter=2000)
+    probe.fit(vectors[counted], codes[counted], sample_weight=row_weights[counted])
+    return probe.coef_, probe.intercept_

@@ -1,0 +1,125 @@
+"""Token states in the middle of the network, kept for the layers above that change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..checkpoints.tokenizer import TokenBatch
+from .hardware import Compute
+from .packed_model import PackedModel
+from .packing import Pack, plan_packs
+
+
+class ArrayCache(Protocol):
+    """What keeps the states; see ``skminilm._cache.VectorCache``."""
+
+    def get(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
+        """Return the array of each key, None where there is none."""
+
+    def put(self, keys: Sequence[bytes], vectors: Sequence[np.ndarray]) -> None:
+        """Store a copy of one array a key."""
+
+
+class LayerStates:
+    """The output of the lowest layers of a checkpoint for texts, each computed once as long as it is kept.
+
+    Parameters
+    ----------
+    model : PackedModel
+        The checkpoint as it is.
+    compute : Compute
+        How `model` computes.
+    n_layers : int
+        How many layers.
+    cache : ArrayCache
+        Found by token ids, and by all that the states depend on.
+    """
+
+    def __init__(self, model: PackedModel, compute: Compute, n_layers: int, cache: ArrayCache) -> None:
+        self.model = model
+        self.n_layers = n_layers
+        self._cache = cache
+        self._namespace = repr((model.checkpoint.fingerprint, compute.namespace, n_layers)).encode()
+
+    def of_pack(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
+        """Return the states of a pack, (n_slots, hidden_size); slots that fill up are 0."""
+        keys = self._keys(batch, offsets, pack.rows)
+        states = self._cache.get(keys)
+        missing = [i for i, array in enumerate(states) if array is None]
+        if missing:
+            computed = self._compute(batch, offsets, pack.rows[missing])
+            self._cache.put([keys[i] for i in missing], computed)
+            for i, array in zip(missing, computed, strict=True):
+                states[i] = array
+        shape = (len(pack.input_ids), self.model.hidden_size)
+        hidden = torch.zeros(shape, dtype=self.model.dtype)
+        hidden[: pack.n_tokens] = _to_tensor(np.concatenate(states), self.model.dtype)
+        return hidden.to(self.model.device)
+
+    def prepare(self, batch: TokenBatch, progress: Callable[[int], object] | None = None) -> None:
+        """Compute what is missing of some texts, in packs of the best size.
+
+        Parameters
+        ----------
+        batch : TokenBatch
+        progress : callable, default=None
+            Called with numbers of texts that are done.
+        """
+        offsets = batch.offsets
+        for rows in plan_packs(batch.lengths, self.model.default_batch_tokens):
+            keys = self._keys(batch, offsets, rows)
+            missing = [i for i, array in enumerate(self._cache.get(keys)) if array is None]
+            if missing:
+                self._cache.put([keys[i] for i in missing], self._compute(batch, offsets, rows[missing]))
+            if progress:
+                progress(len(rows))
+
+    def _compute(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            pack = self.model.make_pack(batch, offsets, rows)
+            hidden = self.model.hidden_states(pack, n_layers=self.n_layers)[: pack.n_tokens].cpu()
+        return [_to_array(part) for part in hidden.split(pack.lengths.tolist())]
+
+    def _keys(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[bytes]:
+        base = hashlib.blake2b(self._namespace, digest_size=16)
+        keys = []
+        for row in rows:
+            digest = base.copy()
+            digest.update(batch.input_ids[offsets[row] : offsets[row + 1]].tobytes())
+            keys.append(digest.digest())
+        return keys
+
+
+def _to_array(states: torch.Tensor) -> np.ndarray:
+    return states.view(torch.int16).numpy() if states.element_size() == 2 else states.numpy()
+
+
+def _to_tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(array).view(dtype)
+
+
+class TopTunedModel(PackedModel):
+    """A checkpoint whose upper layers were fine-tuned; the lower ones are shared with the checkpoint's model.
+
+    Parameters
+    ----------
+    states : LayerStates
+        Of the layers that are as in the checkpoint.
+    weights : iterable of (str, Tensor)
+        Of the layers above.
+    """
+
+    def __init__(self, states: LayerStates, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().__init__(states.model.checkpoint, weights, states.model.device, states.model.dtype)
+        self._states = states
+
+    def last_hidden_state(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
+        """Return the last hidden states of a pack, (n_slots, hidden_size)."""
+        return self.run_layers(
+            self._states.of_pack(pack, batch, offsets), pack, first_layer=self._states.n_layers
+        )

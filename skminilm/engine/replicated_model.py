@@ -1,0 +1,39 @@
+"""One checkpoint on several devices, which take turns with the packs of a call."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..checkpoints.tokenizer import TokenBatch
+from .packed_model import PackedModel
+from .streaming import StreamingModel
+
+
+class ReplicatedModel(StreamingModel):
+    """Hands the packs of a call to copies of a model in turn.
+
+    A GPU computes on while the next pack is prepared for another, so one
+    thread keeps several of them busy.
+
+    Parameters
+    ----------
+    replicas : sequence of PackedModel
+        With the same weights and precision.
+    """
+
+    def __init__(self, replicas: Sequence[PackedModel]) -> None:
+        first = replicas[0]
+        self.tokenizer = first.tokenizer
+        self.hidden_size = first.hidden_size
+        self.default_batch_tokens = first.default_batch_tokens
+        self.max_results_under_way = sum(replica.max_results_under_way for replica in replicas)
+        self._turns = itertools.cycle(replicas)
+
+    def start(
+        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+    ) -> Callable[[], np.ndarray]:
+        """Compute a pack on the device whose turn it is. See :meth:`StreamingModel.start`."""
+        return next(self._turns).start(batch, offsets, rows, pooling, normalize)

@@ -1,0 +1,27 @@
+"""Fine-tuning: a network and a linear head over its vectors, trained together. No scikit-learn here.
+
+The head starts at a linear model on the frozen vectors, then network and head
+are trained together ("LP-FT", Kumar et al., 2022, arXiv:2202.10054).
+"""
+
+from .loop import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult, train
+from .networks import EncoderOptions, FixedVectors, TrainableEncoder, TrainableNetwork, n_frozen_layers
+from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective
+
+__all__ = [
+    "EncoderOptions",
+    "FixedVectors",
+    "MultilabelObjective",
+    "Objective",
+    "RegressionObjective",
+    "Rows",
+    "SoftmaxObjective",
+    "TrainableEncoder",
+    "TrainableNetwork",
+    "TrainingDivergedError",
+    "TrainingHooks",
+    "TrainingOptions",
+    "TrainingResult",
+    "n_frozen_layers",
+    "train",
+]

@@ -1,0 +1,363 @@
+"""The training loop: steps, epochs, validation, what survives an interruption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .networks import TrainableNetwork
+from .objectives import Objective
+from .parameters import FlatParameters
+
+_MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the names are those of MiniLMClassifier.
+
+    Attributes
+    ----------
+    n_iter_no_change : int or None
+        Stop after so many epochs without a better validation score, and go
+        back to the best; None runs all epochs and keeps the last.
+    seed : int
+        For the order of the texts.
+    loss_scaling : bool
+        Scale the loss so that gradients in float16 do not vanish.
+    """
+
+    epochs: int
+    batch_size: int
+    head_learning_rate: float
+    warmup_ratio: float
+    n_iter_no_change: int | None
+    seed: int
+    loss_scaling: bool = False
+
+
+@dataclass
+class TrainingResult:
+    """What training changed, and what happened on the way.
+
+    Attributes
+    ----------
+    coef : ndarray of float32, shape (n_outputs, hidden_size)
+    intercept : ndarray of float32, shape (n_outputs,)
+    weights : dict of str to ndarray
+        Of the network.
+    history : list of dict
+        One an epoch: loss, learning_rate (at its end), seconds, texts_per_s;
+        with validation texts validation_loss and validation_score.
+    best_epoch : int
+        Whose weights these are; 0: the start.
+    interrupted : bool
+        The user stopped it.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    weights: dict[str, np.ndarray]
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    interrupted: bool = False
+
+
+class TrainingHooks:
+    """What is called on the way; this one does nothing."""
+
+    def end_step(self, n_texts: int, loss: float) -> None:
+        """Hear of a step: its texts and its loss."""
+
+    def begin_epoch(self) -> None:
+        """Hear of an epoch that begins."""
+
+    def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
+        """Hear of an epoch that ended; `result` returns the state. True ends the training."""
+        return False
+
+
+class TrainingDivergedError(FloatingPointError):
+    """The loss or the weights became infinite or NaN.
+
+    Attributes
+    ----------
+    last_good : TrainingResult or None
+        The state after the last epoch that was completed.
+    """
+
+    last_good: TrainingResult | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which texts are trained on and which are set aside.
+
+    Attributes
+    ----------
+    training, validation : ndarray of int64
+        `validation` may be empty.
+    """
+
+    training: np.ndarray
+    validation: np.ndarray
+
+
+def train(
+    network: TrainableNetwork,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    objective: Objective,
+    targets: np.ndarray,
+    row_weights: np.ndarray,
+    rows: Rows,
+    options: TrainingOptions,
+    *,
+    hooks: TrainingHooks | None = None,
+) -> TrainingResult:
+    """Train a network and a linear head over its vectors.
+
+    AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101), linear warm-up and
+    decay, gradients clipped to norm 1.
+
+    Parameters
+    ----------
+    network : TrainableNetwork
+    coef, intercept : ndarray of float32
+        Where the head starts.
+    objective : Objective
+    targets : ndarray
+        Of all texts, as `objective` takes them.
+    row_weights : ndarray of float, shape (n_texts,)
+    rows : Rows
+    options : TrainingOptions
+    hooks : TrainingHooks, default=None
+
+    Raises
+    ------
+    TrainingDivergedError
+        The loss or a weight is not finite any more.
+    """
+    with torch.enable_grad():
+        training = _Training(network, coef, intercept, objective, targets, row_weights, rows, options)
+        return training.run(hooks or TrainingHooks())
+
+
+class _Training:
+    def __init__(self, network, coef, intercept, objective, targets, row_weights, rows, options) -> None:
+        self._network: TrainableNetwork = network
+        self._objective: Objective = objective
+        self._rows: Rows = rows
+        self._options: TrainingOptions = options
+        device = network.device
+        start = {
+            "coef": torch.from_numpy(coef).to(device),
+            "intercept": torch.from_numpy(intercept).to(device),
+        }
+        self._head = FlatParameters(start, torch.float32, options.head_learning_rate)
+        self._parameters = [*network.parameters, self._head]
+        self._numpy_targets, self._numpy_weights = targets, row_weights
+        self._targets = torch.from_numpy(targets).to(device)
+        self._weights = torch.from_numpy(row_weights.astype(np.float32)).to(device)
+        groups = [
+            {"params": [part.master], "lr": part.learning_rate, "weight_decay": part.weight_decay}
+            for part in self._parameters
+        ]
+        self._optimizer = torch.optim.AdamW(groups, fused=True)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=options.loss_scaling)
+        self._steps_per_epoch = math.ceil(len(rows.training) / options.batch_size)
+        self._n_steps = self._steps_per_epoch * options.epochs
+        self._step = 0
+        self._history: list[dict[str, float]] = []
+        self._kept: list[torch.Tensor] | None = None  # parameters of the best epoch, or of the last
+        self._kept_epoch = 0
+
+    def run(self, hooks: TrainingHooks) -> TrainingResult:
+        patience = self._options.n_iter_no_change
+        ranks = []
+        if patience is not None:
+            ranks.append(_rank(*self._validate()))
+            self._keep(0)
+        shuffle = np.random.RandomState(self._options.seed)
+        interrupted = False
+        try:
+            for epoch in range(1, self._options.epochs + 1):
+                hooks.begin_epoch()
+                self._run_epoch(shuffle, hooks)
+                if patience is None:
+                    self._keep(epoch)
+                else:
+                    ranks.append(_rank(*self._validation_of(-1)))
+                    if ranks[-1] > max(ranks[:-1]):
+                        self._keep(epoch)
+                if hooks.end_epoch(self._result) or (patience is not None and should_stop(ranks, patience)):
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+            if patience is None and self._is_finite():  # what the steps of this epoch have learned counts
+                self._keep(len(self._history) + 1)
+        except TrainingDivergedError as error:
+            error.last_good = self._result() if self._kept_epoch else None
+            raise
+        return self._result(interrupted=interrupted)
+
+    def _run_epoch(self, shuffle: np.random.RandomState, hooks: TrainingHooks) -> None:
+        began = time.perf_counter()
+        loss_sum, weight_sum = 0.0, 0.0
+        order = shuffle.permutation(self._rows.training)
+        for batch in _batches(order, self._options.batch_size):
+            loss, weight = self._run_step(batch)
+            loss_sum += loss * weight
+            weight_sum += weight
+            hooks.end_step(len(batch), loss)
+        if not self._is_finite():
+            raise self._diverged("The weights became infinite or NaN")
+        seconds = time.perf_counter() - began
+        record = {
+            "loss": loss_sum / max(weight_sum, 1e-12),
+            "learning_rate": self._options.head_learning_rate * self._rate(),
+            "seconds": seconds,
+            "texts_per_s": len(order) / seconds,
+        }
+        if self._network.parameters:
+            record["learning_rate"] = self._network.parameters[0].learning_rate * self._rate()
+        if len(self._rows.validation):
+            record["validation_loss"], record["validation_score"] = self._validate()
+        self._history.append(record)
+
+    def _run_step(self, batch: np.ndarray) -> tuple[float, float]:
+        rate = self._rate()
+        for group, part in zip(self._optimizer.param_groups, self._parameters, strict=True):
+            group["lr"] = part.learning_rate * rate
+        self._step += 1
+        weight = float(self._numpy_weights[batch].sum())
+        while True:
+            try:
+                loss = self._backward(batch, weight)
+                break
+            except torch.OutOfMemoryError as error:
+                if not self._network.shrink_parts():
+                    raise MemoryError(
+                        f"One text of a step does not fit in the memory of {self._network.device}. Free memory "
+                        "there, or use gradient_checkpointing=True, a lower max_length or device='cpu'."
+                    ) from error
+            self._clear_gradients()
+            if self._network.device.type == "cuda":
+                torch.cuda.empty_cache()
+        for part in self._parameters:
+            part.collect_gradient()
+        self._scaler.unscale_(self._optimizer)
+        torch.nn.utils.clip_grad_norm_([part.master for part in self._parameters], _MAX_GRADIENT_NORM)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        for part in self._parameters:
+            part.publish()
+        self._clear_gradients()
+        return loss, weight
+
+    def _backward(self, batch: np.ndarray, weight: float) -> float:
+        """Add up the gradients of the parts of a step; return its loss."""
+        total = 0.0
+        for rows, outputs in self._outputs(batch):
+            losses = self._objective.losses(outputs, self._targets[rows])
+            loss = (losses * self._weights[rows]).sum() / max(weight, 1e-12)
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                raise self._diverged(f"The loss became {total}")
+            self._scaler.scale(loss).backward()
+        return total
+
+    def _outputs(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for part, vectors in self._network.vectors(rows):
+            outputs = F.linear(vectors, self._head.views["coef"], self._head.views["intercept"])
+            yield torch.from_numpy(part).to(self._network.device), outputs
+
+    def _validate(self) -> tuple[float, float]:
+        """Return loss and score of the validation texts."""
+        rows = self._rows.validation
+        outputs = np.empty((len(self._targets), len(self._head.views["intercept"])), np.float32)
+        losses = np.empty(len(self._targets))
+        with torch.no_grad():
+            for part, some in self._outputs(rows):
+                of_part = self._objective.losses(some, self._targets[part])
+                outputs[part.cpu().numpy()] = some.float().cpu().numpy()
+                losses[part.cpu().numpy()] = of_part.cpu().numpy()
+        weights = self._numpy_weights[rows]
+        loss = float(np.average(losses[rows], weights=weights))
+        return loss, self._objective.score(outputs[rows], self._numpy_targets[rows], weights)
+
+    def _validation_of(self, epoch: int) -> tuple[float, float]:
+        return self._history[epoch]["validation_loss"], self._history[epoch]["validation_score"]
+
+    def _rate(self) -> float:
+        return learning_rate_factor(self._step, self._n_steps, self._options.warmup_ratio)
+
+    def _is_finite(self) -> bool:
+        return all(bool(part.master.isfinite().all()) for part in self._parameters)
+
+    def _clear_gradients(self) -> None:
+        for part in self._parameters:
+            part.clear_gradient()
+
+    def _keep(self, epoch: int) -> None:
+        self._kept_epoch = epoch
+        if self._kept is None:
+            self._kept = [part.master.detach().clone() for part in self._parameters]
+        else:
+            for copy, part in zip(self._kept, self._parameters, strict=True):
+                copy.copy_(part.master.detach())
+
+    def _result(self, *, interrupted: bool = False) -> TrainingResult:
+        current = [part.master.detach().clone() for part in self._parameters]
+        try:
+            self._load(self._kept or current)
+            head = self._head.arrays()
+            return TrainingResult(
+                head["coef"],
+                head["intercept"],
+                self._network.arrays(),
+                [dict(record) for record in self._history],
+                self._kept_epoch,
+                interrupted,
+            )
+        finally:
+            self._load(current)
+
+    def _load(self, values: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for part, value in zip(self._parameters, values, strict=True):
+                part.master.copy_(value)
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} in step {self._step} of {self._n_steps}. Use a lower learning_rate or head_learning_rate, "
+            "or precision='fp32'."
+        )
+
+
+def _rank(loss: float, score: float) -> tuple[float, float]:
+    return score, -loss
+
+
+def should_stop(ranks: list, patience: int) -> bool:
+    """Tell whether none of the last `patience` values is better than the best before them."""
+    return len(ranks) > patience and max(ranks[-patience:]) <= max(ranks[:-patience])
+
+
+def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def learning_rate_factor(step: int, n_steps: int, warmup_ratio: float) -> float:
+    """Linear warm-up from 0, then linear decay to 0."""
+    warmup = warmup_ratio * n_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(0.0, (n_steps - step) / max(1.0, n_steps - warmup))

@@ -1,0 +1,91 @@
+"""Low-rank adapters on the layers' matrices (Hu et al., 2021, arXiv:2106.09685), by peft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from ..engine.linear import Linear
+from ..engine.packed_model import LORA_RANK, LORA_SCALE
+
+LORA = "lora"
+
+
+def _peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("trainable='lora' needs peft: pip install 'skminilm[lora]'.") from error
+    return peft
+
+
+class _Matrices(torch.nn.Module):
+    """The layers' matrices as modules, which is what peft can adapt."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name in _matrix_names(weights):
+            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+            module = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            module.bias = torch.nn.Parameter(bias, requires_grad=False)
+            self.add_module(_module_name(name), module)
+
+
+def _matrix_names(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    return [n.removesuffix(".weight") for n, t in weights.items() if n.startswith("layers.") and t.ndim == 2]
+
+
+def _module_name(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _adapted(weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    peft = _peft()
+    matrices = _Matrices(weights)
+    names = [_module_name(name) for name in _matrix_names(weights)]
+    config = peft.LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK * LORA_SCALE, target_modules=names)
+    return peft.inject_adapter_in_model(config, matrices)
+
+
+def new_adapters(weights: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """Return adapters that change nothing yet, by name.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        The network.
+    seed : int
+        For the random half of each; torch's own random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        modules = _adapted(weights)
+    adapters = {}
+    for name in _matrix_names(weights):
+        module = modules.get_submodule(_module_name(name))
+        adapters[f"{name}.weight.lora_A"] = module.lora_A["default"].weight.detach()
+        adapters[f"{name}.weight.lora_B"] = module.lora_B["default"].weight.detach()
+    return adapters
+
+
+def adapt(weights: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.nn.Parameter]) -> Linear:
+    """Return the product with the layers' matrices and their adapters, with gradients for the latter."""
+    with torch.random.fork_rng(devices=[]):
+        modules = _adapted(weights)
+    for name in _matrix_names(weights):
+        module = modules.get_submodule(_module_name(name))
+        module.lora_A["default"].weight = adapters[f"{name}.weight.lora_A"]
+        module.lora_B["default"].weight = adapters[f"{name}.weight.lora_B"]
+
+    def linear(
+        x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y = modules.get_submodule(_module_name(name))(x)
+        if gelu:
+            y = F.gelu(y)
+        return y if residual is None else y + residual
+
+    return linear

@@ -1,0 +1,427 @@
+import gc
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import resident_mib
+from sklearn.base import clone
+
+from skminilm import MiniLMClassifier, MiniLMEncoder, set_config
+from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
+from skminilm.checkpoints import load_checkpoint, tokenize
+from skminilm.engine import read_trainable_weights, weights_digest
+from skminilm.engine.layer_states import LayerStates
+from skminilm.finetuning import SoftmaxObjective, TrainableEncoder, loop
+from skminilm.finetuning.loop import learning_rate_factor, should_stop
+
+needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora is missing")
+
+
+def changed(first, second):
+    return max(np.abs(array - second.weights_[name]).max() for name, array in first.weights_.items())
+
+
+@pytest.fixture
+def states_computed(monkeypatch):
+    """Token ids of each text whose lower layers were really computed."""
+    seen = []
+    original = LayerStates._compute
+
+    def counting(self, batch, offsets, rows):
+        seen.extend(batch.input_ids[offsets[row] : offsets[row + 1]].tobytes() for row in rows)
+        return original(self, batch, offsets, rows)
+
+    monkeypatch.setattr(LayerStates, "_compute", counting)
+    return seen
+
+
+def test_frozen_layers_are_computed_once_a_fit(states_computed, split):
+    X, y, _, _ = split
+    MiniLMClassifier(trainable=2, epochs=3, random_state=0).fit(X, y)
+    assert len(states_computed) == len(set(states_computed)) == len(set(X))
+
+
+def test_a_grid_search_computes_frozen_layers_once_a_text(states_computed, split):
+    from sklearn.model_selection import GridSearchCV
+
+    X, y, _, _ = split
+    grid = {"learning_rate": [5e-5, 1e-4], "weight_decay": [0.0, 0.1]}
+    classifier = MiniLMClassifier(trainable=2, epochs=1, random_state=0)
+    search = GridSearchCV(classifier, grid, cv=2).fit(X, y)
+    assert len(states_computed) == len(set(X))
+    assert search.best_score_ > 0.3
+
+
+@pytest.fixture
+def default_bound():
+    yield
+    set_config(state_cache_bytes=DEFAULT_STATE_CACHE_BYTES)
+
+
+def test_kept_states_change_nothing_and_are_bounded(split, default_bound):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable=2, epochs=1, precision="fp32", random_state=0)
+    kept = clone(classifier).fit(X, y)
+    assert len(state_cache) == len(set(X))
+    set_config(state_cache_bytes=100_000)
+    assert len(state_cache) < 5
+    recomputed = clone(classifier).fit(X, y)
+    assert len(state_cache) < 5
+    assert changed(kept, recomputed) < 1e-4
+    np.testing.assert_allclose(kept.predict_proba(X_new), recomputed.predict_proba(X_new), atol=1e-4)
+
+
+def test_predictions_over_kept_states_are_those_of_the_whole_network(split):
+    X, y, X_new, _ = split
+    top = MiniLMClassifier(trainable=2, epochs=1, precision="fp32", random_state=0).fit(X, y)
+    whole = MiniLMClassifier(epochs=1, precision="fp32", random_state=0).fit(X, y)
+    as_in_checkpoint = dict(read_trainable_weights(load_checkpoint("bundled"), 0, None))
+    whole.weights_ = {name: top.weights_.get(name, as_in_checkpoint[name].numpy()) for name in whole.weights_}
+    whole.weights_digest_ = weights_digest(whole.weights_)
+    np.testing.assert_allclose(top.encode(X_new), whole.encode(X_new), atol=2e-5)
+
+
+@pytest.mark.parametrize("trainable", ["encoder", 2], ids=str)
+def test_gradient_checkpointing_changes_nothing(split, trainable):
+    X, y, _, _ = split
+    options = dict(trainable=trainable, epochs=1, precision="fp32", random_state=0)
+    plain = MiniLMClassifier(**options).fit(X, y)
+    assert changed(plain, MiniLMClassifier(gradient_checkpointing=True, **options).fit(X, y)) < 1e-5
+
+
+def test_steps_that_do_not_fit_are_cut_into_parts(split, monkeypatch):
+    import torch
+
+    X, y, _, _ = split
+    options = dict(trainable=3, epochs=1, precision="fp32", random_state=0)
+    whole = MiniLMClassifier(**options).fit(X, y)
+    original, tokens, fits = TrainableEncoder._last_hidden_state, [], [128]
+
+    def small_memory(self, pack):
+        if pack.n_tokens > fits[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        tokens.append(pack.n_tokens)
+        return original(self, pack)
+
+    monkeypatch.setattr(TrainableEncoder, "_last_hidden_state", small_memory)
+    in_parts = MiniLMClassifier(**options).fit(X, y)
+    assert max(tokens) > 64  # halved until it fits, and no further
+    assert changed(whole, in_parts) < 1e-5
+    fits[0] = 8
+    with pytest.raises(MemoryError, match=r"One text of a step does not fit .* gradient_checkpointing=True"):
+        MiniLMClassifier(**options).fit(X, y)
+
+
+def test_float16_with_a_scaled_loss_learns_what_float32_learns(split, monkeypatch):
+    """On a CPU, where it is slow; GPUs without bfloat16 train like this."""
+    import torch
+
+    from skminilm.engine import Compute
+
+    X, y, _, _ = split
+    options = dict(trainable=1, epochs=2, random_state=0)
+    expected = MiniLMClassifier(precision="fp32", **options).fit(X, y)
+    monkeypatch.setattr("skminilm.engine.resolve_compute", lambda *_: Compute(torch.device("cpu"), "fp16"))
+    monkeypatch.setattr("skminilm.engine.packed_model.CPU_BATCH_TOKENS", {torch.float16: 2048})
+    found = MiniLMClassifier(**options).fit(X, y)
+    assert abs(found.history_[-1]["loss"] - expected.history_[-1]["loss"]) < 0.05
+    start = dict(read_trainable_weights(load_checkpoint("bundled"), 0, None))
+    for name in ("layers.11.qkv.weight", "layers.11.output.weight"):
+        moved, should = (np.ravel(c.weights_[name] - start[name].numpy()) for c in (found, expected))
+        assert moved @ should > 0.9 * np.linalg.norm(moved) * np.linalg.norm(should)
+
+
+@needs_peft
+def test_lora_trains_adapters_only(split):
+    X, y, X_new, y_new = split
+    import torch
+
+    state = torch.random.get_rng_state()
+    classifier = MiniLMClassifier(trainable="lora", random_state=0).fit(X, y)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(name.endswith((".lora_A", ".lora_B")) for name in classifier.weights_)
+    assert sum(array.nbytes for array in classifier.weights_.values()) < 3_000_000
+    losses = [epoch["loss"] for epoch in classifier.history_]
+    assert losses[-1] < 0.8 * losses[0]
+    assert classifier.score(X_new, y_new) > 0.5
+    assert np.abs(classifier.encode(X) - MiniLMEncoder(max_length=128).transform(X)).max() > 1e-2
+    again = MiniLMClassifier(trainable="lora", random_state=0).fit(X, y)
+    assert changed(classifier, again) == 0
+
+
+@needs_peft
+def test_merged_adapters_give_the_outputs_of_training(split):
+    X, y, _, _ = split
+    options = dict(trainable="lora", epochs=2, precision="fp32", random_state=0)
+    classifier = MiniLMClassifier(**options).fit(X, y, X_val=X, y_val=y)
+    logits = classifier.decision_function(X).astype(np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    codes = np.searchsorted(classifier.classes_, y)
+    loss = -log_probabilities[np.arange(len(y)), codes].mean()
+    assert abs(loss - classifier.history_[-1]["validation_loss"]) < 1e-4
+
+
+def test_lora_without_peft_says_what_to_install(split, monkeypatch):
+    import sys
+
+    X, y, _, _ = split
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pip install 'skminilm\[lora\]'"):
+        MiniLMClassifier(trainable="lora").fit(X, y)
+
+
+def test_early_stopping_goes_back_to_the_best_epoch(split):
+    X, y, X_new, _ = split
+    options = dict(trainable=1, epochs=6, n_iter_no_change=2, early_stopping=True, random_state=0)
+    ruined = MiniLMClassifier(learning_rate=0.05, head_learning_rate=1.0, **options)
+    ruined.fit(X, y, X_val=X, y_val=y)
+    scores = [epoch["validation_score"] for epoch in ruined.history_]
+    assert ruined.score(X, y) >= max(scores)
+    assert ruined.best_epoch_ == 0
+    assert ruined.n_iter_ == 2
+    probe = MiniLMClassifier(trainable="head", epochs=1, head_learning_rate=1e-12, random_state=0).fit(X, y)
+    np.testing.assert_allclose(ruined.predict_proba(X_new), probe.predict_proba(X_new), atol=1e-3)
+
+
+def test_early_stopping_sets_texts_aside_by_class(split, monkeypatch):
+    X, y, _, _ = split
+    seen = []
+    original = loop._Training.__init__
+
+    def watching(self, network, coef, intercept, objective, targets, row_weights, rows, options):
+        seen.append((targets[rows.training], targets[rows.validation]))
+        original(self, network, coef, intercept, objective, targets, row_weights, rows, options)
+
+    monkeypatch.setattr(loop._Training, "__init__", watching)
+    options = dict(trainable="head", early_stopping=True, validation_fraction=0.2, random_state=0)
+    MiniLMClassifier(**options).fit(X, y)
+    training, validation = seen[0]
+    assert (len(training), len(validation)) == (32, 8)
+    assert sorted(validation) == list(range(8))
+    with pytest.raises(
+        ValueError, match=r"early_stopping=True cannot set validation_fraction=0\.01 of 40 texts"
+    ):
+        MiniLMClassifier(**{**options, "validation_fraction": 0.01}).fit(X, y)
+
+
+def test_texts_set_aside_by_the_user_are_reported(split):
+    X, y, X_new, y_new = split
+    classifier = MiniLMClassifier(trainable="head", epochs=3, random_state=0)
+    classifier.fit(X, y, X_val=X_new, y_val=y_new)
+    assert classifier.n_iter_ == classifier.best_epoch_ == 3
+    assert classifier.history_[-1]["validation_score"] == pytest.approx(classifier.score(X_new, y_new))
+    with pytest.raises(ValueError, match="X_val and y_val belong together"):
+        classifier.fit(X, y, X_val=X_new)
+    with pytest.raises(ValueError, match="label that the training y lacks: row 1 is 'other'"):
+        classifier.fit(X, y, X_val=X_new[:2], y_val=[y_new[0], "other"])
+
+
+def test_warm_start_goes_on(split):
+    X, y, X_new, _ = split
+    options = dict(trainable=1, epochs=1, random_state=0)
+    classifier = MiniLMClassifier(warm_start=True, **options).fit(X, y)
+    first = classifier.weights_
+    loss = classifier.history_[0]["loss"]
+    classifier.fit(X, y)
+    assert classifier.n_iter_ == len(classifier.history_) == 2
+    assert classifier.history_[1]["loss"] < loss
+    assert any(np.abs(first[name] - classifier.weights_[name]).max() > 0 for name in first)
+    with pytest.raises(ValueError, match="goes on with the classes of the earlier fit"):
+        classifier.fit(X, np.where(y == "delivery", "other", y))
+    with pytest.raises(ValueError, match="had another model, pooling, prompt or max_length"):
+        clone(classifier).set_params(trainable="head").fit(X, y).set_params(prompt="x: ").fit(X, y)
+    with pytest.raises(ValueError, match="trained other weights than trainable=2"):
+        classifier.set_params(trainable=2).fit(X, y)
+    assert np.isfinite(classifier.set_params(trainable=1).predict_proba(X_new)).all()
+
+
+def test_warm_start_keeps_rows_of_the_table_that_do_not_occur_again(split):
+    X, y, _, _ = split
+    options = dict(trainable="all", epochs=1, learning_rate=1e-3, random_state=0)
+    first = MiniLMClassifier(warm_start=True, **options).fit(X[::2], y[::2])
+    rows, values = first.weights_["embeddings.word.rows"], first.weights_["embeddings.word"]
+    first.fit(X[1::2], y[1::2])
+    later_rows, later = first.weights_["embeddings.word.rows"], first.weights_["embeddings.word"]
+    assert set(rows) < set(later_rows)
+    checkpoint = load_checkpoint("bundled")
+    second_ids = set(tokenize(checkpoint.tokenizer, X[1::2], None, checkpoint.defaults).input_ids.tolist())
+    untouched = [row for row in rows.tolist() if row not in second_ids]
+    assert untouched
+    np.testing.assert_array_equal(
+        later[np.searchsorted(later_rows, untouched)], values[np.searchsorted(rows, untouched)]
+    )
+
+
+def after_steps(monkeypatch, n_steps, action):
+    """Let `action` happen when some steps are done."""
+    original, done = loop._Training._run_step, []
+
+    def run_step(self, batch):
+        if len(done) == n_steps:
+            action()
+        done.append(1)
+        return original(self, batch)
+
+    monkeypatch.setattr(loop._Training, "_run_step", run_step)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_interrupted_fit_is_usable(split, monkeypatch, early_stopping):
+    X, y, X_new, y_new = split
+    after_steps(monkeypatch, 5, interrupt)
+    classifier = MiniLMClassifier(trainable=1, epochs=5, early_stopping=early_stopping, random_state=0)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        classifier.fit(X, y, X_val=X_new, y_val=y_new)
+    assert classifier.n_iter_ == 2
+    assert classifier.score(X, y) > 0.8
+
+
+def test_a_fit_that_diverges_later_leaves_the_last_good_weights(split, monkeypatch):
+    import torch
+
+    X, y, X_new, _ = split
+    two_epochs = MiniLMClassifier(trainable=1, epochs=4, random_state=0)
+    original, calls = SoftmaxObjective.losses, []
+
+    def failing(self, outputs, targets):
+        calls.append(1)
+        losses = original(self, outputs, targets)
+        return losses * torch.nan if len(calls) == 6 else losses
+
+    monkeypatch.setattr(SoftmaxObjective, "losses", failing)
+    with pytest.raises(FloatingPointError, match="The loss became nan in step 6 of 8"):
+        two_epochs.fit(X, y)
+    assert two_epochs.n_iter_ == two_epochs.best_epoch_ == 2
+    assert np.isfinite(two_epochs.predict_proba(X_new)).all()
+    assert two_epochs.score(X, y) > 0.8
+
+
+def test_global_random_states_are_left_alone(split):
+    import random
+
+    import torch
+
+    X, y, _, _ = split
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()
+    MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.random.get_rng_state(), states[2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_many_fits_leave_memory_flat(split, monkeypatch):
+    X, y, _, _ = split
+    options = dict(trainable=6, epochs=1, random_state=0)
+    sizes = []
+    for turn in range(8):
+        with monkeypatch.context() as patch:
+            classifier = MiniLMClassifier(**options)
+            if turn % 3 == 1:
+                after_steps(patch, 1, interrupt)
+                with pytest.warns(UserWarning, match="interrupted"):
+                    classifier.fit(X, y)
+            elif turn % 3 == 2:
+                with pytest.raises(FloatingPointError):
+                    classifier.set_params(learning_rate=1e38, warmup_ratio=0).fit(X, y)
+            else:
+                classifier.fit(X, y)
+        del classifier
+        gc.collect()
+        sizes.append(resident_mib())
+    assert max(sizes[3:]) - sizes[2] < 30  # one copy of what is trained is 42 MB, and AdamW has two more
+
+
+def test_indicator_matrices_give_any_number_of_labels(requests, split):
+    X, y, X_new, y_new = split
+    names = sorted(set(y))
+
+    def labels(y):  # the intent, and whether it is one of two
+        one_hot = y[:, None] == np.array(names)
+        return np.column_stack([one_hot, np.isin(y, names[:2]), np.ones(len(y))]).astype(int)
+
+    classifier = MiniLMClassifier(trainable=2, random_state=0).fit(X, labels(y))
+    probabilities = classifier.predict_proba(X_new)
+    assert probabilities.shape == (len(X_new), 10)
+    predicted = classifier.predict(X_new)
+    np.testing.assert_array_equal(predicted, probabilities > 0.5)
+    np.testing.assert_array_equal(classifier.classes_, np.arange(10))
+    assert (predicted[:, 9] == 1).all()
+    assert (predicted == labels(y_new)).mean() > 0.88
+    assert classifier.score(X, labels(y)) > 0.9
+    from scipy import sparse
+
+    again = clone(classifier).fit(X, sparse.csr_matrix(labels(y)))
+    np.testing.assert_array_equal(again.predict_proba(X_new), probabilities)
+    bad = labels(y)
+    bad[3, 1] = 2
+    with pytest.raises(ValueError, match="row 3, column 1 is 2"):
+        clone(classifier).fit(X, bad)
+    with pytest.raises(ValueError, match="class_weight is for one label a text"):
+        clone(classifier).set_params(class_weight="balanced").fit(X, labels(y))
+
+
+def test_scikit_learn_callbacks_hear_of_epochs_and_can_stop(split):
+    pytest.importorskip("sklearn.callback")
+    X, y, X_new, _ = split
+    heard = []
+
+    class Callback:
+        def setup(self, estimator, context):
+            heard.append("setup")
+
+        def teardown(self, estimator, context):
+            heard.append("teardown")
+
+        def on_fit_task_begin(self, estimator, context):
+            heard.append(f"begin {context.task_name}")
+
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            heard.append(f"end {context.task_name}")
+            if context.task_name == "epoch":
+                assert fitted_estimator.predict(X_new[:2]).shape == (2,)
+            return context.task_name == "epoch" and context.task_id == 1
+
+    classifier = MiniLMClassifier(trainable=1, epochs=4, random_state=0).set_callbacks(Callback())
+    classifier.fit(X, y)
+    assert classifier.n_iter_ == 2
+    epoch = ["begin epoch", "end epoch"]
+    assert heard == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
+
+
+def test_verbose_shows_progress_and_quiet_is_quiet(split, capsys):
+    X, y, _, _ = split
+    MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+    assert capsys.readouterr() == ("", "")
+    MiniLMClassifier(trainable=1, epochs=1, random_state=0, verbose=1).fit(X, y)
+    shown = capsys.readouterr().err
+    assert "fine-tune: 100%" in shown
+    assert "loss=" in shown
+
+
+@pytest.mark.parametrize(
+    ("ranks", "patience", "stop"),
+    [
+        ([1, 2, 3], 1, False),
+        ([3, 2], 1, True),
+        ([3, 2], 2, False),
+        ([1, 3, 3, 2], 2, True),
+        ([2, 1, 3], 2, False),
+    ],
+)
+def test_should_stop(ranks, patience, stop):
+    assert should_stop(ranks, patience) is stop
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
+    assert rates[0] > 0
+    assert max(rates) == rates[10] == 1
+    assert rates[-1] == 0
+    assert (np.diff(rates[:11]) > 0).all()
+    assert (np.diff(rates[10:]) < 0).all()

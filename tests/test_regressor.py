@@ -1,0 +1,79 @@
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from skminilm import MiniLMRegressor
+
+
+@pytest.fixture(scope="module")
+def rated(split):
+    """Requests, and how urgent each is: by intent, as a number."""
+    X, y, X_new, y_new = split
+    urgency = {name: i for i, name in enumerate(sorted(set(y)))}
+    return X, np.array([urgency[v] for v in y]), X_new, np.array([urgency[v] for v in y_new])
+
+
+def test_learns_numbers(rated):
+    X, y, X_new, y_new = rated
+    regressor = MiniLMRegressor(trainable=2, random_state=0).fit(X, 1000 + 50 * y)
+    assert regressor.score(X, 1000 + 50 * y) > 0.8
+    assert regressor.score(X_new, 1000 + 50 * y_new) > 0.1
+    predicted = regressor.predict(X_new)
+    assert predicted.shape == (len(X_new),)
+    vectors = regressor.encode(X_new)
+    np.testing.assert_allclose(vectors @ regressor.coef_[0] + regressor.intercept_[0], predicted, rtol=1e-5)
+    losses = [epoch["loss"] for epoch in regressor.history_]
+    assert losses[-1] < losses[0]
+    again = pickle.loads(pickle.dumps(regressor))
+    np.testing.assert_array_equal(again.predict(X_new), predicted)
+
+
+def test_several_targets_each_on_its_scale(rated):
+    X, y, _, _ = rated
+    both = np.column_stack([y, 1e6 - 1e4 * y])
+    regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, both)
+    predicted = regressor.predict(X)
+    assert predicted.shape == both.shape
+    np.testing.assert_allclose(predicted[:, 1], 1e6 - 1e4 * predicted[:, 0], rtol=1e-3)
+    assert clone(regressor).fit(X, y[:, None]).predict(X).shape == (len(X), 1)
+
+
+def test_constant_targets_and_weights(rated):
+    X, y, _, _ = rated
+    np.testing.assert_allclose(MiniLMRegressor(trainable="head").fit(X, np.full(40, 7.5)).predict(X), 7.5)
+    weights = np.where(y < 4, 1.0, 0.0)
+    wrong = np.where(y < 4, y, -100)
+    regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, wrong, sample_weight=weights)
+    assert regressor.predict(X)[weights > 0].min() > -20
+
+
+def test_warm_start_and_early_stopping(rated):
+    X, y, X_new, y_new = rated
+    options = dict(trainable=1, epochs=2, random_state=0)
+    regressor = MiniLMRegressor(warm_start=True, **options).fit(X, y)
+    before = regressor.predict(X)
+    regressor.set_params(learning_rate=1e-12, head_learning_rate=1e-12).fit(X, 2 * y)
+    np.testing.assert_allclose(regressor.predict(X), before, rtol=1e-3, atol=1e-2)
+    stopped = MiniLMRegressor(early_stopping=True, **options).fit(X, y, X_val=X_new, y_val=y_new)
+    best = stopped.history_[stopped.best_epoch_ - 1]["validation_score"] if stopped.best_epoch_ else None
+    assert best is None or stopped.score(X_new, y_new) == pytest.approx(best, abs=1e-3)
+    with pytest.raises(ValueError, match="a fit with 1 target"):
+        regressor.fit(X, np.column_stack([y, y]))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([1.0, np.nan, 2.0], "row 1 is nan"),
+        ([1.0, 2.0], "X has 3 rows but y has 2"),
+        (["a", "b", "c"], "holds what is not a number"),
+        (None, "y is None"),
+        (np.zeros((3, 2, 2)), r"shape \(3, 2, 2\)"),
+    ],
+    ids=str,
+)
+def test_bad_targets(y, message):
+    with pytest.raises(ValueError, match=message):
+        MiniLMRegressor().fit(["a", "b", "c"], y)
