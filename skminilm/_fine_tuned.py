@@ -7,7 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -222,8 +222,12 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
         n_epochs: int,
         hooks: _Progress,
     ) -> TrainingResult:
-        from .finetuning import FixedVectors, Rows, TrainingOptions, train
+        from .finetuning import FixedVectors, Rows, TrainingOptions, Workers, find_workers, train
 
+        workers = Workers()
+        if self.trainable != "head":
+            workers, device = find_workers(compute.device)
+            compute = replace(compute, device=device, helpers=())
         vectors = None
         if self.trainable == "head" or earlier is None:
             # Texts that are set aside are needed where no network computes them later.
@@ -269,6 +273,7 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
             data.row_weights,
             Rows(data.training, data.validation),
             options,
+            workers=workers,
             hooks=hooks,
         )
 

@@ -1,5 +1,8 @@
 import gc
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +166,6 @@ def test_merged_adapters_give_the_outputs_of_training(split):
 
 
 def test_lora_without_peft_says_what_to_install(split, monkeypatch):
-    import sys
 
     X, y, _, _ = split
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -425,3 +427,31 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[-1] == 0
     assert (np.diff(rates[:11]) > 0).all()
     assert (np.diff(rates[10:]) < 0).all()
+
+
+TOGETHER = """
+import json, os, sys
+import numpy as np
+from skminilm import MiniLMClassifier
+X, y = json.load(open(sys.argv[1]))
+classifier = MiniLMClassifier(trainable=2, epochs=1, precision="fp32", device="cpu", random_state=0).fit(X, y)
+weights = {**classifier.weights_, "coef": classifier.coef_}
+np.savez(sys.argv[2] + os.environ.get("RANK", ""), **weights)
+"""
+
+
+def test_two_processes_train_what_one_does(split, tmp_path):
+    pytest.importorskip("accelerate")
+    X, y, _, _ = split
+    script, data = tmp_path / "script.py", tmp_path / "data.json"
+    script.write_text(TOGETHER)
+    data.write_text(json.dumps([X, y.tolist()]))
+    # What `accelerate launch` runs on several GPUs; on CPUs it starts one process only.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command, out in (([sys.executable], "one"), (launch, "two")):
+        subprocess.run([*command, script, data, tmp_path / out], check=True, timeout=200, capture_output=True)
+    alone = np.load(tmp_path / "one.npz")
+    first, second = (np.load(tmp_path / f"two{rank}.npz") for rank in (0, 1))
+    for name in alone.files:
+        np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_allclose(first[name], alone[name], atol=1e-5)

@@ -7,6 +7,7 @@ are trained together ("LP-FT", Kumar et al., 2022, arXiv:2202.10054).
 from .loop import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult, train
 from .networks import EncoderOptions, FixedVectors, TrainableEncoder, TrainableNetwork, n_frozen_layers
 from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective
+from .workers import Workers, find_workers
 
 __all__ = [
     "EncoderOptions",
@@ -22,6 +23,8 @@ __all__ = [
     "TrainingHooks",
     "TrainingOptions",
     "TrainingResult",
+    "Workers",
+    "find_workers",
     "n_frozen_layers",
     "train",
 ]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from .networks import TrainableNetwork
 from .objectives import Objective
 from .parameters import FlatParameters
+from .workers import Workers
 
 _MAX_GRADIENT_NORM = 1.0
 
@@ -119,6 +120,7 @@ def train(
     rows: Rows,
     options: TrainingOptions,
     *,
+    workers: Workers | None = None,
     hooks: TrainingHooks | None = None,
 ) -> TrainingResult:
     """Train a network and a linear head over its vectors.
@@ -137,6 +139,8 @@ def train(
     row_weights : ndarray of float, shape (n_texts,)
     rows : Rows
     options : TrainingOptions
+    workers : Workers, default=None
+        Processes that train together; None: this one alone.
     hooks : TrainingHooks, default=None
 
     Raises
@@ -145,16 +149,21 @@ def train(
         The loss or a weight is not finite any more.
     """
     with torch.enable_grad():
-        training = _Training(network, coef, intercept, objective, targets, row_weights, rows, options)
+        training = _Training(
+            network, coef, intercept, objective, targets, row_weights, rows, options, workers or Workers()
+        )
         return training.run(hooks or TrainingHooks())
 
 
 class _Training:
-    def __init__(self, network, coef, intercept, objective, targets, row_weights, rows, options) -> None:
+    def __init__(
+        self, network, coef, intercept, objective, targets, row_weights, rows, options, workers
+    ) -> None:
         self._network: TrainableNetwork = network
         self._objective: Objective = objective
         self._rows: Rows = rows
         self._options: TrainingOptions = options
+        self._workers: Workers = workers
         device = network.device
         start = {
             "coef": torch.from_numpy(coef).to(device),
@@ -239,7 +248,7 @@ class _Training:
         weight = float(self._numpy_weights[batch].sum())
         while True:
             try:
-                loss = self._backward(batch, weight)
+                loss = self._backward(self._workers.share(batch), weight)
                 break
             except torch.OutOfMemoryError as error:
                 if not self._network.shrink_parts():
@@ -252,6 +261,9 @@ class _Training:
                 torch.cuda.empty_cache()
         for part in self._parameters:
             part.collect_gradient()
+        loss = self._add_up(loss)
+        if not math.isfinite(loss):
+            raise self._diverged(f"The loss became {loss}")
         self._scaler.unscale_(self._optimizer)
         torch.nn.utils.clip_grad_norm_([part.master for part in self._parameters], _MAX_GRADIENT_NORM)
         self._scaler.step(self._optimizer)
@@ -268,10 +280,16 @@ class _Training:
             losses = self._objective.losses(outputs, self._targets[rows])
             loss = (losses * self._weights[rows]).sum() / max(weight, 1e-12)
             total += float(loss.detach())
-            if not math.isfinite(total):
-                raise self._diverged(f"The loss became {total}")
             self._scaler.scale(loss).backward()
         return total
+
+    def _add_up(self, loss: float) -> float:
+        """Add the gradients and the loss of all workers."""
+        if self._workers.n_workers == 1:
+            return loss
+        total = torch.tensor([loss], dtype=torch.float64, device=self._network.device)
+        self._workers.add_up([total, *(part.master.grad for part in self._parameters)])
+        return float(total)
 
     def _outputs(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for part, vectors in self._network.vectors(rows):
