@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._cache import open_cache
 from ._encoding import Truncation, encode_texts, open_checkpoint, resolve_settings
+from ._persistence import PersistenceMixin
 from ._validation import Texts, check_texts
 from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings
 
@@ -26,7 +27,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 _truncations: WeakKeyDictionary[MiniLMEncoder, Truncation] = WeakKeyDictionary()
 
 
-class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Encode texts in about 100 languages as vectors.
 
     The encoder learns nothing from the data: `transform` works without `fit`,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sklearn
@@ -16,6 +17,7 @@ from ._cache import VectorCache, state_cache, vector_keys
 from ._disk_cache import DiskVectorCache
 from ._validation import Texts
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
+from .checkpoints.embedded import open_embedded
 
 if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
@@ -47,6 +49,20 @@ def open_checkpoint(
             "again, or restore the checkpoint that it was fitted with."
         )
     return checkpoint
+
+
+def open_embedded_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
+    """Return a checkpoint that is kept inside an estimator, opened once a process."""
+    fingerprint = state["fingerprint"]
+    if fingerprint not in _opened:
+        while len(_opened) >= _MAX_OPENED:
+            _opened.pop(next(iter(_opened)), None)
+        _opened[fingerprint] = open_embedded(state)
+    return _opened[fingerprint]
+
+
+_opened: dict[str, Checkpoint] = {}
+_MAX_OPENED = 4
 
 
 def resolve_settings(

@@ -20,10 +20,12 @@ from tqdm.auto import tqdm
 
 from ._cache import memory_cache, state_cache
 from ._callbacks import CallbackSupportMixin, EpochCallbacks
-from ._encoding import encode_texts, open_checkpoint, resolve_settings
+from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, resolve_settings
+from ._persistence import PersistenceMixin
 from ._targets import Targets
 from ._validation import Texts, check_row_weights, check_texts
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings, tokenize
+from .checkpoints.embedded import embed_checkpoint
 
 if TYPE_CHECKING:
     from .engine import Compute
@@ -58,7 +60,7 @@ class _EarlierFit:
     history: list[dict[str, float]]
 
 
-class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
+class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
     """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
 
     _parameter_constraints = {  # noqa: RUF012
@@ -82,6 +84,7 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
         "gradient_checkpointing": ["boolean"],
         "precision": [StrOptions(set(PRECISIONS))],
         "device": [str],
+        "save_weights": [StrOptions({"delta", "fp16", "full"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -99,6 +102,9 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
         return row_weights
+
+    def _refits_head(self) -> bool:
+        return False
 
     def _label_smoothing(self) -> float:
         return 0.0
@@ -241,11 +247,11 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
                 cache=memory_cache,
                 verbose=self.verbose,
             )
+        values, row_weights = data.values[data.training], data.row_weights[data.training]
         if earlier is not None:
             coef, intercept = earlier.coef, earlier.intercept
         elif self.init_head == "probe":
-            some = data.training
-            coef, intercept = targets.linear_start(vectors[some], data.values[some], data.row_weights[some])
+            coef, intercept = targets.linear_start(vectors[data.training], values, row_weights)
         else:
             shape = (targets.n_outputs, checkpoint.hidden_size)
             coef = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
@@ -264,6 +270,10 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
         else:
             network = self._new_network(data, checkpoint, settings, compute, options.seed, earlier)
         del vectors
+
+        def refit(trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return targets.linear_start(trained, values, row_weights)
+
         return train(
             network,
             coef,
@@ -275,6 +285,7 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
             options,
             workers=workers,
             hooks=hooks,
+            refit=refit if self._refits_head() else None,
         )
 
     def _new_network(
@@ -348,10 +359,13 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
 
         history = [] if earlier is None else list(earlier.history)
         weights = result.weights if earlier is None else merge_weights(earlier.weights, result.weights)
+        if self.save_weights == "fp16":
+            weights = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in weights.items()}
         return {
             **self._target_attributes(targets, result.coef, result.intercept),
             "weights_": weights,
             "weights_digest_": weights_digest(weights),
+            "checkpoint_": embed_checkpoint(checkpoint) if self.save_weights == "full" else None,
             "history_": history + result.history,
             "n_iter_": len(history) + len(result.history),
             "best_epoch_": len(history) + result.best_epoch,
@@ -370,7 +384,10 @@ class FineTunedEstimator(CallbackSupportMixin, BaseEstimator):
         check_is_fitted(self)
         self._validate_params()
         texts = check_texts(X)
-        checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
+        if self.checkpoint_ is not None:
+            checkpoint = open_embedded_checkpoint(self.checkpoint_)
+        else:
+            checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
         _, compute = self._resolve(checkpoint)
         return encode_texts(
             texts,

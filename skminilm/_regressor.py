@@ -28,7 +28,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         As in :class:`MiniLMClassifier`.
     validation_fraction, n_iter_no_change, warm_start, gradient_checkpointing
         As in :class:`MiniLMClassifier`.
-    precision, device, random_state, verbose
+    precision, device, save_weights, random_state, verbose
         As in :class:`MiniLMClassifier`.
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a ridge regression on the frozen vectors
@@ -82,6 +82,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         gradient_checkpointing=False,
         precision="auto",
         device="auto",
+        save_weights="delta",
         random_state=None,
         verbose=0,
     ):
@@ -105,6 +106,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         self.device = device
+        self.save_weights = save_weights
         self.random_state = random_state
         self.verbose = verbose
 

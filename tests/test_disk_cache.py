@@ -145,7 +145,7 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     monkeypatch.setattr("skminilm._disk_cache._BUSY_TIMEOUT_S", 0.1)
     blocker = sqlite3.connect(tmp_path / "vectors.sqlite3", isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
-    with pytest.warns(UserWarning, match="cannot be used now .*locked.*: vectors are encoded"):
+    with pytest.warns(UserWarning, match="cannot be used now .*locked.*: vectors are computed"):
         found = encoder.transform(texts[2:4])
     blocker.execute("ROLLBACK")
     blocker.close()

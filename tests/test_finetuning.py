@@ -156,7 +156,7 @@ def test_lora_trains_adapters_only(split):
 @needs_peft
 def test_merged_adapters_give_the_outputs_of_training(split):
     X, y, _, _ = split
-    options = dict(trainable="lora", epochs=2, precision="fp32", random_state=0)
+    options = dict(trainable="lora", refit_head=False, epochs=2, precision="fp32", random_state=0)
     classifier = MiniLMClassifier(**options).fit(X, y, X_val=X, y_val=y)
     logits = classifier.decision_function(X).astype(np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -191,9 +191,9 @@ def test_early_stopping_sets_texts_aside_by_class(split, monkeypatch):
     seen = []
     original = loop._Training.__init__
 
-    def watching(self, network, coef, intercept, objective, targets, row_weights, rows, options):
+    def watching(self, network, coef, intercept, objective, targets, row_weights, rows, *others):
         seen.append((targets[rows.training], targets[rows.validation]))
-        original(self, network, coef, intercept, objective, targets, row_weights, rows, options)
+        original(self, network, coef, intercept, objective, targets, row_weights, rows, *others)
 
     monkeypatch.setattr(loop._Training, "__init__", watching)
     options = dict(trainable="head", early_stopping=True, validation_fraction=0.2, random_state=0)
@@ -321,7 +321,7 @@ def test_many_fits_leave_memory_flat(split, monkeypatch):
     X, y, _, _ = split
     options = dict(trainable=6, epochs=1, random_state=0)
     sizes = []
-    for turn in range(8):
+    for turn in range(9):
         with monkeypatch.context() as patch:
             classifier = MiniLMClassifier(**options)
             if turn % 3 == 1:
@@ -336,7 +336,8 @@ def test_many_fits_leave_memory_flat(split, monkeypatch):
         del classifier
         gc.collect()
         sizes.append(resident_mib())
-    assert max(sizes[3:]) - sizes[2] < 30  # one copy of what is trained is 42 MB, and AdamW has two more
+    # One copy of what is trained is 42 MB, and AdamW has two more.
+    assert max(sizes[6:]) - max(sizes[3:6]) < 10
 
 
 def test_indicator_matrices_give_any_number_of_labels(requests, split):
@@ -354,7 +355,7 @@ def test_indicator_matrices_give_any_number_of_labels(requests, split):
     np.testing.assert_array_equal(predicted, probabilities > 0.5)
     np.testing.assert_array_equal(classifier.classes_, np.arange(10))
     assert (predicted[:, 9] == 1).all()
-    assert (predicted == labels(y_new)).mean() > 0.88
+    assert (np.array(names)[probabilities[:, :8].argmax(axis=1)] == y_new).mean() > 0.5
     assert classifier.score(X, labels(y)) > 0.9
     from scipy import sparse
 
@@ -455,3 +456,35 @@ def test_two_processes_train_what_one_does(split, tmp_path):
     for name in alone.files:
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], alone[name], atol=1e-5)
+
+
+def test_the_head_is_fitted_anew_to_the_trained_network(split):
+    from sklearn.linear_model import LogisticRegression
+
+    X, y, X_new, _ = split
+    options = dict(trainable=2, epochs=2, precision="fp32", random_state=0)
+    refitted = MiniLMClassifier(**options).fit(X, y)
+    trained = MiniLMClassifier(refit_head=False, **options).fit(X, y)
+    assert changed(refitted, trained) == 0
+    expected = LogisticRegression(C=10, max_iter=2000).fit(trained.encode(X), y)
+    np.testing.assert_allclose(
+        refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=1e-3
+    )
+    assert np.abs(trained.predict_proba(X_new) - refitted.predict_proba(X_new)).max() > 0.01
+
+
+def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatch):
+    from skminilm._targets import ClassTargets
+
+    X, y, X_new, y_new = split
+    original, starts = ClassTargets.linear_start, []
+
+    def useless_when_refitted(self, vectors, values, row_weights):
+        starts.append(1)
+        coef, intercept = original(self, vectors, values, row_weights)
+        return (coef, intercept) if len(starts) == 1 else (-coef, intercept)
+
+    monkeypatch.setattr(ClassTargets, "linear_start", useless_when_refitted)
+    classifier = MiniLMClassifier(trainable=2, epochs=2, early_stopping=True, random_state=0)
+    classifier.fit(X, y, X_val=X_new, y_val=y_new)
+    assert classifier.score(X_new, y_new) > 0.5

@@ -181,6 +181,10 @@ class SentencePieceTokenizer:
         # <s> <pad> </s> <unk> <mask> are not all among the pieces of the model.
         self._is_xlmr = self._processor.get_piece_size() >= XLMR_VOCABULARY - 5
 
+    def state(self) -> tuple[str, bytes]:
+        """Return what :func:`restore_tokenizer` takes."""
+        return "sentencepiece", self._processor.serialized_model_proto()
+
     def encode(
         self,
         texts: Sequence[str],
@@ -216,6 +220,10 @@ class LibraryTokenizer:
         middle = len(special) // 2 + len(special) % 2
         self._prefix, self._suffix = special[:middle], special[middle:]
 
+    def state(self) -> tuple[str, bytes]:
+        """Return what :func:`restore_tokenizer` takes."""
+        return "tokenizers", self._tokenizer.to_str().encode()
+
     def encode(
         self,
         texts: Sequence[str],
@@ -233,6 +241,13 @@ class LibraryTokenizer:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         return _assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text)
+
+
+def restore_tokenizer(kind: str, state: bytes) -> Tokenizer:
+    """Return the tokenizer whose ``state()`` this is."""
+    if kind == "sentencepiece":
+        return SentencePieceTokenizer(state)
+    return LibraryTokenizer(state.decode())
 
 
 def _varint(number: int) -> bytes:

@@ -105,20 +105,23 @@ def replaced_weights(
     for name, tensor in weights:
         down = tuned.arrays.get(f"{name}.lora_A")
         if down is not None:
-            up = torch.from_numpy(np.array(tuned.arrays[f"{name}.lora_B"]))
-            delta = up @ torch.from_numpy(np.array(down))
+            delta = _tensor(tuned.arrays[f"{name}.lora_B"]) @ _tensor(down)
             yield name, (tensor.float() + LORA_SCALE * delta).to(tensor.dtype)
             continue
         if name not in tuned.arrays:
             yield name, tensor
             continue
-        # A copy: the arrays may be read-only memory maps.
-        values = torch.from_numpy(np.array(tuned.arrays[name]))
+        values = _tensor(tuned.arrays[name])
         if name == WORD:
             table = dense_rows(tensor, slice(None))
             table[torch.from_numpy(np.array(tuned.arrays[WORD_ROWS]))] = values
             values = table
         yield name, values
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # A copy: the array may be a read-only memory map.
+    return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def merge_weights(

@@ -84,6 +84,9 @@ class TrainingHooks:
         return False
 
 
+Refit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 class TrainingDivergedError(FloatingPointError):
     """The loss or the weights became infinite or NaN.
 
@@ -122,6 +125,7 @@ def train(
     *,
     workers: Workers | None = None,
     hooks: TrainingHooks | None = None,
+    refit: Refit | None = None,
 ) -> TrainingResult:
     """Train a network and a linear head over its vectors.
 
@@ -142,6 +146,10 @@ def train(
     workers : Workers, default=None
         Processes that train together; None: this one alone.
     hooks : TrainingHooks, default=None
+    refit : callable, default=None
+        Called in the end with the vectors of the training texts, float32
+        (n_training, hidden_size); returns another head for the trained
+        network. Where training is stopped by validation, it has to be as good.
 
     Raises
     ------
@@ -152,7 +160,7 @@ def train(
         training = _Training(
             network, coef, intercept, objective, targets, row_weights, rows, options, workers or Workers()
         )
-        return training.run(hooks or TrainingHooks())
+        return training.run(hooks or TrainingHooks(), refit)
 
 
 class _Training:
@@ -187,7 +195,7 @@ class _Training:
         self._kept: list[torch.Tensor] | None = None  # parameters of the best epoch, or of the last
         self._kept_epoch = 0
 
-    def run(self, hooks: TrainingHooks) -> TrainingResult:
+    def run(self, hooks: TrainingHooks, refit: Refit | None) -> TrainingResult:
         patience = self._options.n_iter_no_change
         ranks = []
         if patience is not None:
@@ -214,7 +222,25 @@ class _Training:
         except TrainingDivergedError as error:
             error.last_good = self._result() if self._kept_epoch else None
             raise
+        if refit and self._kept_epoch and not interrupted:
+            self._refit(refit, max(ranks, default=None))
         return self._result(interrupted=interrupted)
+
+    def _refit(self, refit: Refit, best: tuple[float, float] | None) -> None:
+        """Fit the head anew to the vectors of the trained network."""
+        self._load(self._kept)
+        for part in self._parameters:
+            part.publish()
+        vectors = np.empty((len(self._targets), self._head.views["coef"].shape[1]), np.float32)
+        with torch.no_grad():
+            for rows, some in self._network.vectors(self._rows.training):
+                vectors[rows] = some.float().cpu().numpy()
+        coef, intercept = refit(vectors[self._rows.training])
+        values = np.concatenate([coef.ravel(), intercept.ravel()]).astype(np.float32)
+        with torch.no_grad():
+            self._head.master.copy_(torch.from_numpy(values))
+        if best is None or _rank(*self._validate()) >= best:
+            self._keep(self._kept_epoch)
 
     def _run_epoch(self, shuffle: np.random.RandomState, hooks: TrainingHooks) -> None:
         began = time.perf_counter()

@@ -147,7 +147,8 @@ class TrainableEncoder(TrainableNetwork):
         if options.trainable == LORA:
             trained = new_adapters(self._frozen, options.seed)
             trained |= {
-                name: torch.from_numpy(np.array(array)).to(device) for name, array in (adapters or {}).items()
+                name: torch.from_numpy(np.array(array, np.float32)).to(device)
+                for name, array in (adapters or {}).items()
             }
         self.parameters = self._parameters(trained)
         views = {name: view for part in self.parameters for name, view in part.views.items()}

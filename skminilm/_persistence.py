@@ -1,0 +1,258 @@
+"""Fitted estimators as folders of safetensors and JSON. Nothing in them is ever executed.
+
+``estimator.json`` holds parameters, fitted attributes, versions and digests; ``arrays.safetensors`` the
+arrays, of which the JSON names the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+_STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
+# Callbacks, and what metadata routing was told: objects of scikit-learn's.
+_NOT_KEPT = ("_skl_callbacks", "_parent_callback_ctx", "_metadata_request")
+_VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
+
+
+def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
+    """Write an estimator to a folder; one that is there already stays whole until the new one is.
+
+    Raises
+    ------
+    TypeError
+        A parameter cannot be written (a RandomState instance, say); it is named.
+    FileExistsError
+        `path` is something else than a folder of :func:`save_estimator`.
+    """
+    path = Path(path)
+    if (
+        path.exists()
+        and not (path / _STATE_FILE).is_file()
+        and not (path.is_dir() and not any(path.iterdir()))
+    ):
+        raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
+    arrays: dict[str, np.ndarray] = {}
+    parameters = estimator.get_params(deep=False)
+    fitted = {name: value for name, value in vars(estimator).items() if _is_fitted(name, parameters)}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "class": type(estimator).__name__,
+        "versions": {name: _version(name) for name in _VERSIONS_OF},
+        "parameters": {name: _encode(value, name, arrays) for name, value in parameters.items()},
+        "fitted": {name: _encode(value, name, arrays) for name, value in fitted.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()
+        _write_arrays(new / _ARRAYS_FILE, arrays)
+        content["arrays_sha256"] = _sha256(new / _ARRAYS_FILE)
+        content["digest"] = _digest(content)
+        _write_text(new / _STATE_FILE, json.dumps(content, indent=1, ensure_ascii=False))
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+
+
+def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> Any:
+    """Read an estimator that :func:`save_estimator` wrote.
+
+    Parameters
+    ----------
+    path : path
+    classes : dict of str to type
+        What may be in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing is there.
+    ValueError
+        It was changed or cut off, comes from a newer version, or holds another class.
+    """
+    path = Path(path)
+    if not (path / _STATE_FILE).is_file():
+        raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}.")
+    try:
+        content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+        version = content["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{_STATE_FILE} cannot be read ({error})") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} was saved in format {version} by skminilm {content.get('versions', {}).get('skminilm')}; "
+            f"this version reads up to {FORMAT_VERSION}: upgrade skminilm."
+        )
+    if content.pop("digest", None) != _digest(content):
+        raise _damaged(path, f"{_STATE_FILE} is not as it was written")
+    if not (path / _ARRAYS_FILE).is_file() or content["arrays_sha256"] != _sha256(path / _ARRAYS_FILE):
+        raise _damaged(path, f"{_ARRAYS_FILE} is missing or not as it was written")
+    if content["class"] not in classes:
+        raise ValueError(f"{path} holds a {content['class']}, expected {' or '.join(classes)}.")
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path / _ARRAYS_FILE)
+    parameters = {name: _decode(value, arrays) for name, value in content["parameters"].items()}
+    estimator = classes[content["class"]](**parameters)
+    for name, value in content["fitted"].items():
+        setattr(estimator, name, _decode(value, arrays))
+    return estimator
+
+
+class PersistenceMixin:
+    """`save` and `load` for an estimator, and pickles that know their version."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write this estimator to a folder of safetensors and JSON, without pickle.
+
+        An estimator that was saved there before stays whole until this one is
+        written. Callbacks and metadata requests (``set_fit_request``) are not
+        kept.
+
+        Parameters
+        ----------
+        path : path
+            A new folder, or one of an earlier `save`.
+
+        Raises
+        ------
+        TypeError
+            A parameter cannot be written; it is named.
+        FileExistsError
+            Something else is there.
+        """
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]):
+        """Read what :meth:`save` wrote; nothing in the folder is executed.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        estimator of this class
+
+        Raises
+        ------
+        FileNotFoundError
+            Nothing is there.
+        ValueError
+            It was changed or cut off, comes from a newer version, or holds
+            another class.
+        """
+        return load_estimator(path, {cls.__name__: cls})
+
+    def __getstate__(self):
+        # A copy: what BaseEstimator returns may be the live attributes.
+        return {**super().__getstate__(), "_format_version": FORMAT_VERSION}
+
+    def __setstate__(self, state):
+        state = dict(state)
+        version = state.pop("_format_version", FORMAT_VERSION)
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"This {type(self).__name__} was pickled in format {version}; this version of skminilm reads "
+                f"up to {FORMAT_VERSION}: upgrade skminilm."
+            )
+        super().__setstate__(state)
+
+
+def _is_fitted(name: str, parameters: dict[str, Any]) -> bool:
+    return name not in parameters and name not in _NOT_KEPT
+
+
+def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """Return JSON for a value; numeric arrays go to `arrays`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return _encode(value.item(), name, arrays)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            key = f"{name}#{len(arrays)}"
+            arrays[key] = np.ascontiguousarray(value)
+            return {"array": key}
+        if value.dtype.kind in "UO" and all(isinstance(item, str) for item in value.ravel()):
+            return {"strings": value.tolist(), "dtype": value.dtype.str}
+    if isinstance(value, dict):
+        return {
+            "items": [[_encode(k, name, arrays), _encode(v, f"{name}.{k}", arrays)] for k, v in value.items()]
+        }
+    if isinstance(value, list):
+        return [_encode(item, name, arrays) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item, name, arrays) for item in value]}
+    raise TypeError(
+        f"{name}={value!r} cannot be saved: only None, bool, numbers, str, paths, lists, dicts and arrays can. "
+        "Use set_params to replace it first."
+    )
+
+
+def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    if "strings" in value:
+        return np.array(value["strings"], dtype=np.dtype(value["dtype"]))
+    if "tuple" in value:
+        return tuple(_decode(item, arrays) for item in value["tuple"])
+    return {_decode(k, arrays): _decode(v, arrays) for k, v in value["items"]}
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(arrays, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    from .checkpoints._checkpoint import file_sha256
+
+    return file_sha256(path)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} was changed or cut off: {what}. Save the estimator again.")

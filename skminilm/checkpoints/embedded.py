@@ -1,0 +1,66 @@
+"""A checkpoint inside a fitted estimator, so that nothing else is needed where it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ._checkpoint import BertConfig, Checkpoint, EncodingSettings
+from .tokenizer import restore_tokenizer
+
+
+def embed_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a whole BERT-shaped checkpoint as a dict of arrays, numbers and str.
+
+    Raises
+    ------
+    ValueError
+        It has another architecture.
+    """
+    if checkpoint.read_weights is None:
+        raise ValueError(
+            f"save_weights='full' needs a BERT-shaped checkpoint: {checkpoint.name!r} runs through "
+            f"sentence-transformers because {checkpoint.foreign_reason}."
+        )
+    weights = checkpoint.read_weights()
+    kind, model = checkpoint.tokenizer.state()
+    return {
+        "name": checkpoint.name,
+        "fingerprint": checkpoint.fingerprint,
+        "config": asdict(checkpoint.config),
+        "defaults": asdict(checkpoint.defaults),
+        "tokenizer_kind": kind,
+        "tokenizer": np.frombuffer(model, np.uint8).copy(),
+        "weights": {name: _to_array(weights[name]) for name in weights},
+    }
+
+
+def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint that :func:`embed_checkpoint` took in."""
+    import torch
+
+    def read_weights() -> dict[str, torch.Tensor]:
+        # Copies: the arrays may be read-only memory maps.
+        return {name: torch.from_numpy(np.array(array)) for name, array in state["weights"].items()}
+
+    config = BertConfig(**state["config"])
+    return Checkpoint(
+        name=state["name"],
+        fingerprint=state["fingerprint"],
+        hidden_size=config.hidden_size,
+        defaults=EncodingSettings(**state["defaults"]),
+        config=config,
+        tokenizer=restore_tokenizer(state["tokenizer_kind"], np.array(state["tokenizer"]).tobytes()),
+        read_weights=read_weights,
+    )
+
+
+def _to_array(tensor) -> np.ndarray:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # NumPy has no such type
+        tensor = tensor.float()
+    return tensor.numpy().copy()

@@ -1,0 +1,284 @@
+import importlib.util
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor, _persistence
+from skminilm.engine import release_models
+
+SAVED = Path(__file__).parent / "data" / "saved"
+OPTIONS = dict(epochs=1, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def top(split):
+    X, y, _, _ = split
+    return MiniLMClassifier(trainable=1, **OPTIONS).fit(X, y)
+
+
+def folder_size(path):
+    return sum(file.stat().st_size for file in path.rglob("*"))
+
+
+def run(code, *arguments):
+    """Run code in a new process, in another folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PREDICT = """
+import sys, json, numpy as np, skminilm
+X = json.load(open(sys.argv[2]))
+loaded = getattr(skminilm, sys.argv[3]).load(sys.argv[1])
+np.save(sys.argv[4], loaded.transform(X) if hasattr(loaded, "transform") else loaded.predict(X))
+"""
+
+
+def test_saved_estimators_open_in_a_new_process(split, top, tmp_path):
+    X, _, X_new, _ = split
+    (tmp_path / "texts.json").write_text(json.dumps(X_new))
+    numbers = MiniLMRegressor(trainable="head", **OPTIONS).fit(X, np.arange(40) / 7)
+    for estimator in (top, numbers, MiniLMEncoder(prompt="x: ", pooling="cls").fit(X), MiniLMEncoder()):
+        path = tmp_path / "deep" / type(estimator).__name__
+        estimator.save(path)
+        run(PREDICT, path, tmp_path / "texts.json", type(estimator).__name__, tmp_path / "out.npy")
+        found = np.load(tmp_path / "out.npy")
+        expected = estimator.transform(X_new) if hasattr(estimator, "transform") else estimator.predict(X_new)
+        if found.dtype.kind == "f":
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(found, expected)
+        assert not list(path.glob("*.pkl"))
+        assert sorted(file.name for file in path.iterdir()) == ["arrays.safetensors", "estimator.json"]
+
+
+def test_what_comes_back_is_what_was_saved(split, top, tmp_path):
+    top.save(tmp_path / "saved")
+    loaded = MiniLMClassifier.load(tmp_path / "saved")
+    assert loaded.get_params() == top.get_params()
+    assert vars(loaded).keys() == vars(top).keys()
+    np.testing.assert_array_equal(loaded.predict_proba(split[2]), top.predict_proba(split[2]))
+    assert loaded.classes_.dtype == top.classes_.dtype
+    assert loaded.history_ == top.history_
+    assert clone(loaded).get_params() == top.get_params()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"class_weight": {3: 2.0, 5: 1.0}},
+        {"model": Path("bundled")},
+        {"prompt": None},
+        {"learning_rate": 1e-5},
+    ],
+    ids=str,
+)
+def test_parameters_of_any_kind(parameters, tmp_path):
+    MiniLMClassifier(**parameters).save(tmp_path / "saved")
+    for name, value in parameters.items():
+        found = MiniLMClassifier.load(tmp_path / "saved").get_params()[name]
+        assert found == (str(value) if isinstance(value, Path) else value)
+
+
+def test_a_parameter_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"random_state=RandomState.* cannot be saved"):
+        MiniLMClassifier(random_state=np.random.RandomState(0)).save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_sizes(split, tmp_path):
+    X, y, _, _ = split
+    pipeline = make_pipeline(MiniLMEncoder(), LogisticRegression()).fit(X, y)
+    joblib.dump(pipeline, tmp_path / "pipeline.joblib")
+    assert (tmp_path / "pipeline.joblib").stat().st_size < 100_000
+    limits = {"head": 100_000, 1: 7_200_000, 2: 14_300_000, "encoder": 86_000_000}
+    if importlib.util.find_spec("peft"):
+        limits["lora"] = 3_000_000
+    for trainable, limit in limits.items():
+        classifier = MiniLMClassifier(trainable=trainable, **OPTIONS).fit(X[::2], y[::2])
+        joblib.dump(classifier, tmp_path / "classifier.joblib")
+        assert (tmp_path / "classifier.joblib").stat().st_size < limit
+        classifier.save(tmp_path / str(trainable))
+        assert folder_size(tmp_path / str(trainable)) < limit
+
+
+@pytest.mark.parametrize("trainable", ["encoder", 1, "all"], ids=str)
+def test_half_the_size_with_the_same_predictions(split, trainable, tmp_path):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable=trainable, save_weights="fp16", **OPTIONS).fit(X, y)
+    before = classifier.predict_proba(X_new)
+    classifier.save(tmp_path / "saved")
+    joblib.dump(classifier, tmp_path / "classifier.joblib")
+    release_models()
+    limit = 45_000_000 if trainable == "all" else 43_000_000
+    assert folder_size(tmp_path / "saved") <= limit
+    assert (tmp_path / "classifier.joblib").stat().st_size <= limit
+    for loaded in (MiniLMClassifier.load(tmp_path / "saved"), joblib.load(tmp_path / "classifier.joblib")):
+        np.testing.assert_array_equal(loaded.predict_proba(X_new), before)
+    exact = MiniLMClassifier(trainable=trainable, **OPTIONS).fit(X, y)
+    np.testing.assert_allclose(before, exact.predict_proba(X_new), atol=0.02)
+    assert classifier.set_params(warm_start=True).fit(X, y).n_iter_ == 2
+
+
+FULL = """
+import sys, json, joblib, numpy as np
+import skminilm.checkpoints.bundled as bundled
+def missing(): raise OSError("not installed here")
+bundled.find_bundled_file = missing
+import skminilm
+X = json.load(open(sys.argv[2]))
+for name, model in (("a", skminilm.MiniLMClassifier.load(sys.argv[1])), ("b", joblib.load(sys.argv[1] + ".joblib"))):
+    np.save(sys.argv[3] + name, model.predict_proba(X))
+"""
+
+
+@pytest.mark.parametrize("trainable", ["head", 1], ids=str)
+def test_a_full_one_opens_where_the_checkpoint_is_missing(split, trainable, tmp_path):
+    X, y, X_new, _ = split
+    classifier = MiniLMClassifier(trainable=trainable, save_weights="full", **OPTIONS).fit(X, y)
+    classifier.save(tmp_path / "saved")
+    joblib.dump(classifier, tmp_path / "saved.joblib")
+    (tmp_path / "texts.json").write_text(json.dumps(X_new))
+    run(FULL, tmp_path / "saved", tmp_path / "texts.json", tmp_path / "out")
+    expected = classifier.predict_proba(X_new)
+    for name in "ab":
+        np.testing.assert_allclose(np.load(tmp_path / f"out{name}.npy"), expected, atol=1e-5)
+
+
+def test_full_needs_a_bert_shaped_checkpoint(split, distilbert_folder):
+    X, y, _, _ = split
+    classifier = MiniLMClassifier(distilbert_folder, trainable="head", max_length=64, save_weights="full")
+    with pytest.raises(ValueError, match="save_weights='full' needs a BERT-shaped checkpoint"):
+        classifier.fit(X, y)
+
+
+def test_full_with_another_vocabulary(split, transformers_folder, tmp_path):
+    X, y, X_new, _ = split
+    copy = tmp_path / "model"
+    shutil.copytree(transformers_folder, copy)
+    classifier = MiniLMClassifier(copy, trainable=1, max_length=64, save_weights="full", **OPTIONS).fit(X, y)
+    expected = classifier.predict_proba(X_new)
+    classifier.save(tmp_path / "saved")
+    shutil.rmtree(copy)
+    release_models()
+    np.testing.assert_array_equal(MiniLMClassifier.load(tmp_path / "saved").predict_proba(X_new), expected)
+
+
+@pytest.mark.parametrize("file", ["estimator.json", "arrays.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "change", "remove"])
+def test_a_changed_or_truncated_file_is_refused(top, tmp_path, file, damage):
+    top.save(tmp_path / "saved")
+    path = tmp_path / "saved" / file
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        position = content.index(b'"encoder"') if b'"encoder"' in content else len(content) - 9
+        content[position + 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=r"was changed or cut off|holds no saved estimator"
+    ):
+        MiniLMClassifier.load(tmp_path / "saved")
+
+
+def test_newer_versions_and_other_classes_are_refused(top, tmp_path, monkeypatch):
+    top.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="holds a MiniLMClassifier, expected MiniLMRegressor"):
+        MiniLMRegressor.load(tmp_path / "saved")
+    monkeypatch.setattr(_persistence, "FORMAT_VERSION", 99)
+    top.save(tmp_path / "newer")
+    pickled = pickle.dumps(top)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"saved in format 99 .*upgrade skminilm"):
+        MiniLMClassifier.load(tmp_path / "newer")
+    with pytest.raises(ValueError, match=r"pickled in format 99; .*upgrade skminilm"):
+        pickle.loads(pickled)
+    with pytest.raises(FileNotFoundError, match="holds no saved estimator"):
+        MiniLMClassifier.load(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_old_one(split, top, tmp_path, monkeypatch):
+    path = tmp_path / "saved"
+    top.save(path)
+    other = MiniLMClassifier(trainable="head", **OPTIONS).fit(split[0], split[1])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for step in ("_write_arrays", "_write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_persistence, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                other.save(path)
+        assert MiniLMClassifier.load(path).trainable == 1
+    other.save(path)
+    assert MiniLMClassifier.load(path).trainable == "head"
+    assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+
+
+def test_nothing_else_is_overwritten(top, tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match="holds something else"):
+            top.save(path)
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(SAVED.glob("*/*")), ids=lambda folder: f"{folder.parent.name}-{folder.name}"
+)
+def test_saved_files_of_each_format_version_open(folder):
+    """Written by tests/data/write_saved.py of that version."""
+    expected = json.loads((folder.parent / "expected.json").read_text()) if folder.is_dir() else None
+    if expected is None:
+        pytest.skip("what the estimators of this version gave")
+    texts = expected["texts"]
+    if folder.name == "encoder":
+        found = MiniLMEncoder.load(folder).transform(texts)[:, :8]
+    elif folder.name == "classifier":
+        found = MiniLMClassifier.load(folder).predict_proba(texts)
+    else:
+        found = MiniLMRegressor.load(folder).predict(texts)
+    np.testing.assert_allclose(found, expected[folder.name], atol=2e-3)
+
+
+def test_skops(split, top):
+    skops = pytest.importorskip("skops.io")
+    X, y, X_new, _ = split
+    pipeline = make_pipeline(MiniLMEncoder(), LogisticRegression()).fit(X, y)
+    for model, trusted in (
+        (top, ["skminilm._classifier.MiniLMClassifier"]),
+        (pipeline, ["skminilm._encoder.MiniLMEncoder"]),
+    ):
+        dumped = skops.dumps(model)
+        assert skops.get_untrusted_types(data=dumped) == trusted
+        loaded = skops.loads(dumped, trusted=trusted)
+        np.testing.assert_array_equal(loaded.predict(X_new), model.predict(X_new))
+
+
+def test_processes_share_the_pages_of_a_memory_map(top, split, tmp_path):
+    joblib.dump(top, tmp_path / "classifier.joblib")
+    loaded = joblib.load(tmp_path / "classifier.joblib", mmap_mode="r")
+    assert all(isinstance(array, np.memmap) for array in loaded.weights_.values())
+    np.testing.assert_array_equal(loaded.predict_proba(split[2]), top.predict_proba(split[2]))
+    loaded.save(tmp_path / "saved")
