@@ -302,14 +302,14 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
             return (probabilities > 0.5).astype(np.int64)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def _read_targets(self, y: Any, n_rows: int) -> Targets:
+    def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         if not is_multilabel(y):
-            return ClassTargets(y, n_rows)
+            return ClassTargets(y, len(row_weights))
         if self.class_weight is not None:
             raise ValueError(
                 "class_weight is for one label a text, and y has several columns: use sample_weight."
             )
-        return MultilabelTargets(y, n_rows)
+        return MultilabelTargets(y, len(row_weights))
 
     def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
         class_weight = self.class_weight

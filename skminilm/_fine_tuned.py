@@ -90,7 +90,7 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
     }
 
     @abstractmethod
-    def _read_targets(self, y: Any, n_rows: int) -> Targets: ...
+    def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets: ...
 
     @abstractmethod
     def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
@@ -112,8 +112,9 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
         self._validate_params()
         texts = check_texts(X)
-        targets = self._read_targets(y, len(texts))
-        row_weights = self._weights_of_targets(targets, check_row_weights(sample_weight, len(texts)))
+        row_weights = check_row_weights(sample_weight, len(texts))
+        targets = self._read_targets(y, row_weights)
+        row_weights = self._weights_of_targets(targets, row_weights)
         random = check_random_state(self.random_state)
         data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
         checkpoint = open_checkpoint(self.model, self.revision)

@@ -136,12 +136,12 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         return self._fit(X, y, sample_weight, X_val, y_val)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the numbers, float32 of shape (n_texts,) or (n_texts, n_targets), as y was."""
-        outputs = self._outputs(X)
+        """Return the numbers, float64 of shape (n_texts,) or (n_texts, n_targets), as y was."""
+        outputs = self._outputs(X).astype(np.float64)
         return outputs[:, 0] if self._one_dimensional else outputs
 
-    def _read_targets(self, y: Any, n_rows: int) -> Targets:
-        return RealTargets(y, n_rows)
+    def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
+        return RealTargets(y, row_weights)
 
     def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
         scale = targets.scale.astype(np.float32)

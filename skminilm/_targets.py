@@ -143,8 +143,8 @@ class RealTargets(Targets):
     Parameters
     ----------
     y : array-like of float, shape (n_rows,) or (n_rows, n_targets)
-    n_rows : int
-        Rows of X.
+    row_weights : ndarray of float64, shape (n_rows,)
+        For mean and standard deviation.
 
     Attributes
     ----------
@@ -153,12 +153,13 @@ class RealTargets(Targets):
         y had one dimension.
     """
 
-    def __init__(self, y: Any, n_rows: int) -> None:
-        numbers = check_numbers(y, n_rows)
+    def __init__(self, y: Any, row_weights: np.ndarray) -> None:
+        numbers = check_numbers(y, len(row_weights))
         self.one_dimensional = numbers.ndim == 1
-        numbers = numbers.reshape(n_rows, -1)
+        numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
-        self.mean, scale = numbers.mean(axis=0), numbers.std(axis=0)
+        self.mean = np.average(numbers, axis=0, weights=row_weights)
+        scale = np.sqrt(np.average((numbers - self.mean) ** 2, axis=0, weights=row_weights))
         self.scale = np.where(scale > 0, scale, 1.0)
         self.values = self._scaled(numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Number
@@ -9,6 +10,7 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import type_of_target
 
 _EXPECTED_X = (
@@ -319,6 +321,12 @@ def _label_array(y: Any) -> np.ndarray:
         y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
+        warnings.warn(
+            "A column-vector y was passed when a 1d array was expected: its shape is "
+            f"{y.shape}. Use y.ravel().",
+            DataConversionWarning,
+            stacklevel=2,
+        )
         y = y[:, 0]
     if y.ndim != 1:
         raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
@@ -360,7 +368,7 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     if len(bad):
         raise ValueError(f"{name} of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0.")
     if not weights.any():
-        raise ValueError(f"{name} is 0 in every row: give some row a positive weight.")
+        raise ValueError(f"{name} is zero in every row: give some row a positive weight.")
     return weights
 
 

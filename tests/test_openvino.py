@@ -167,4 +167,6 @@ assert "NNCF_CI" not in os.environ and "CI" not in os.environ
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     environment |= {"HOME": str(tmp_path), "SKMINILM_CACHE": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=100)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    files = [path.relative_to(tmp_path).parts for path in tmp_path.rglob("*") if path.is_file()]
+    # Older releases of NNCF import matplotlib, which lists its fonts.
+    assert {parts[0] for parts in files if "matplotlib" not in parts} == {"cache"}

@@ -149,7 +149,7 @@ def test_bad_y(y, message):
         ([1, 2], r"shape \(2,\), expected \(3,\)"),
         ([1, -1, 1], r"row 1 is -1\.0"),
         ([1, float("nan"), 1], "row 1 is nan"),
-        ([0, 0, 0], "0 in every row"),
+        ([0, 0, 0], "zero in every row"),
     ],
 )
 def test_bad_sample_weight(weights, message):
