@@ -1,0 +1,229 @@
+"""The estimators inside everything that scikit-learn builds of estimators, on real text."""
+
+import json
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import RFE
+from sklearn.inspection import permutation_importance
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    TunedThresholdClassifierCV,
+    cross_val_predict,
+    cross_val_score,
+    cross_validate,
+    learning_curve,
+)
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
+
+HEAD = dict(trainable="head", epochs=1, random_state=0)
+
+
+@pytest.fixture
+def head():
+    return MiniLMClassifier(**HEAD)
+
+
+@pytest.fixture
+def pipeline():
+    return Pipeline([("enc", MiniLMEncoder()), ("clf", LogisticRegression(C=10))])
+
+
+@pytest.fixture(scope="module")
+def frame(english):
+    X, y = english
+    return pd.DataFrame({"text": X, "channel": ["mail", "chat"] * (len(X) // 2)}), y
+
+
+def test_feature_union(english):
+    X, y = english
+    union = FeatureUnion([("dense", MiniLMEncoder()), ("sparse", TfidfVectorizer())])
+    model = make_pipeline(union, LogisticRegression(C=10)).fit(X, y)
+    assert model.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("column", ["text", ["text"]], ids=str)
+def test_column_transformer(frame, column):
+    X, y = frame
+    columns = ColumnTransformer([("text", MiniLMEncoder(), column), ("rest", OneHotEncoder(), ["channel"])])
+    model = make_pipeline(columns, LogisticRegression(C=10)).fit(X, y)
+    assert model.score(X, y) > 0.9
+    names = columns.fit(X).get_feature_names_out()
+    assert (names[0], names[383], len(names)) == ("text__minilmencoder0", "text__minilmencoder383", 386)
+
+
+def test_searches(english, pipeline):
+    X, y = english
+    grid = {"clf__C": [0.01, 10.0], "enc__pooling": ["mean", "cls"]}
+    searches = [
+        GridSearchCV(pipeline, grid, cv=2),
+        RandomizedSearchCV(pipeline, grid, n_iter=3, cv=2, random_state=0),
+        HalvingGridSearchCV(pipeline, grid, cv=2, min_resources=32, random_state=0),
+    ]
+    for search in searches:
+        assert search.fit(X, y).best_score_ > 0.3
+        assert search.best_params_["clf__C"] == 10
+
+
+def test_a_grid_over_models_and_over_what_is_trained(english, transformers_folder):
+    X, y = english
+    pipeline = Pipeline([("enc", MiniLMEncoder(max_length=64)), ("clf", LogisticRegression(C=10))])
+    search = GridSearchCV(pipeline, {"enc__model": ["bundled", transformers_folder]}, cv=2).fit(X, y)
+    bundled, tiny = search.cv_results_["mean_test_score"]
+    assert bundled > tiny
+    trained = Pipeline([("clf", MiniLMClassifier(epochs=1, random_state=0))])
+    search = GridSearchCV(trained, {"clf__trainable": ["head", 1]}, cv=2).fit(X, y)
+    assert len(search.cv_results_["mean_test_score"]) == 2
+
+
+def test_cross_validation_in_all_forms(english, head):
+    X, y = english
+    predicted = cross_val_predict(head, X, y, cv=2, method="predict_proba")
+    assert predicted.shape == (64, 8)
+    result = cross_validate(head, X, y, cv=2, return_estimator=True)
+    assert all(estimator.predict(X[:2]).shape == (2,) for estimator in result["estimator"])
+    sizes, train_scores, _ = learning_curve(
+        head, X, y, cv=2, train_sizes=[0.5, 1.0], shuffle=True, random_state=0
+    )
+    assert train_scores.shape == (len(sizes), 2)
+
+
+def test_calibration(english, head):
+    from sklearn.calibration import CalibratedClassifierCV
+
+    X, y = english
+    methods = ["sigmoid", "temperature"] if sklearn.__version__ >= "1.8" else ["sigmoid"]
+    for method in methods:
+        calibrated = CalibratedClassifierCV(head, method=method, cv=2).fit(X, y)
+        np.testing.assert_allclose(calibrated.predict_proba(X[:5]).sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_tuned_threshold(english, head):
+    X, y = english
+    tuned = TunedThresholdClassifierCV(head, cv=2).fit(X, y == "delivery")
+    assert tuned.score(X, y == "delivery") > 0.8
+
+
+def test_ensembles(english, head, pipeline):
+    X, y = english
+    members = [("head", head), ("pipeline", pipeline)]
+    assert VotingClassifier(members, voting="soft").fit(X, y).score(X, y) > 0.9
+    assert StackingClassifier(members, LogisticRegression(), cv=2).fit(X, y).score(X, y) > 0.5
+
+
+def test_one_against_the_rest_and_several_outputs(english, head):
+    X, y = english
+    assert OneVsRestClassifier(head).fit(X, y).score(X, y) > 0.9
+    both = np.column_stack([y, np.isin(y, sorted(set(y))[:4])])
+    predicted = MultiOutputClassifier(head).fit(X, both).predict(X)
+    assert predicted.shape == both.shape
+
+
+def test_feature_elimination_is_refused_and_says_why(english, head):
+    X, y = english
+    with pytest.raises((ValueError, TypeError), match=r"text|str|2D|array"):
+        RFE(head).fit(X, y)
+
+
+def test_permutation_importance_over_columns(frame):
+    X, y = frame
+    columns = ColumnTransformer([("text", MiniLMEncoder(), "text"), ("rest", OneHotEncoder(), ["channel"])])
+    model = make_pipeline(columns, LogisticRegression(C=10)).fit(X, y)
+    text, channel = permutation_importance(model, X, y, n_repeats=2, random_state=0).importances_mean
+    assert text > 0.5 > channel
+
+
+def test_parameters_of_a_nested_estimator(pipeline):
+    nested = clone(make_pipeline(pipeline)).set_params(pipeline__enc__model="m", pipeline__clf__C=3.0)
+    assert nested.get_params()["pipeline__enc__model"] == "m"
+    assert nested.get_params()["pipeline__enc"].prompt == "auto"
+
+
+BACKENDS = ["loky", "threading"] + (["multiprocessing"] if sys.platform == "linux" else [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parallel_workers_give_the_scores_of_one(english, backend, recwarn):
+    X, y = english
+    MiniLMEncoder().transform(X[:4])  # the model is in use before any fork
+    for model in (MiniLMClassifier(**HEAD), MiniLMClassifier(trainable=1, epochs=1, random_state=0)):
+        expected = cross_val_score(model, X, y, cv=2)
+        with joblib.parallel_backend(backend, n_jobs=2):
+            found = cross_val_score(model, X, y, cv=2, n_jobs=2)
+        np.testing.assert_allclose(found, expected, atol=0.04)  # a text or so: threads change the rounding
+    assert not [w for w in recwarn if "tokenizer" in str(w.message).lower()]
+
+
+def test_workers_keep_to_the_threads_that_joblib_gives_them():
+    program = """
+import joblib, torch
+from skminilm import MiniLMEncoder
+def threads():
+    MiniLMEncoder(cache=None).transform(["a"])
+    return torch.get_num_threads()
+print(joblib.Parallel(n_jobs=2)(joblib.delayed(threads)() for _ in range(2)))
+"""
+    environment_threads = max(1, joblib.cpu_count() // 2)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert all(n <= environment_threads for n in json.loads(done.stdout))
+
+
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+def test_sample_weight_is_routed(english, routing):
+    X, y = english
+    weights = np.where(np.arange(len(X)) % 2, 1.0, 0.0)
+    wrong = np.where(weights > 0, y, "delivery")
+    head = MiniLMClassifier(**HEAD).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+    weighted = Pipeline([("clf", head)]).fit(X, wrong, sample_weight=weights)
+    plain = Pipeline([("clf", MiniLMClassifier(**HEAD))]).fit(X, wrong)
+    assert weighted.score(X, y) > plain.score(X, y)
+    search = GridSearchCV(head, {"init_head": ["probe"]}, cv=2).fit(X, wrong, sample_weight=weights)
+    assert (search.predict(X) == y).mean() > 0.7
+    regressor = MiniLMRegressor(**HEAD).set_fit_request(sample_weight=True)
+    Pipeline([("reg", regressor)]).fit(X, np.arange(len(X)), sample_weight=weights)
+
+
+def test_score_takes_weights(english, head):
+    X, y = english
+    head.fit(X, y)
+    right = head.predict(X) == y
+    wrong = np.where(right, y, "x")
+    assert head.score(X, wrong, sample_weight=right.astype(float)) == 1
+
+
+def test_regression_in_a_search(english):
+    X, y = english
+    numbers = np.searchsorted(sorted(set(y)), y).astype(float)
+    assert make_pipeline(MiniLMEncoder(), Ridge()).fit(X, numbers).score(X, numbers) > 0.3
+    search = GridSearchCV(MiniLMRegressor(**HEAD), {"head_learning_rate": [1e-3, 1e-2]}, cv=2).fit(X, numbers)
+    assert np.isfinite(search.best_score_)
+
+
+@pytest.mark.parametrize("estimator", [MiniLMEncoder(), MiniLMClassifier(), MiniLMRegressor()])
+def test_repr_and_diagram(estimator):
+    assert repr(estimator) == f"{type(estimator).__name__}()"
+    assert type(estimator).__name__ in estimator._repr_html_()
