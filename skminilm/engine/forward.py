@@ -83,6 +83,9 @@ def attention(qkv: torch.Tensor, pack: Pack, n_heads: int) -> torch.Tensor:
     outputs = []
     # split and unbind, not indexing: their backward passes fill no zeros.
     for group, tokens in zip(groups, qkv.split([g.stop - g.start for g in groups]), strict=True):
+        if group.max_length == 0:
+            outputs.append(tokens.new_zeros(len(tokens), hidden_size))
+            continue
         shape = (group.n_sequences, group.max_length)
         mask = None
         if group.slots is not None:

@@ -20,7 +20,8 @@ class AttentionGroup:
     start, stop : int
         Their tokens in the pack.
     n_sequences, max_length : int
-        The shape (n_sequences, max_length) that they are laid out in.
+        The shape (n_sequences, max_length) that they are laid out in;
+        `max_length` is 0 for slots that fill up, which attend to nothing.
     slots : Tensor of int64, shape (stop - start,), or None
         Where in that shape each token goes. None where all sequences have
         the same length, so that a view is enough.
@@ -47,7 +48,7 @@ class Pack:
     cu_seqlens : Tensor of int32, shape (n_sequences + 1,)
         Offsets of the sequences.
     groups : list of AttentionGroup, or None
-        All slots; those that fill up are sequences of one token. None where
+        All slots. None where
         attention takes sequences of different lengths in one call.
     n_tokens, max_length : int
         Tokens of the sequences, and of the longest.
@@ -106,6 +107,7 @@ def make_pack(
     rows: np.ndarray,
     device: torch.device,
     max_waste: float | None,
+    length_step: int = 1,
 ) -> Pack:
     """Gather the tokens of some texts into a pack on a device.
 
@@ -119,6 +121,8 @@ def make_pack(
     device : torch.device
     max_waste : float or None
         See :func:`group_by_length`. None where no groups are needed.
+    length_step : int, default=1
+        See :func:`group_by_length`.
     """
     lengths = offsets[rows + 1] - offsets[rows]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
@@ -133,9 +137,9 @@ def make_pack(
         padded.numpy()[: len(array)] = array
         return padded.to(device, non_blocking=True)
 
-    groups = None if max_waste is None else list(group_by_length(lengths, max_waste, device))
+    groups = None if max_waste is None else list(group_by_length(lengths, max_waste, device, length_step))
     if groups is not None and n_fill:
-        groups.append(AttentionGroup(n_tokens, n_tokens + n_fill, n_fill, 1))
+        groups.append(AttentionGroup(n_tokens, n_tokens + n_fill, n_fill, 0))
 
     return Pack(
         rows=rows,
@@ -160,25 +164,29 @@ def round_up(n_tokens: int) -> int:
     return -(-n_tokens // step) * step
 
 
-def group_by_length(lengths: np.ndarray, max_waste: float, device: torch.device) -> Iterator[AttentionGroup]:
+def group_by_length(
+    lengths: np.ndarray, max_waste: float, device: torch.device, length_step: int = 1
+) -> Iterator[AttentionGroup]:
     """Group sequences, sorted by descending length, for attention.
 
     A group may be padded up to `max_waste` times its tokens (0: only equal
-    lengths share a group): fewer, larger calls against wasted work.
+    lengths share a group): fewer, larger calls against wasted work. Lengths are padded
+    to a multiple of `length_step`: fewer different shapes, for each of which
+    matrix libraries keep memory.
     """
     first, start = 0, 0
     while first < len(lengths):
-        longest = int(lengths[first])
+        longest = -(-int(lengths[first]) // length_step) * length_step
         tokens, last = 0, first
         while last < len(lengths):
             padded = (last + 1 - first) * longest
-            if padded > (1 + max_waste) * (tokens + int(lengths[last])):
+            if last > first and padded > (1 + max_waste) * (tokens + int(lengths[last])):
                 break
             tokens += int(lengths[last])
             last += 1
         members = lengths[first:last]
         slots = None
-        if members[-1] != longest:
+        if members[-1] != longest:  # the shortest
             sequence = np.repeat(np.arange(len(members)), members)
             ends = np.cumsum(members)
             within = np.arange(tokens) - (ends - members)[sequence]

@@ -17,6 +17,7 @@ from .parameters import FlatParameters
 from .workers import Workers
 
 _MAX_GRADIENT_NORM = 1.0
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,16 @@ class _Training:
         except TrainingDivergedError as error:
             error.last_good = self._result() if self._kept_epoch else None
             raise
+        self._release_optimizer()
         if refit and self._kept_epoch and not interrupted:
             self._refit(refit, max(ranks, default=None))
         return self._result(interrupted=interrupted)
+
+    def _release_optimizer(self) -> None:
+        """Free what only steps need, before the results take memory."""
+        self._optimizer = None
+        for part in self._parameters:
+            part.release_gradient()
 
     def _refit(self, refit: Refit, best: tuple[float, float] | None) -> None:
         """Fit the head anew to the vectors of the trained network."""
@@ -296,7 +304,6 @@ class _Training:
         self._scaler.update()
         for part in self._parameters:
             part.publish()
-        self._clear_gradients()
         return loss, weight
 
     def _backward(self, batch: np.ndarray, weight: float) -> float:
@@ -358,9 +365,9 @@ class _Training:
                 copy.copy_(part.master.detach())
 
     def _result(self, *, interrupted: bool = False) -> TrainingResult:
-        current = [part.master.detach().clone() for part in self._parameters]
+        if self._kept is not None:
+            self._exchange(self._kept)
         try:
-            self._load(self._kept or current)
             head = self._head.arrays()
             return TrainingResult(
                 head["coef"],
@@ -371,7 +378,17 @@ class _Training:
                 interrupted,
             )
         finally:
-            self._load(current)
+            if self._kept is not None:
+                self._exchange(self._kept)
+
+    def _exchange(self, values: list[torch.Tensor]) -> None:
+        """Exchange the parameters with others, without a third copy of all of them."""
+        with torch.no_grad():
+            for part, value in zip(self._parameters, values, strict=True):
+                for mine, other in zip(part.master.split(_CHUNK), value.split(_CHUNK), strict=True):
+                    before = mine.clone()
+                    mine.copy_(other)
+                    other.copy_(before)
 
     def _load(self, values: list[torch.Tensor]) -> None:
         with torch.no_grad():

@@ -24,6 +24,7 @@ from .parameters import FlatParameters
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
 _MAX_TOKENS = {"cpu": 4096, "cuda": 65_536}
 _MAX_WASTE = 0.25
+_LENGTH_STEP = 16
 
 
 class TrainableNetwork(ABC):
@@ -196,7 +197,9 @@ class TrainableEncoder(TrainableNetwork):
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield pooled vectors of norm 1, longest texts first."""
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
-            pack = make_pack(self._batch.input_ids, self._offsets, rows[some], self.device, _MAX_WASTE)
+            pack = make_pack(
+                self._batch.input_ids, self._offsets, rows[some], self.device, _MAX_WASTE, _LENGTH_STEP
+            )
             yield pack.rows, unit_length(pool(self._last_hidden_state(pack), pack, self._options.pooling))
 
     def _last_hidden_state(self, pack: Pack) -> torch.Tensor:

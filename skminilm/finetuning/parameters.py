@@ -45,12 +45,10 @@ class FlatParameters:
         self.master.grad = torch.zeros_like(self.master)
         same = dtype == torch.float32
         self._computed = self.master if same else self.master.to(dtype)
-        self._gradient = self.master.grad if same else torch.zeros_like(self._computed)
-        self.views: dict[str, torch.nn.Parameter] = {}
-        gradients = self._split(self._gradient)
-        for name, values in self._split(self._computed).items():
-            self.views[name] = torch.nn.Parameter(values.detach())
-            self.views[name].grad = gradients[name]
+        self.views = {
+            name: torch.nn.Parameter(values.detach()) for name, values in self._split(self._computed).items()
+        }
+        self._gradients = list(self._split(self.master.grad).values())
 
     def _split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split([shape.numel() for shape in self._shapes.values()])
@@ -58,13 +56,24 @@ class FlatParameters:
         return {name: part.view(shape) for (name, shape), part in named}
 
     def collect_gradient(self) -> None:
-        """Bring the gradient of the views into `master.grad`."""
-        if self._gradient is not self.master.grad:
-            self.master.grad.copy_(self._gradient)
+        """Bring the gradient of the views, 0 where there is none, into `master.grad`, and clear it."""
+        for target, view in zip(self._gradients, self.views.values(), strict=True):
+            if view.grad is None:
+                target.zero_()
+            else:
+                target.copy_(view.grad)
+        self.clear_gradient()
 
     def clear_gradient(self) -> None:
-        """Set the gradient of the views to 0."""
-        self._gradient.zero_()
+        """Forget the gradient of the views."""
+        for view in self.views.values():
+            view.grad = None
+
+    def release_gradient(self) -> None:
+        """Free the memory of the gradient: there will be no further step."""
+        self.clear_gradient()
+        self.master.grad = None
+        self._gradients = []
 
     def publish(self) -> None:
         """Bring a changed `master` into the views."""
