@@ -5,7 +5,13 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["skminilm._encoder", "skminilm._classifier", "skminilm.datasets._support_requests"]
+    "module",
+    [
+        "skminilm._encoder",
+        "skminilm._classifier",
+        "skminilm._regressor",
+        "skminilm.datasets._support_requests",
+    ],
 )
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(module))

@@ -488,3 +488,45 @@ def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatc
     classifier = MiniLMClassifier(trainable=2, epochs=2, early_stopping=True, random_state=0)
     classifier.fit(X, y, X_val=X_new, y_val=y_new)
     assert classifier.score(X_new, y_new) > 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("trainable", ["encoder", 2, "all", pytest.param("lora", marks=needs_peft)], ids=str)
+def test_trained_on_a_gpu_opens_on_a_cpu_and_the_other_way(split, precision, trainable):
+    X, y, X_new, y_new = split
+    options = dict(trainable=trainable, epochs=3, random_state=0)
+    on_gpu = MiniLMClassifier(device="cuda", precision=precision, **options).fit(X, y)
+    assert on_gpu.score(X_new, y_new) > 0.5
+    expected = on_gpu.predict_proba(X_new)
+    on_gpu.set_params(device="cpu", precision="fp32")
+    np.testing.assert_allclose(on_gpu.predict_proba(X_new), expected, atol=0.05)
+    on_cpu = MiniLMClassifier(device="cpu", precision="fp32", **options).fit(X, y)
+    expected = on_cpu.predict_proba(X_new)
+    on_cpu.set_params(device="cuda", precision=precision)
+    np.testing.assert_allclose(on_cpu.predict_proba(X_new), expected, atol=0.05)
+
+
+@pytest.mark.gpu
+def test_fits_leave_the_memory_of_a_gpu_flat(split, monkeypatch):
+    import torch
+
+    X, y, _, _ = split
+    sizes = []
+    for turn in range(6):
+        with monkeypatch.context() as patch:
+            if turn % 3 == 1:
+                after_steps(patch, 1, interrupt)
+            classifier = MiniLMClassifier(trainable=6, epochs=1, device="cuda", random_state=0)
+            if turn % 3 == 2:
+                with pytest.raises(FloatingPointError):
+                    classifier.set_params(learning_rate=1e38, warmup_ratio=0).fit(X, y)
+            elif turn % 3 == 1:
+                with pytest.warns(UserWarning, match="interrupted"):
+                    classifier.fit(X, y)
+            else:
+                classifier.fit(X, y)
+        del classifier
+        gc.collect()
+        sizes.append(torch.cuda.memory_allocated())
+    assert max(sizes[3:]) <= max(sizes[:3]) + 2**20
