@@ -102,7 +102,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         ``"fp16"``: the same rounded to float16 after training, in half the
         size. ``"full"``: besides the whole
         checkpoint with its tokenizer, so that it opens where the checkpoint is
-        missing (140 MB more for ``"bundled"``).
+        missing (145 MB more for ``"bundled"``).
     random_state : int, RandomState instance or None, default=None
         Drives the random head and the order of the texts. Two fits with the
         same int on the same CPU give the same bytes.
