@@ -1,9 +1,14 @@
-"""scikit-learn's callbacks, where the installed version has them (1.9)."""
+"""Who hears of a fit on its way: a progress bar, and scikit-learn's callbacks where it has them (1.9)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from .finetuning import TrainingResult
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -62,3 +67,60 @@ class EpochCallbacks:
         """Tell of the end."""
         if self._fit:
             self._fit.call_on_fit_task_end(**self._data)
+
+
+class FitProgress:
+    """Tells of a fit: by a bar where ``verbose`` asks for it, and to scikit-learn's callbacks.
+
+    Its methods are those of ``finetuning.TrainingHooks``.
+
+    Parameters
+    ----------
+    estimator : estimator
+        See :class:`EpochCallbacks`.
+    X, y : array-like
+    n_epochs, n_texts : int
+        At most so many epochs, of so many texts each.
+    attributes : callable
+        Returns what the estimator's attributes are after a training result.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        n_epochs: int,
+        n_texts: int,
+        attributes: Callable[[TrainingResult], dict[str, Any]],
+    ) -> None:
+        self._callbacks = EpochCallbacks(estimator, n_epochs, X, y)
+        self._attributes = attributes
+        self._new_bar = lambda: tqdm(total=n_epochs * n_texts, desc="fine-tune", unit="text")
+        self._verbose = estimator.verbose
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> FitProgress:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if kind is None:
+            self._callbacks.end_fit()
+
+    def begin_epoch(self) -> None:
+        """Hear of an epoch that begins."""
+        if self._verbose and self._bar is None:
+            self._bar = self._new_bar()
+        self._callbacks.begin_epoch()
+
+    def end_step(self, n_texts: int, loss: float) -> None:
+        """Hear of a step."""
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self._bar.update(n_texts)
+
+    def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
+        """Hear of an epoch that ended; return whether to stop."""
+        return self._callbacks.end_epoch(lambda: self._attributes(result()))

@@ -6,7 +6,6 @@ import gc
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from ._cache import memory_cache, state_cache
-from ._callbacks import CallbackSupportMixin, EpochCallbacks
+from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, resolve_settings
 from ._persistence import PersistenceMixin
 from ._targets import Targets
@@ -126,7 +125,7 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
 
         n_epochs = self._n_epochs(len(data.training))
         try:
-            with _Progress(self, X, y, n_epochs, len(data.training), attributes) as hooks:
+            with FitProgress(self, X, y, n_epochs, len(data.training), attributes) as hooks:
                 result = self._train(
                     data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks
                 )
@@ -227,7 +226,7 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         random: np.random.RandomState,
         earlier: _EarlierFit | None,
         n_epochs: int,
-        hooks: _Progress,
+        hooks: FitProgress,
     ) -> TrainingResult:
         from .finetuning import FixedVectors, Rows, TrainingOptions, Workers, find_workers, train
 
@@ -410,44 +409,3 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.two_d_array = False
         return tags
-
-
-class _Progress:
-    """Progress of a fit: a bar where ``verbose`` asks for it, and scikit-learn's callbacks."""
-
-    def __init__(
-        self,
-        estimator: FineTunedEstimator,
-        X: Any,
-        y: Any,
-        n_epochs: int,
-        n_texts: int,
-        attributes: Callable[[TrainingResult], dict[str, Any]],
-    ) -> None:
-        self._callbacks = EpochCallbacks(estimator, n_epochs, X, y)
-        self._attributes = attributes
-        self._new_bar = lambda: tqdm(total=n_epochs * n_texts, desc="fine-tune", unit="text")
-        self._verbose = estimator.verbose
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if kind is None:
-            self._callbacks.end_fit()
-
-    def begin_epoch(self) -> None:
-        if self._verbose and self._bar is None:
-            self._bar = self._new_bar()
-        self._callbacks.begin_epoch()
-
-    def end_step(self, n_texts: int, loss: float) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            self._bar.update(n_texts)
-
-    def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
-        return self._callbacks.end_epoch(lambda: self._attributes(result()))

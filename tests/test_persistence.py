@@ -245,13 +245,13 @@ def test_nothing_else_is_overwritten(top, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folder", sorted(SAVED.glob("*/*")), ids=lambda folder: f"{folder.parent.name}-{folder.name}"
+    "folder",
+    sorted(folder for folder in SAVED.glob("*/*") if folder.is_dir()),
+    ids=lambda folder: f"{folder.parent.name}-{folder.name}",
 )
 def test_saved_files_of_each_format_version_open(folder):
     """Written by tests/data/write_saved.py of that version."""
-    expected = json.loads((folder.parent / "expected.json").read_text()) if folder.is_dir() else None
-    if expected is None:
-        pytest.skip("what the estimators of this version gave")
+    expected = json.loads((folder.parent / "expected.json").read_text())
     texts = expected["texts"]
     if folder.name == "encoder":
         found = MiniLMEncoder.load(folder).transform(texts)[:, :8]
