@@ -63,7 +63,8 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         Share of the steps in which the learning rates rise.
     label_smoothing : float, default=0.0
         Share of the target probability spread over all classes; of several
-        labels a text, how far each target is moved towards one half.
+        labels a text, how far each target is moved towards one half. In
+        training alone: the head that ``refit_head=True`` fits knows none.
     max_length : int, default=128
         Tokens a text may have; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max"}, default="auto"
@@ -256,8 +257,9 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
             The checkpoint is missing or damaged.
         FloatingPointError
             The loss became infinite or NaN; the message names the step. The
-            weights are those of the last epoch that was completed; where
-            there is none, an earlier fit of this estimator is kept.
+            weights are those of the last epoch that was completed (of the
+            best with ``early_stopping=True``); where there is none, an earlier
+            fit of this estimator is kept.
 
         Warns
         -----
@@ -339,8 +341,9 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         }
 
     def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
-        now = self._target_attributes(targets, self.coef_, self.intercept_)["classes_"]
-        if not np.array_equal(now, self.classes_):
+        attributes = self._target_attributes(targets, self.coef_, self.intercept_)
+        now = attributes["classes_"]
+        if not np.array_equal(now, self.classes_) or attributes["multilabel_"] != self.multilabel_:
             raise ValueError(
                 f"warm_start=True goes on with the classes of the earlier fit, {self.classes_.tolist()}, and y "
                 f"has {now.tolist()}: set warm_start=False."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,16 +54,14 @@ def open_checkpoint(
 
 def open_embedded_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     """Return a checkpoint that is kept inside an estimator, opened once a process."""
-    fingerprint = state["fingerprint"]
-    if fingerprint not in _opened:
-        while len(_opened) >= _MAX_OPENED:
-            _opened.pop(next(iter(_opened)), None)
-        _opened[fingerprint] = open_embedded(state)
-    return _opened[fingerprint]
+    # As long as an estimator uses it, and no longer: it holds on to the arrays.
+    checkpoint = _opened.get(state["fingerprint"])
+    if checkpoint is None:
+        checkpoint = _opened[state["fingerprint"]] = open_embedded(state)
+    return checkpoint
 
 
-_opened: dict[str, Checkpoint] = {}
-_MAX_OPENED = 4
+_opened: weakref.WeakValueDictionary[str, Checkpoint] = weakref.WeakValueDictionary()
 
 
 def resolve_settings(

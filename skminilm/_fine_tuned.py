@@ -23,8 +23,9 @@ from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, 
 from ._persistence import PersistenceMixin
 from ._targets import Targets
 from ._validation import Texts, check_row_weights, check_texts
+from ._workers import check_workers
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings, tokenize
-from .checkpoints.embedded import embed_checkpoint
+from .checkpoints.embedded import check_embeddable, embed_checkpoint
 
 if TYPE_CHECKING:
     from .engine import Compute
@@ -114,10 +115,13 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         row_weights = check_row_weights(sample_weight, len(texts))
         targets = self._read_targets(y, row_weights)
         row_weights = self._weights_of_targets(targets, row_weights)
+        check_workers(self.random_state)
         random = check_random_state(self.random_state)
         data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
         checkpoint = open_checkpoint(self.model, self.revision)
         settings, compute = self._resolve(checkpoint)
+        if self.save_weights == "full":
+            check_embeddable(checkpoint)
         earlier = self._earlier_fit(checkpoint, settings, targets)
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
@@ -154,15 +158,25 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val belong together: one of them is None.")
         if X_val is not None:
-            other = check_texts(X_val)
+            try:
+                other = check_texts(X_val)
+                other_values = targets.encode(y_val, len(other))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"X_val and y_val are not usable: {error}") from error
             if (other.second is None) != (texts.second is None):
                 raise ValueError("X and X_val must have the same number of columns.")
-            values = np.concatenate([targets.values, targets.encode(y_val, len(other))])
+            values = np.concatenate([targets.values, other_values])
             weights = np.concatenate([row_weights, np.ones(len(other))])
             return _Data(texts.join(other), values, weights, np.arange(n), np.arange(n, n + len(other)))
         training, validation = np.arange(n), np.arange(0)
         if self.early_stopping:
             training, validation = self._random_split(targets, n, random)
+            for part, name in ((training, "trained on"), (validation, "set aside")):
+                if not row_weights[part].any():
+                    raise ValueError(
+                        f"early_stopping=True: all texts that would be {name} have a weight of zero. Leave out "
+                        "texts without weight, or give X_val and y_val."
+                    )
         return _Data(texts, targets.values, row_weights, training, validation)
 
     def _random_split(
@@ -213,6 +227,11 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
                 "warm_start=True goes on from the earlier fit, which had another model, pooling, prompt or "
                 "max_length: restore them, or set warm_start=False."
             )
+        if self.trainable == "head" and self.weights_:
+            raise ValueError(
+                "warm_start=True goes on from the earlier fit, which trained more than the head: use the same "
+                "trainable, or set warm_start=False."
+            )
         coef, intercept = self._head_of_fit(targets)
         return _EarlierFit(coef, intercept, self.weights_, self.weights_digest_, self.history_)
 
@@ -235,7 +254,7 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
             workers, device = find_workers(compute.device)
             compute = replace(compute, device=device, helpers=())
         vectors = None
-        if self.trainable == "head" or earlier is None:
+        if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             # Texts that are set aside are needed where no network computes them later.
             rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
             vectors = np.zeros((len(data.texts), checkpoint.hidden_size), np.float32)

@@ -19,12 +19,20 @@ import numpy as np
 FORMAT_VERSION = 1
 _STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
 # Callbacks, and what metadata routing was told: objects of scikit-learn's.
-_NOT_KEPT = ("_skl_callbacks", "_parent_callback_ctx", "_metadata_request")
+_NOT_KEPT = (
+    "_skl_callbacks",
+    "_skl_callbacks_to_teardown",
+    "_callback_fit_ctx",
+    "_parent_callback_ctx",
+    "_metadata_request",
+)
 _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
 
 
 def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write an estimator to a folder; one that is there already stays whole until the new one is.
+
+    Nothing but a folder that holds an estimator alone is ever replaced.
 
     Raises
     ------
@@ -33,12 +41,9 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
     FileExistsError
         `path` is something else than a folder of :func:`save_estimator`.
     """
-    path = Path(path)
-    if (
-        path.exists()
-        and not (path / _STATE_FILE).is_file()
-        and not (path.is_dir() and not any(path.iterdir()))
-    ):
+    path = Path(path).expanduser().resolve()  # through links, so that they stay links
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty and not _is_saved_estimator(path):
         raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
     arrays: dict[str, np.ndarray] = {}
     parameters = estimator.get_params(deep=False)
@@ -58,14 +63,24 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
         content["arrays_sha256"] = _sha256(new / _ARRAYS_FILE)
         content["digest"] = _digest(content)
         _write_text(new / _STATE_FILE, json.dumps(content, indent=1, ensure_ascii=False))
-        if path.exists():
-            path.rename(old)
         try:
+            if path.exists():
+                path.rename(old)
             new.rename(path)
         except BaseException:
-            if old.exists():
+            if old.exists() and not path.exists():
                 old.rename(path)
             raise
+
+
+def _is_saved_estimator(path: Path) -> bool:
+    """Tell whether a folder holds what `save_estimator` writes, and nothing else."""
+    if not path.is_dir() or not {file.name for file in path.iterdir()} <= {_STATE_FILE, _ARRAYS_FILE}:
+        return False
+    try:
+        return "format_version" in json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> Any:
@@ -184,8 +199,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return value
     if isinstance(value, np.generic):
         return _encode(value.item(), name, arrays)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if isinstance(value, os.PathLike):  # a folder, where a str may be the name of a preset
+        return {"path": os.fspath(value)}
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":
             key = f"{name}#{len(arrays)}"
@@ -214,6 +229,8 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return value
     if "array" in value:
         return arrays[value["array"]]
+    if "path" in value:
+        return Path(value["path"])
     if "strings" in value:
         return np.array(value["strings"], dtype=np.dtype(value["dtype"]))
     if "tuple" in value:

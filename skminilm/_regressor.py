@@ -38,9 +38,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
 
     Attributes
     ----------
-    coef_ : ndarray of float32, shape (n_targets, 384)
+    coef_ : ndarray of float64, shape (n_targets, 384)
         The head.
-    intercept_ : ndarray of float32, shape (n_targets,)
+    intercept_ : ndarray of float64, shape (n_targets,)
     n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_
         As in :class:`MiniLMClassifier`; validation_score is R².
 
@@ -137,17 +137,16 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the numbers, float64 of shape (n_texts,) or (n_texts, n_targets), as y was."""
-        outputs = self._outputs(X).astype(np.float64)
+        outputs = self._outputs(X)
         return outputs[:, 0] if self._one_dimensional else outputs
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         return RealTargets(y, row_weights)
 
     def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
-        scale = targets.scale.astype(np.float32)
         return {
-            "coef_": coef * scale[:, None],
-            "intercept_": intercept * scale + targets.mean.astype(np.float32),
+            "coef_": coef * targets.scale[:, None],
+            "intercept_": intercept * targets.scale + targets.mean,
             "_one_dimensional": targets.one_dimensional,
         }
 
@@ -157,9 +156,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
                 f"warm_start=True goes on from a fit with {len(self.coef_)} target(s), and y has "
                 f"{targets.n_outputs}: set warm_start=False."
             )
-        scale = targets.scale.astype(np.float32)
-        intercept = (self.intercept_ - targets.mean.astype(np.float32)) / scale
-        return self.coef_ / scale[:, None], intercept
+        coef = self.coef_ / targets.scale[:, None]
+        intercept = (self.intercept_ - targets.mean) / targets.scale
+        return coef.astype(np.float32), intercept.astype(np.float32)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -160,7 +160,8 @@ class RealTargets(Targets):
         self.n_outputs = numbers.shape[1]
         self.mean = np.average(numbers, axis=0, weights=row_weights)
         scale = np.sqrt(np.average((numbers - self.mean) ** 2, axis=0, weights=row_weights))
-        self.scale = np.where(scale > 0, scale, 1.0)
+        is_constant = scale <= 1e-12 * np.abs(self.mean)
+        self.scale = np.where(is_constant, 1.0, scale)
         self.values = self._scaled(numbers)
 
     def _scaled(self, numbers: np.ndarray) -> np.ndarray:
@@ -193,6 +194,8 @@ def _logistic_regression(
     from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
 
     counted = row_weights > 0
+    # To mean 1: the penalty must not depend on the scale of the weights.
+    weights = row_weights[counted] / row_weights[counted].mean()
     probe = LogisticRegression(C=_PROBE_C, max_iter=2000)
-    probe.fit(vectors[counted], codes[counted], sample_weight=row_weights[counted])
+    probe.fit(vectors[counted], codes[counted], sample_weight=weights)
     return probe.coef_, probe.intercept_

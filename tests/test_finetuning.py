@@ -490,6 +490,67 @@ def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatc
     assert classifier.score(X_new, y_new) > 0.5
 
 
+def test_a_head_does_not_go_on_from_a_trained_network(split):
+    X, y, _, _ = split
+    classifier = MiniLMClassifier(trainable=1, epochs=1, warm_start=True, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="trained more than the head"):
+        classifier.set_params(trainable="head").fit(X, y)
+
+
+def test_processes_that_train_together_need_an_int(split, monkeypatch):
+    X, y, _, _ = split
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"random_state=None: several processes .* Give an int"):
+        MiniLMClassifier().fit(X, y)
+
+
+def test_an_interruption_while_the_head_is_fitted_anew_keeps_what_was_trained(split, monkeypatch):
+    from skminilm._targets import ClassTargets
+
+    X, y, _, _ = split
+    original, calls = ClassTargets.linear_start, []
+
+    def second_is_interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    options = dict(trainable=1, epochs=2, random_state=0)
+    expected = MiniLMClassifier(refit_head=False, **options).fit(X, y)
+    monkeypatch.setattr(ClassTargets, "linear_start", second_is_interrupted)
+    with pytest.warns(UserWarning, match="interrupted"):
+        classifier = MiniLMClassifier(**options).fit(X, y)
+    np.testing.assert_array_equal(classifier.coef_, expected.coef_)
+    assert changed(classifier, expected) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"trainable": "head", "epochs": 3}, {"trainable": 1, "epochs": 1}], ids=str
+)
+def test_the_scale_of_the_weights_does_not_matter_but_their_ratios_do(split, options):
+    X, y, X_new, _ = split
+    weights = np.where(y == "delivery", 5.0, 1.0)
+    options = dict(batch_size=1, precision="fp32", random_state=0, **options)
+    first = MiniLMClassifier(**options).fit(X, y, sample_weight=weights)
+    tiny = MiniLMClassifier(**options).fit(X, y, sample_weight=1e-3 * weights)
+    np.testing.assert_allclose(first.predict_proba(X_new), tiny.predict_proba(X_new), atol=2e-3)
+    alone = MiniLMClassifier(init_head="random", refit_head=False, **options)
+    plain = clone(alone).fit(X, y).predict_proba(X_new)
+    weighted = clone(alone).fit(X, y, sample_weight=weights).predict_proba(X_new)
+    assert np.abs(plain - weighted).max() > 1e-3  # also where a batch is one text
+
+
+def test_a_split_without_weight_is_refused(split):
+    X, y, _, _ = split
+    weights = np.zeros(len(X))
+    weights[0] = 1
+    with pytest.raises(ValueError, match=r"early_stopping=True: all texts that would be .* weight of zero"):
+        MiniLMClassifier(trainable="head", early_stopping=True, validation_fraction=0.25, random_state=0).fit(
+            X, y, sample_weight=weights
+        )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("trainable", ["encoder", 2, "all", pytest.param("lora", marks=needs_peft)], ids=str)

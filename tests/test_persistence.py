@@ -94,7 +94,8 @@ def test_parameters_of_any_kind(parameters, tmp_path):
     MiniLMClassifier(**parameters).save(tmp_path / "saved")
     for name, value in parameters.items():
         found = MiniLMClassifier.load(tmp_path / "saved").get_params()[name]
-        assert found == (str(value) if isinstance(value, Path) else value)
+        assert found == value
+        assert type(found) is type(value)
 
 
 def test_a_parameter_that_cannot_be_written_is_named(tmp_path):
@@ -238,10 +239,44 @@ def test_an_interrupted_save_leaves_the_old_one(split, top, tmp_path, monkeypatc
 
 def test_nothing_else_is_overwritten(top, tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
-    for path in (tmp_path, tmp_path / "notes.txt"):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "estimator.json").write_text("{}")
+    top.save(tmp_path / "saved")
+    (tmp_path / "saved" / "README.md").write_text("precious")
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "project", tmp_path / "saved"):
         with pytest.raises(FileExistsError, match="holds something else"):
             top.save(path)
-    assert (tmp_path / "notes.txt").read_text() == "precious"
+    assert (
+        (tmp_path / "notes.txt").read_text() == (tmp_path / "saved" / "README.md").read_text() == "precious"
+    )
+
+
+def test_a_link_stays_a_link(top, tmp_path):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "current").symlink_to("v1")
+    top.save(tmp_path / "current")
+    assert (tmp_path / "current").is_symlink()
+    assert MiniLMClassifier.load(tmp_path / "v1").trainable == 1
+
+
+def test_a_callback_can_save(split, tmp_path):
+    pytest.importorskip("sklearn.callback")
+
+    class Save:
+        def setup(self, estimator, context): ...
+
+        def teardown(self, estimator, context): ...
+
+        def on_fit_task_begin(self, estimator, context): ...
+
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            if context.task_name == "epoch":
+                fitted_estimator.save(tmp_path / f"epoch{context.task_id}")
+
+    X, y, X_new, _ = split
+    MiniLMClassifier(trainable=1, epochs=2, random_state=0).set_callbacks(Save()).fit(X, y)
+    assert MiniLMClassifier.load(tmp_path / "epoch0").n_iter_ == 1
+    assert MiniLMClassifier.load(tmp_path / "epoch1").predict(X_new).shape == (len(X_new),)
 
 
 @pytest.mark.parametrize(

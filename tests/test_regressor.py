@@ -63,6 +63,15 @@ def test_warm_start_and_early_stopping(rated):
         regressor.fit(X, np.column_stack([y, y]))
 
 
+def test_large_numbers_that_differ_little(rated):
+    X, y, _, _ = rated
+    times = 1.7e9 + 10 * y
+    regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, times)
+    small = MiniLMRegressor(trainable="head", random_state=0).fit(X, 10.0 * y)
+    np.testing.assert_allclose(regressor.predict(X) - 1.7e9, small.predict(X), atol=0.05)
+    assert MiniLMRegressor(trainable="head").fit(X, np.full(40, 0.1)).predict(X) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [

@@ -12,19 +12,23 @@ from ._checkpoint import BertConfig, Checkpoint, EncodingSettings
 from .tokenizer import restore_tokenizer
 
 
-def embed_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a whole BERT-shaped checkpoint as a dict of arrays, numbers and str.
+def check_embeddable(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that :func:`embed_checkpoint` cannot take in.
 
     Raises
     ------
     ValueError
-        It has another architecture.
+        It has another architecture than BERT's.
     """
     if checkpoint.read_weights is None:
         raise ValueError(
             f"save_weights='full' needs a BERT-shaped checkpoint: {checkpoint.name!r} runs through "
             f"sentence-transformers because {checkpoint.foreign_reason}."
         )
+
+
+def embed_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a whole BERT-shaped checkpoint as a dict of arrays, numbers and str."""
     weights = checkpoint.read_weights()
     kind, model = checkpoint.tokenizer.state()
     return {

@@ -189,6 +189,7 @@ class _Training:
         ]
         self._optimizer = torch.optim.AdamW(groups, fused=True)
         self._scaler = torch.amp.GradScaler(device.type, enabled=options.loss_scaling)
+        self._mean_weight = float(row_weights[rows.training].mean())
         self._steps_per_epoch = math.ceil(len(rows.training) / options.batch_size)
         self._n_steps = self._steps_per_epoch * options.epochs
         self._step = 0
@@ -219,13 +220,16 @@ class _Training:
         except KeyboardInterrupt:
             interrupted = True
             if patience is None and self._is_finite():  # what the steps of this epoch have learned counts
-                self._keep(len(self._history) + 1)
+                self._keep(len(self._history))
         except TrainingDivergedError as error:
-            error.last_good = self._result() if self._kept_epoch else None
+            error.last_good = self._result() if self._history else None
             raise
         self._release_optimizer()
         if refit and self._kept_epoch and not interrupted:
-            self._refit(refit, max(ranks, default=None))
+            try:
+                self._refit(refit, max(ranks, default=None))
+            except KeyboardInterrupt:  # what was trained is kept with its own head
+                interrupted = True
         return self._result(interrupted=interrupted)
 
     def _release_optimizer(self) -> None:
@@ -280,9 +284,10 @@ class _Training:
             group["lr"] = part.learning_rate * rate
         self._step += 1
         weight = float(self._numpy_weights[batch].sum())
+        norm = len(batch) * self._mean_weight  # not the batch's own sum: weights count between batches too
         while True:
             try:
-                loss = self._backward(self._workers.share(batch), weight)
+                loss = self._backward(self._workers.share(batch), norm)
                 break
             except torch.OutOfMemoryError as error:
                 if not self._network.shrink_parts():
@@ -304,16 +309,16 @@ class _Training:
         self._scaler.update()
         for part in self._parameters:
             part.publish()
-        return loss, weight
+        return loss / max(weight, 1e-12), weight
 
-    def _backward(self, batch: np.ndarray, weight: float) -> float:
-        """Add up the gradients of the parts of a step; return its loss."""
+    def _backward(self, batch: np.ndarray, norm: float) -> float:
+        """Add up the gradients of the parts of a step; return its sum of weighted losses."""
         total = 0.0
         for rows, outputs in self._outputs(batch):
             losses = self._objective.losses(outputs, self._targets[rows])
-            loss = (losses * self._weights[rows]).sum() / max(weight, 1e-12)
+            loss = (losses * self._weights[rows]).sum()
             total += float(loss.detach())
-            self._scaler.scale(loss).backward()
+            self._scaler.scale(loss / norm).backward()
         return total
 
     def _add_up(self, loss: float) -> float:

@@ -61,7 +61,7 @@ def new_adapters(weights: Mapping[str, torch.Tensor], seed: int) -> dict[str, to
         For the random half of each; torch's own random state is left alone.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         modules = _adapted(weights)
     adapters = {}
     for name in _matrix_names(weights):
