@@ -197,6 +197,7 @@ def run_in_process(job: dict, folder: Path, python: str) -> dict:
         ],
         capture_output=True,
         text=True,
+        cwd=folder,  # SetFit leaves its checkpoints where it runs
     )
     if done.returncode:
         raise SystemExit(f"{job['model']}: {done.stderr[-2000:]}")
@@ -216,7 +217,7 @@ def compare_accuracy(options, names: list[str], folder: Path, reference: Path) -
                 "model": name,
                 "speed": False,
                 "seed": seed,
-                "reference": str(reference),
+                "reference": str(reference.resolve()),
                 "X": part.text.tolist(),
                 "y": part.label.tolist(),
                 "X_new": rows.text.tolist(),
@@ -249,7 +250,7 @@ def compare_speed(options, names: list[str], folder: Path, reference: Path) -> d
     X, y = train.text.tolist(), train.label.tolist()
     rounds = []
     for _ in range(options.seeds):
-        job = {"speed": True, "seed": 0, "reference": str(reference), "X": X, "y": y}
+        job = {"speed": True, "seed": 0, "reference": str(reference.resolve()), "X": X, "y": y}
         rounds.append(
             {name: run_in_process({**job, "model": name}, folder, sys.executable) for name in names}
         )
