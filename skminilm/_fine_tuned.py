@@ -23,7 +23,6 @@ from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, 
 from ._persistence import PersistenceMixin
 from ._targets import Targets
 from ._validation import Texts, check_row_weights, check_texts
-from ._workers import check_workers
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, embed_checkpoint
 
@@ -115,7 +114,6 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         row_weights = check_row_weights(sample_weight, len(texts))
         targets = self._read_targets(y, row_weights)
         row_weights = self._weights_of_targets(targets, row_weights)
-        check_workers(self.random_state)
         random = check_random_state(self.random_state)
         data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
         checkpoint = open_checkpoint(self.model, self.revision)
@@ -251,7 +249,7 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
 
         workers = Workers()
         if self.trainable != "head":
-            workers, device = find_workers(compute.device)
+            workers, device = find_workers(compute.device, self.random_state)
             compute = replace(compute, device=device, helpers=())
         vectors = None
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):

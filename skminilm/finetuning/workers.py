@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +63,21 @@ class LaunchedWorkers(Workers):
             torch.distributed.all_reduce(tensor)
 
 
-def find_workers(device: torch.device) -> tuple[Workers, torch.device]:
-    """Return the workers of this training, and the device of this one: `device` where it is alone."""
+def find_workers(device: torch.device, random_state: Any) -> tuple[Workers, torch.device]:
+    """Return the workers of this training, and the device of this one: `device` where it is alone.
+
+    Raises
+    ------
+    ValueError
+        There are several, and `random_state` is not an int: they would draw
+        different numbers.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Workers(), device
+    if not isinstance(random_state, Integral):
+        raise ValueError(
+            f"random_state={random_state!r}: several processes train together here (WORLD_SIZE is set), and "
+            "have to draw the same numbers. Give an int."
+        )
     workers = LaunchedWorkers(cpu=device.type == "cpu")
     return workers, workers.device
