@@ -67,7 +67,7 @@ def check_texts(X: Any, *, missing: str = "error") -> Texts:
     """
     if isinstance(X, str | bytes):
         raise TypeError(
-            f"X is a bare {type(X).__name__}: {_shorten(X)}. {_EXPECTED_X}: put it in a list, [X]."
+            f"X is a bare {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}: put it in a list, [X]."
         )
     columns = _columns(X)
     if not columns[0]:
@@ -77,7 +77,7 @@ def check_texts(X: Any, *, missing: str = "error") -> Texts:
     return Texts(*checked)
 
 
-def _shorten(value: object, limit: int = 60) -> str:
+def shorten(value: object, limit: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -101,7 +101,7 @@ def _columns(X: Any) -> list[list]:
         _check_n_columns(array.shape[1])
         return [array[:, column].tolist() for column in range(array.shape[1])]
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
-        raise TypeError(f"X is a {type(X).__name__}: {_shorten(X)}. {_EXPECTED_X}.")
+        raise TypeError(f"X is a {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}.")
     rows = list(X)
     if rows and isinstance(rows[0], list | tuple | np.ndarray):
         return _split_rows(rows)
@@ -119,7 +119,7 @@ def _split_rows(rows: list) -> list[list]:
     for number, row in enumerate(rows):
         if not isinstance(row, list | tuple | np.ndarray) or len(row) != n_columns:
             raise ValueError(
-                f"X is ragged: row 0 has {n_columns} column(s), row {number} is {_shorten(row)}. {_EXPECTED_X}."
+                f"X is ragged: row 0 has {n_columns} column(s), row {number} is {shorten(row)}. {_EXPECTED_X}."
             )
     return [[row[column] for row in rows] for column in range(n_columns)]
 
@@ -128,9 +128,9 @@ def _check_column(values: list, name: str, missing: str) -> list[str]:
     texts = []
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            if not _is_missing(value):
+            if not is_missing(value):
                 raise TypeError(
-                    f"X must hold str: row {row}{name} is {_shorten(value)} ({type(value).__name__}). Convert "
+                    f"X must hold str: row {row}{name} is {shorten(value)} ({type(value).__name__}). Convert "
                     "it, for example with str(value) or Series.astype(str)."
                 )
             if missing != "empty":
@@ -144,7 +144,7 @@ def _check_column(values: list, name: str, missing: str) -> list[str]:
     return texts
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
     if value is None:
         return True
     if isinstance(value, float | np.floating):
@@ -162,7 +162,7 @@ def _check_encodable(texts: list[str], name: str) -> None:
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"X has a text that is not valid Unicode: row {row}{name} holds a lone surrogate at position "
-                f"{error.start}: {_shorten(text)}. Repair it with "
+                f"{error.start}: {shorten(text)}. Repair it with "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
             ) from error
 
@@ -188,7 +188,7 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         y has another length than X, a missing label, real numbers, several
         columns, or fewer than two classes.
     """
-    y = _label_array(y)
+    y = label_array(y)
     _check_length(y, n_rows)
     target_type = type_of_target(y, input_name="y")
     if target_type not in ("binary", "multiclass"):
@@ -207,7 +207,7 @@ def encode_classes(y: Any, n_rows: int, classes: np.ndarray) -> np.ndarray:
     ValueError
         y has another length than X, or a label that is not known; its row is named.
     """
-    y = _label_array(y)
+    y = label_array(y)
     _check_length(y, n_rows)
     known = {label: code for code, label in enumerate(classes.tolist())}
     codes = np.empty(n_rows, np.int64)
@@ -279,7 +279,7 @@ def _number_array(y: Any, expected: str) -> np.ndarray:
     if y is None:
         raise ValueError(f"y is None: expected {expected}.")
     if isinstance(y, str | bytes | dict | set | frozenset):
-        raise TypeError(f"y is a {type(y).__name__}: {_shorten(y)}. Expected {expected}.")
+        raise TypeError(f"y is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
     native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
     if isinstance(native, nw.Series | nw.DataFrame):
         y = native.to_numpy()
@@ -298,7 +298,7 @@ def _check_length(y: np.ndarray, n_rows: int) -> None:
         raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
 
 
-def _label_array(y: Any) -> np.ndarray:
+def label_array(y: Any) -> np.ndarray:
     """Return y as an array of shape (n,) whose labels are of one type."""
     if y is None:
         raise ValueError("y is None: a classifier needs one label a text.")
@@ -311,7 +311,7 @@ def _label_array(y: Any) -> np.ndarray:
         hasattr(y, "shape") or isinstance(y, Iterable)
     ):
         raise TypeError(
-            f"y is a {type(y).__name__}: {_shorten(y)}. Expected a list or array with one label a text."
+            f"y is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label a text."
         )
     if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
         y = list(y)
@@ -332,7 +332,7 @@ def _label_array(y: Any) -> np.ndarray:
         raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
     labels = y.tolist()
     for row, label in enumerate(labels):
-        if _is_missing(label):
+        if is_missing(label):
             raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
     if y.dtype == object:
         kinds = {_kind_of_label(label) for label in labels}

@@ -11,6 +11,9 @@ import pytest
         "skminilm._classifier",
         "skminilm._regressor",
         "skminilm.datasets._support_requests",
+        "skminilm.metrics._answers",
+        "skminilm.metrics._by_language",
+        "skminilm.metrics._splitters",
     ],
 )
 def test_examples_in_docstrings(module):

@@ -1,0 +1,125 @@
+"""The score of an estimator in each language."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, norm
+from sklearn.base import is_classifier
+
+from .._validation import label_array
+from ._answers import answer_scores
+from ._rows import as_rows, check_languages, check_same_length
+
+
+def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confidence: float = 0.95) -> Any:
+    """Score a classifier or question answerer in each language.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        A classifier (also a pipeline or a search), or an estimator with
+        ``predict_spans``, such as :class:`MiniLMQuestionAnswerer`. `predict` is
+        called once, with all of X.
+    X : array-like of length n_rows
+        Input of `predict`, in any language.
+    y : array-like of length n_rows
+        Labels; or answers, as in :func:`mlqa_f1`.
+    languages : array-like of str, length n_rows
+        Language of each row. Answers are scored by its rules.
+    confidence : float, default=0.95
+        Of the interval from low to high.
+
+    Returns
+    -------
+    DataFrame
+        One row a language, in the order of first appearance (pandas where it
+        is installed, otherwise polars). Columns of a classifier: language, n
+        (rows), accuracy, low, high. Of a question answerer: language, n, f1,
+        exact_match, low, high; the interval is that of f1. All from 0 to 1.
+
+    Raises
+    ------
+    TypeError
+        The estimator is neither a classifier nor a question answerer.
+    ValueError
+        Lengths differ, or a language or label is missing (the row is named), or
+        y has several columns.
+    ImportError
+        Neither pandas nor polars is installed.
+
+    Notes
+    -----
+    The interval of an accuracy is Wilson's [1]_. That of a mean F1 is the
+    normal approximation, mean ± z · s / √n over the rows, kept inside [0, 1]
+    (and all of it for a single row). Both take rows as independent: rows that
+    share a context or a premise are less than that, so that the true interval
+    is wider. Intervals of two languages over translations of the same rows
+    may overlap although the difference is certain: compare the rows in pairs.
+
+    References
+    ----------
+    .. [1] E. B. Wilson, "Probable Inference, the Law of Succession, and
+       Statistical Inference", J. Am. Stat. Assoc. 22 (1927), 209-212.
+
+    Examples
+    --------
+    >>> from sklearn.dummy import DummyClassifier
+    >>> from skminilm.metrics import score_by_language
+    >>> X, y = ["yes", "no", "ndiyo", "hapana"], [1, 0, 1, 1]
+    >>> classifier = DummyClassifier(strategy="constant", constant=1).fit(X, y)
+    >>> frame = score_by_language(classifier, X, y, ["en", "en", "sw", "sw"])
+    >>> frame["accuracy"].to_list()
+    [0.5, 1.0]
+    """
+    frame_library = _frame_library()
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}: expected a number between 0 and 1, such as 0.95.")
+    answers_questions = hasattr(estimator, "predict_spans")
+    if not answers_questions and not is_classifier(estimator):
+        raise TypeError(
+            f"{type(estimator).__name__} is neither a classifier nor a question answerer (predict_spans): its "
+            "score in a language is not defined here."
+        )
+    y = as_rows(y, "y") if answers_questions else label_array(y).tolist()
+    languages = check_languages(as_rows(languages, "languages"), len(y))
+    y_pred = as_rows(estimator.predict(X), "the prediction")
+    check_same_length(y, len(y_pred), "y", "answer" if answers_questions else "label")
+    if answers_questions:
+        f1, exact = answer_scores(y, y_pred, languages)
+    else:
+        correct = np.array([label == predicted for label, predicted in zip(y, y_pred, strict=True)])
+    names = list(dict.fromkeys(languages))
+    codes = np.array([names.index(language) for language in languages])
+    columns: dict[str, list] = {}
+    for code, name in enumerate(names):
+        rows = codes == code
+        figures = {"language": name, "n": int(rows.sum())}
+        if answers_questions:
+            low, high = _mean_interval(f1[rows], confidence)
+            figures |= {"f1": f1[rows].mean(), "exact_match": exact[rows].mean()}
+        else:
+            test = binomtest(int(correct[rows].sum()), figures["n"])
+            low, high = test.proportion_ci(confidence, method="wilson")
+            figures["accuracy"] = correct[rows].mean()
+        for column, figure in {**figures, "low": low, "high": high}.items():
+            columns.setdefault(column, []).append(figure)
+    return frame_library.DataFrame(columns)
+
+
+def _mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    if len(values) == 1:
+        return 0.0, 1.0
+    half = norm.ppf((1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    return max(0.0, values.mean() - half), min(1.0, values.mean() + half)
+
+
+def _frame_library() -> Any:
+    for name in ("pandas", "polars"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ImportError("score_by_language returns a frame: pip install pandas (or polars).")

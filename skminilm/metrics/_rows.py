@@ -1,0 +1,67 @@
+"""Columns of a call, as users have them -> lists with one value a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import narwhals as nw
+
+from .._validation import is_missing, shorten
+
+
+def as_rows(values: Any, name: str) -> list:
+    """Return a list, array or data-frame column as a list.
+
+    Raises
+    ------
+    TypeError
+        It is no collection, or one in which rows have no place.
+    """
+    if not hasattr(values, "__dataframe__") and hasattr(values, "to_pylist"):  # a pyarrow array
+        return values.to_pylist()
+    native = nw.from_native(values, allow_series=True, eager_only=True, pass_through=True)
+    if isinstance(native, nw.Series):
+        return native.to_list()
+    if isinstance(native, nw.DataFrame) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} has the shape {values.shape}: expected one value a row, shape (n_rows,).")
+    if isinstance(values, str | bytes | dict | set | frozenset) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is a {type(values).__name__}, {shorten(values)}: expected one value a row.")
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def check_languages(languages: Any, n_rows: int, name: str = "languages") -> list[str]:
+    """Return one language code a row; one str stands for all rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another number of rows, or a value that is missing or no str; its row is named.
+    """
+    if isinstance(languages, str):
+        return [languages] * n_rows
+    languages = as_rows(languages, name)
+    check_same_length(languages, n_rows, name, "language code")
+    for row, language in enumerate(languages):
+        if is_missing(language) or language == "":
+            raise ValueError(
+                f"{name} has a missing value: row {row} is {language!r}. Give each row a code, such as 'en'."
+            )
+        if not isinstance(language, str):
+            raise TypeError(
+                f"{name} must hold str: row {row} is {shorten(language)} ({type(language).__name__}). Give each "
+                "row a code, such as 'en'."
+            )
+    return languages
+
+
+def check_same_length(values: list, n_rows: int, name: str, what: str) -> None:
+    """Refuse a column of another length than the others."""
+    if len(values) != n_rows:
+        row = min(len(values), n_rows)
+        longer = (
+            f"{name} has none for row {row}" if len(values) < n_rows else f"row {row} of {name} is left over"
+        )
+        raise ValueError(
+            f"{name} has {len(values)} rows, expected {n_rows}: {longer}. Give one {what} a row."
+        )
