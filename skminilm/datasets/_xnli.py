@@ -1,0 +1,160 @@
+"""XNLI: sentence pairs in 15 languages and their relation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from ._files import field, find_file, read_jsonl, read_tsv, select_languages
+
+TARGET_NAMES = ["contradiction", "entailment", "neutral"]
+
+# Language, label, premise, hypothesis and, where it is known, what its translations have in common.
+Row = tuple[str, str, str, str, "str | None"]
+
+
+def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, return_X_y: bool = False) -> Any:
+    """Read XNLI [1]_, or the machine-translated MultiNLI to train on, from a folder.
+
+    Nothing is downloaded. The files are those of XNLI-1.0 and XNLI-MT-1.0
+    (https://github.com/facebookresearch/XNLI), under their names there:
+
+    - ``XNLI-1.0/xnli.dev.tsv`` and ``xnli.test.tsv``, or the same as ``.jsonl``;
+    - ``XNLI-MT-1.0/multinli/multinli.train.<language>.tsv``;
+    - or ``xnli_<split>.tsv.gz`` with the columns lang, split, label, premise, hypothesis.
+
+    Parameters
+    ----------
+    data_dir : str or path
+        The folder with these folders, or the one with the files.
+    split : {"train", "dev", "test"}, default="test"
+        Train: 392,702 pairs a language. Dev: 2,490. Test: 5,010.
+    languages : str or list of str, default=None
+        Two-letter codes. None: English to train on, otherwise all.
+    return_X_y : bool, default=False
+        Return ``(data, target)`` instead of a Bunch.
+
+    Returns
+    -------
+    data : Bunch
+        Dictionary-like, with the following attributes.
+
+        data : ndarray of object, shape (n_rows, 2)
+            Premise and hypothesis.
+        target : ndarray of str, shape (n_rows,)
+            contradiction, entailment or neutral.
+        languages : ndarray of str, shape (n_rows,)
+        groups : ndarray of int64, shape (n_rows,)
+            Rows with the same number are the same pair in different languages.
+            In dev and test three pairs share a premise: this is not marked.
+        target_names : list of str
+        files : list of Path
+            What was read.
+
+    Raises
+    ------
+    FileNotFoundError
+        No file was found; those looked for are listed.
+    ValueError
+        A file has other columns, or a line a wrong field (file, line and field
+        are named), or a language is missing.
+
+    References
+    ----------
+    .. [1] A. Conneau et al., "XNLI: Evaluating Cross-lingual Sentence
+       Representations", EMNLP 2018, arXiv:1809.05053.
+    """
+    if split not in ("train", "dev", "test"):
+        raise ValueError(f"split is {split!r}: expected 'train', 'dev' or 'test'.")
+    if split == "train":
+        languages = [languages or "en"] if isinstance(languages or "en", str) else list(languages)
+        files = [_find_training_file(data_dir, language) for language in languages]
+        rows = [
+            row
+            for file, language in zip(files, languages, strict=True)
+            for row in _translated(file, language)
+        ]
+    else:
+        files = [find_file(data_dir, _evaluation_names(split))]
+        rows = list(_evaluation_rows(files[0], split))
+        chosen = select_languages(list(dict.fromkeys(row[0] for row in rows)), languages, files[0])
+        rows = [row for row in rows if row[0] in chosen]
+    if not rows:
+        raise ValueError(f"{files[0]} has no rows. Download it again.")
+    data = np.empty((len(rows), 2), dtype=object)
+    data[:, 0], data[:, 1] = [row[2] for row in rows], [row[3] for row in rows]
+    target = np.array([row[1] for row in rows])
+    if return_X_y:
+        return data, target
+    return Bunch(
+        data=data,
+        target=target,
+        languages=np.array([row[0] for row in rows]),
+        groups=_groups(rows),
+        target_names=list(TARGET_NAMES),
+        files=files,
+    )
+
+
+def _evaluation_names(split: str) -> list[str]:
+    official = [f"{folder}xnli.{split}.{kind}" for folder in ("XNLI-1.0/", "") for kind in ("tsv", "jsonl")]
+    return [*official, f"xnli_{split}.tsv.gz"]
+
+
+def _find_training_file(data_dir: Any, language: str) -> Path:
+    name = f"multinli.train.{language}.tsv"
+    return find_file(data_dir, [f"{folder}{name}" for folder in ("XNLI-MT-1.0/multinli/", "multinli/", "")])
+
+
+def _translated(path: Path, language: str) -> Iterator[Row]:
+    for line, (premise, hypothesis, label) in read_tsv(path, ["premise", "hypo", "label"]):
+        if label == "contradictory":  # as the files of XNLI-MT-1.0 have it
+            label = "contradiction"
+        _check_label(label, "label", path, line)
+        yield language, label, premise, hypothesis, None
+
+
+def _evaluation_rows(path: Path, split: str) -> Iterator[Row]:
+    names = ["language", "gold_label", "sentence1", "sentence2"]
+    if path.suffix == ".jsonl":
+        for line, record in read_jsonl(path):
+            where = f"{path}, line {line}"
+            language, label, premise, hypothesis = (field(record, name, str, where) for name in names)
+            _check_label(label, "gold_label", path, line)
+            pair = record.get("pairID")
+            yield language, label, premise, hypothesis, None if pair is None else str(pair)
+    elif path.suffix == ".tsv":
+        for line, (language, label, premise, hypothesis, pair) in read_tsv(path, names, ["pairID"]):
+            _check_label(label, "gold_label", path, line)
+            yield language, label, premise, hypothesis, pair
+    else:
+        columns = ["lang", "split", "label", "premise", "hypothesis"]
+        for line, (language, written, label, premise, hypothesis) in read_tsv(path, columns):
+            if written != split:
+                raise ValueError(
+                    f"{path}, line {line}: the field 'split' is {written!r}, expected {split!r}."
+                )
+            _check_label(label, "label", path, line)
+            yield language, label, premise, hypothesis, None
+
+
+def _check_label(label: str, name: str, path: Path, line: int) -> None:
+    if label not in TARGET_NAMES:
+        raise ValueError(
+            f"{path}, line {line}: the field {name!r} is {label!r}, expected {', '.join(TARGET_NAMES)}."
+        )
+
+
+def _groups(rows: list[Row]) -> np.ndarray:
+    """Number pairs by what their translations share: an id, or else the place in their language."""
+    seen: dict[str, int] = {}
+    known: dict[Any, int] = {}
+    groups = []
+    for language, *_, pair in rows:
+        place = seen[language] = seen.get(language, -1) + 1
+        groups.append(known.setdefault(place if pair is None else pair, len(known)))
+    return np.array(groups, dtype=np.int64)
