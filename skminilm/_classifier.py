@@ -138,6 +138,13 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     settings_ : dict
         Pooling, normalisation, prompt and length that it was trained with;
         predictions use them.
+    n_features_in_ : int
+        Columns seen by `fit`: 1, or 2 for sentence pairs. Another number is
+        refused by predictions.
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+        Their names, where `fit` saw a data frame whose column names are str.
+        Predictions refuse a data frame with other names; one column may come
+        without a name.
 
     See Also
     --------

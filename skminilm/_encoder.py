@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._cache import open_cache
 from ._encoding import Truncation, encode_texts, open_checkpoint, resolve_settings
 from ._persistence import PersistenceMixin
+from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_texts
 from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings
 
@@ -27,7 +28,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 _truncations: WeakKeyDictionary[MiniLMEncoder, Truncation] = WeakKeyDictionary()
 
 
-class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class MiniLMEncoder(
+    PersistenceMixin, TextColumnsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Encode texts in about 100 languages as vectors.
 
     The encoder learns nothing from the data: `transform` works without `fit`,
@@ -103,6 +106,13 @@ class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, Transform
     defaults_ : dict
         What ``"auto"`` stood for at `fit`, and stands for since: pooling,
         normalize, prompt, max_length, long_text.
+    n_features_in_ : int
+        Columns seen by `fit`: 1, or 2 for sentence pairs. A fitted encoder
+        refuses another number.
+    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+        Their names, where `fit` saw a data frame whose column names are str.
+        A data frame with other names is refused then; one column may come
+        without a name.
     n_truncated_, max_tokens_ : int
         Texts of the last call that were longer than `max_length`, and the
         tokens of its longest one.
@@ -202,11 +212,11 @@ class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, Transform
         self : MiniLMEncoder
         """
         self._validate_params()
-        check_texts(X, missing=self.missing)
+        texts = check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)
         self._resolve(checkpoint, checkpoint.defaults)
         open_cache(self.cache)  # a wrong one is found now, not at transform
-        self._remember(checkpoint)
+        self._remember(checkpoint, texts)
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -215,7 +225,7 @@ class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, Transform
         texts = check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)
         vectors = self._encode(texts, checkpoint, checkpoint.defaults)
-        self._remember(checkpoint)
+        self._remember(checkpoint, texts)
         return vectors
 
     def transform(self, X: Any) -> np.ndarray:
@@ -239,7 +249,7 @@ class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, Transform
             X is a bare str, or a value is not a str.
         ValueError
             X is empty, ragged or has missing values; a parameter is out of
-            its range; or the weights are not those that `fit` saw.
+            its range; or the weights or columns are not those that `fit` saw.
         OSError
             The checkpoint is missing or damaged.
 
@@ -250,13 +260,19 @@ class MiniLMEncoder(PersistenceMixin, ClassNamePrefixFeaturesOutMixin, Transform
         """
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
+        self._check_columns(texts)
         checkpoint = self._open(fitted=True)
         defaults = EncodingSettings(**self.defaults_) if hasattr(self, "defaults_") else checkpoint.defaults
         return self._encode(texts, checkpoint, defaults)
 
-    def _remember(self, checkpoint: Checkpoint) -> None:
-        self.fingerprint_ = checkpoint.fingerprint
-        self.defaults_ = asdict(checkpoint.defaults)
+    def _remember(self, checkpoint: Checkpoint, texts: Texts) -> None:
+        self._set_attributes(
+            {
+                "fingerprint_": checkpoint.fingerprint,
+                "defaults_": asdict(checkpoint.defaults),
+                **self._column_attributes(texts),
+            }
+        )
 
     def _open(self, *, fitted: bool) -> Checkpoint:
         return open_checkpoint(

@@ -201,11 +201,11 @@ def _report_truncation(lengths: np.ndarray, settings: EncodingSettings, report: 
         "them, raise max_length up to the limit of the checkpoint, or read all of them with "
         "long_text='chunk_mean' (MiniLMEncoder).",
         UserWarning,
-        stacklevel=_callers_level(),
+        stacklevel=callers_level(),
     )
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """Return the `stacklevel` of the first caller outside this package and scikit-learn."""
     own = tuple(os.path.dirname(module.__file__) + os.sep for module in (sys.modules[__package__], sklearn))
     frame, level = sys._getframe(1), 1

@@ -22,6 +22,7 @@ from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, resolve_settings
 from ._persistence import PersistenceMixin
 from ._targets import Targets
+from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_row_weights, check_texts
 from .checkpoints import POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, embed_checkpoint
@@ -59,7 +60,7 @@ class _EarlierFit:
     history: list[dict[str, float]]
 
 
-class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
+class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixin, BaseEstimator):
     """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
 
     _parameter_constraints = {  # noqa: RUF012
@@ -123,7 +124,8 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         earlier = self._earlier_fit(checkpoint, settings, targets)
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
-            return self._attributes(result, targets, checkpoint, settings, earlier)
+            learned = self._attributes(result, targets, checkpoint, settings, earlier)
+            return {**learned, **self._column_attributes(texts)}
 
         n_epochs = self._n_epochs(len(data.training))
         try:
@@ -161,8 +163,13 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
                 other_values = targets.encode(y_val, len(other))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"X_val and y_val are not usable: {error}") from error
-            if (other.second is None) != (texts.second is None):
+            if other.n_columns != texts.n_columns:
                 raise ValueError("X and X_val must have the same number of columns.")
+            if None not in (texts.names, other.names) and texts.names != other.names:
+                raise ValueError(
+                    f"X and X_val must have the same columns: X has {', '.join(texts.names)}, X_val "
+                    f"{', '.join(other.names)}. Select, order or rename them."
+                )
             values = np.concatenate([targets.values, other_values])
             weights = np.concatenate([row_weights, np.ones(len(other))])
             return _Data(texts.join(other), values, weights, np.arange(n), np.arange(n, n + len(other)))
@@ -390,10 +397,6 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
             "settings_": asdict(settings),
         }
 
-    def _set_attributes(self, attributes: dict[str, Any]) -> None:
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
     def encode(self, X: Any) -> np.ndarray:
         """Return the vectors that the head sees, of norm 1: float32 (n_texts, 384)."""
         from .engine import TunedWeights
@@ -401,6 +404,7 @@ class FineTunedEstimator(PersistenceMixin, CallbackSupportMixin, BaseEstimator):
         check_is_fitted(self)
         self._validate_params()
         texts = check_texts(X)
+        self._check_columns(texts)
         if self.checkpoint_ is not None:
             checkpoint = open_embedded_checkpoint(self.checkpoint_)
         else:

@@ -43,6 +43,8 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     intercept_ : ndarray of float64, shape (n_targets,)
     n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_
         As in :class:`MiniLMClassifier`; validation_score is R².
+    n_features_in_, feature_names_in_
+        As in :class:`MiniLMClassifier`.
 
     See Also
     --------

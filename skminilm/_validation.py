@@ -27,10 +27,18 @@ class Texts:
     first : list of str
     second : list of str or None
         The second texts of sentence pairs.
+    names : tuple of str or None
+        Of the columns, where they came as a data frame whose names are str.
     """
 
     first: list[str]
     second: list[str] | None = None
+    names: tuple[str, ...] | None = None
+
+    @property
+    def n_columns(self) -> int:
+        """1, or 2 for sentence pairs."""
+        return 1 if self.second is None else 2
 
     def __len__(self) -> int:
         return len(self.first)
@@ -39,12 +47,12 @@ class Texts:
         """Return some of the rows."""
         rows = list(rows)
         second = None if self.second is None else [self.second[row] for row in rows]
-        return Texts([self.first[row] for row in rows], second)
+        return Texts([self.first[row] for row in rows], second, self.names)
 
     def join(self, other: Texts) -> Texts:
         """Return the rows of both, which have as many columns."""
         second = None if self.second is None else self.second + (other.second or [])
-        return Texts(self.first + other.first, second)
+        return Texts(self.first + other.first, second, self.names)
 
 
 def check_texts(X: Any, *, missing: str = "error") -> Texts:
@@ -69,12 +77,12 @@ def check_texts(X: Any, *, missing: str = "error") -> Texts:
         raise TypeError(
             f"X is a bare {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}: put it in a list, [X]."
         )
-    columns = _columns(X)
+    columns, column_names = _columns(X)
     if not columns[0]:
         raise ValueError(f"X is empty. {_EXPECTED_X}.")
     names = [""] if len(columns) == 1 else [", first column", ", second column"]
     checked = [_check_column(column, name, missing) for column, name in zip(columns, names, strict=True)]
-    return Texts(*checked)
+    return Texts(checked[0], checked[1] if len(checked) == 2 else None, column_names)
 
 
 def shorten(value: object, limit: int = 60) -> str:
@@ -82,30 +90,31 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _columns(X: Any) -> list[list]:
-    """Split any supported container into one or two lists of values."""
+def _columns(X: Any) -> tuple[list[list], tuple[str, ...] | None]:
+    """Split any supported container into one or two lists of values; beside them a frame's names."""
     if not hasattr(X, "__dataframe__") and hasattr(X, "to_pylist"):  # a pyarrow array
         X = X.to_pylist()
     native = nw.from_native(X, allow_series=True, eager_only=True, pass_through=True)
     if isinstance(native, nw.Series):
-        return [native.to_list()]
+        return [native.to_list()], None
     if isinstance(native, nw.DataFrame):
         _check_n_columns(len(native.columns))
-        return [native.get_column(name).to_list() for name in native.columns]
+        columns = [native.get_column(name).to_list() for name in native.columns]
+        return columns, tuple(native.columns) if all(isinstance(n, str) for n in native.columns) else None
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
         array = np.asarray(X)
         if array.ndim == 1:
-            return [array.tolist()]
+            return [array.tolist()], None
         if array.ndim != 2:
             raise ValueError(f"X has {array.ndim} dimensions. {_EXPECTED_X}.")
         _check_n_columns(array.shape[1])
-        return [array[:, column].tolist() for column in range(array.shape[1])]
+        return [array[:, column].tolist() for column in range(array.shape[1])], None
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
         raise TypeError(f"X is a {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}.")
     rows = list(X)
     if rows and isinstance(rows[0], list | tuple | np.ndarray):
-        return _split_rows(rows)
-    return [rows]
+        return _split_rows(rows), None
+    return [rows], None
 
 
 def _check_n_columns(n_columns: int) -> None:

@@ -39,6 +39,11 @@ class _OfNumbers:
     def _texts(self, X):
         return as_texts(validate_data(self, X, reset=False))
 
+    def _column_attributes(self, texts):  # those of the matrix stay
+        return {name: value for name, value in vars(self).items() if name.endswith("s_in_")}
+
+    def _check_columns(self, texts): ...
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = False

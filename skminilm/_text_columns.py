@@ -1,0 +1,61 @@
+"""Which columns of text an estimator was fitted on, and whether those that come later are the same."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ._encoding import callers_level
+from ._validation import Texts
+
+
+class TextColumnsMixin:
+    """`n_features_in_` and `feature_names_in_` where each column holds texts."""
+
+    def _column_attributes(self, texts: Texts) -> dict[str, Any]:
+        """Return the two attributes for a fit on these texts; the names where a frame has them."""
+        attributes: dict[str, Any] = {"n_features_in_": texts.n_columns}
+        if texts.names is not None:
+            attributes["feature_names_in_"] = np.array(texts.names, dtype=object)
+        return attributes
+
+    def _set_attributes(self, attributes: dict[str, Any]) -> None:
+        """Set the attributes of a fit, those of :meth:`_column_attributes` among them."""
+        vars(self).pop("feature_names_in_", None)  # an earlier fit may have seen names
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def _check_columns(self, texts: Texts) -> None:
+        """Refuse other columns than `fit` saw.
+
+        Nothing is checked where `fit` was not called. One column needs no
+        name; with two, whose order counts, a missing name is worth a warning.
+        """
+        expected = getattr(self, "n_features_in_", texts.n_columns)
+        if texts.n_columns != expected:
+            raise ValueError(
+                f"X has {texts.n_columns} features, but {type(self).__name__} is expecting {expected} features "
+                f"as input: it was fitted on {'sentence pairs' if expected == 2 else 'single texts'}. Give it "
+                f"{'two columns' if expected == 2 else 'one column'} of str, or fit it again."
+            )
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None and texts.names is not None:
+            if tuple(names) != texts.names:
+                raise ValueError(
+                    "The feature names should match those that were passed during fit.\n"
+                    f"Names in fit: {', '.join(names)}. Names in X: {', '.join(texts.names)}. Select and order the "
+                    f"columns by X[{list(names)}], rename them, or give texts without names, such as a list."
+                )
+        elif texts.n_columns > 1 and names is not None:
+            self._warn(f"X does not have valid feature names, but {type(self).__name__} was fitted with them")
+        elif texts.n_columns > 1 and texts.names is not None and hasattr(self, "n_features_in_"):
+            self._warn(f"X has feature names, but {type(self).__name__} was fitted without feature names")
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(
+            f"{message}: make sure that the columns are in the same order.",
+            UserWarning,
+            stacklevel=callers_level(),
+        )
