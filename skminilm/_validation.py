@@ -314,6 +314,11 @@ def label_array(y: Any) -> np.ndarray:
     native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
     if isinstance(native, nw.Series):
         y = native.to_list()
+    elif isinstance(native, nw.DataFrame):
+        columns = [native.get_column(name).to_list() for name in native.columns]
+        y = np.empty((len(native), len(columns)), dtype=object)
+        for number, column in enumerate(columns):
+            y[:, number] = column
     elif hasattr(y, "to_pylist"):  # a pyarrow array
         y = y.to_pylist()
     if isinstance(y, str | bytes | dict | set | frozenset) or not (
@@ -343,7 +348,7 @@ def label_array(y: Any) -> np.ndarray:
     for row, label in enumerate(labels):
         if is_missing(label):
             raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
-    if y.dtype == object:
+    if y.dtype == object or y.dtype.kind == "T":  # scikit-learn does not know NumPy's StringDType
         kinds = {_kind_of_label(label) for label in labels}
         if len(kinds) > 1:
             raise ValueError(

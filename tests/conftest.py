@@ -231,3 +231,29 @@ def plain_hidden_states(weights, pack, config):
 def edit_json(path, **changes):
     """Change some fields of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def typed_columns(values):
+    """The types that libraries have for text, with the same values."""
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    dictionary = pa.array(values).dictionary_encode()
+    return {
+        "pandas string": pd.Series(values, dtype="string[python]"),
+        "pandas string array": pd.array(values, dtype="string[python]"),
+        "pandas string in pyarrow": pd.Series(values, dtype="string[pyarrow]"),
+        "pandas on pyarrow": pd.Series(values, dtype=pd.ArrowDtype(pa.string())),
+        "pandas on large pyarrow": pd.Series(values, dtype=pd.ArrowDtype(pa.large_string())),
+        "pandas on pyarrow dictionary": pd.Series(values, dtype=pd.ArrowDtype(dictionary.type)),
+        "pandas Categorical": pd.Categorical(values),
+        "pandas category frame": pd.DataFrame({"name": pd.Categorical(values)}),
+        "polars category": pl.Series(values, dtype=pl.Categorical),
+        "polars enum": pl.Series(values, dtype=pl.Enum(sorted(set(values)))),
+        "polars category frame": pl.DataFrame({"name": pl.Series(values, dtype=pl.Categorical)}),
+        "pyarrow large": pa.array(values, pa.large_string()),
+        "pyarrow dictionary": dictionary,
+        "pyarrow chunked dictionary": pa.chunked_array([dictionary]),
+        "pyarrow dictionary table": pa.table({"name": dictionary}),
+    }

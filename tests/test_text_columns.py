@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import sklearn
+from conftest import typed_columns
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
@@ -291,6 +292,21 @@ def test_a_pipeline_and_a_search_hand_the_names_on(make_encoder, single):
         assert model.n_features_in_ == 1
         with pytest.raises(ValueError, match="The feature names should match"):
             model.predict(frame.rename(columns={"text": "body"}))
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector y was passed")
+def test_texts_and_labels_of_every_type(xlmr_folder, make_encoder, single):
+    vectors = make_encoder().transform(single)
+    classifier = MiniLMClassifier(xlmr_folder, trainable="head", epochs=1, max_length=64, random_state=0)
+    labels = ["no", "yes"] * (N // 2)
+    expected = classifier.fit(single, labels).predict_proba(single)
+    for name, X in typed_columns(single).items():
+        np.testing.assert_array_equal(make_encoder().fit_transform(X), vectors, name)
+        np.testing.assert_array_equal(classifier.predict_proba(X), expected, name)
+    for name, y in {**typed_columns(labels), "table": pa.table({"y": labels})}.items():
+        fitted = clone(classifier).fit(single, y)
+        np.testing.assert_array_equal(fitted.predict_proba(single), expected, name)
+        assert fitted.score(single, y) == fitted.score(single, labels), name
 
 
 def test_what_was_saved_before_the_columns_were_known_takes_any(make_encoder, single, paired):

@@ -3,11 +3,22 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from conftest import typed_columns
+from sklearn.exceptions import DataConversionWarning
 
-from skminilm._validation import check_classes, check_row_weights, check_texts, complete_class_weight
+from skminilm._validation import (
+    check_classes,
+    check_labels,
+    check_numbers,
+    check_row_weights,
+    check_texts,
+    complete_class_weight,
+    is_multilabel,
+)
 
 TEXTS = ["one", "zwei", "три"]
 COLUMNS = {
+    **typed_columns(TEXTS),
     "list": TEXTS,
     "tuple": tuple(TEXTS),
     "generator": lambda: (text for text in TEXTS),
@@ -95,6 +106,44 @@ def test_inputs_are_not_changed():
     array = np.array(TEXTS, dtype=object)
     array.setflags(write=False)
     assert check_texts(array).first == TEXTS
+
+
+LABELS = ["b", "a", "b"]
+COLUMNS_OF_LABELS = {
+    **typed_columns(LABELS),
+    "polars": pl.Series(LABELS),
+    "pyarrow table": pa.table({"y": LABELS}),
+    "pandas frame": pd.DataFrame({"y": LABELS}),
+    "polars frame": pl.DataFrame({"y": LABELS}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector y was passed")
+@pytest.mark.parametrize("container", COLUMNS_OF_LABELS)
+def test_labels_of_every_type(container):
+    found, codes = check_classes(COLUMNS_OF_LABELS[container], 3)
+    assert found.tolist() == ["a", "b"]
+    assert found.dtype.kind == "U"
+    assert codes.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_a_frame_of_labels_warns_like_a_column_vector_and_keeps_numbers(make_frame):
+    with pytest.warns(DataConversionWarning, match=r"its shape is \(3, 1\)"):
+        found, _ = check_classes(make_frame({"y": [3, 1, 3]}), 3)
+    assert found.tolist() == [1, 3]
+    assert found.dtype.kind == "i"
+    with pytest.raises(ValueError, match=r"y has the shape \(3, 2\)"):
+        check_classes(make_frame({"a": LABELS, "b": LABELS}), 3)
+    assert not is_multilabel(make_frame({"y": [1, 0, 1]}))
+    assert check_labels(make_frame({"a": [1, 0, 1], "b": [0, 0, 1]}), 3).tolist() == [[1, 0], [0, 0], [1, 1]]
+    assert check_numbers(make_frame({"y": [1.5, 2, 3]}), 3).tolist() == [[1.5], [2], [3]]
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy before 2 has no StringDType")
+def test_labels_of_numpy_string_dtype():
+    found, codes = check_classes(np.array(LABELS, dtype=np.dtypes.StringDType()), 3)
+    assert (found.tolist(), codes.tolist()) == (["a", "b"], [1, 0, 1])
 
 
 @pytest.mark.parametrize(
