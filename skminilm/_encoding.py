@@ -108,7 +108,7 @@ def encode_texts(
     verbose: int = 0,
     truncation: Truncation | None = None,
 ) -> np.ndarray:
-    """Return one vector a row, float32 (n_rows, hidden_size).
+    """Return one vector a row, float32 (n_rows, settings.vector_size(hidden_size)).
 
     Each different text is computed once a call, and not at all when `cache`
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
@@ -135,7 +135,7 @@ def encode_texts(
         index[row] = known
     keys = list(position)
     # An entry is the vector and, behind it, the tokens of the text before truncation.
-    entries = np.empty((len(keys), checkpoint.hidden_size + 1), np.float32)
+    entries = np.empty((len(keys), settings.vector_size(checkpoint.hidden_size) + 1), np.float32)
     missing = list(range(len(keys)))
     if cache is not None:
         found = cache.get(keys)

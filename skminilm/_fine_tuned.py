@@ -6,6 +6,7 @@ import gc
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ from ._persistence import PersistenceMixin
 from ._targets import Targets
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_row_weights, check_texts
-from .checkpoints import POOLINGS, Checkpoint, EncodingSettings, tokenize
+from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, embed_checkpoint
 
 if TYPE_CHECKING:
+    from .checkpoints.tokenizer import TokenBatch
     from .engine import Compute
     from .finetuning import TrainableNetwork, TrainingResult
 
@@ -75,7 +77,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
         "max_length": [Interval(Integral, 3, None, closed="left")],
-        "pooling": [StrOptions({"auto", *POOLINGS})],
+        "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
         "prompt": [str, None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -118,7 +120,8 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         random = check_random_state(self.random_state)
         data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
         checkpoint = open_checkpoint(self.model, self.revision)
-        settings, compute = self._resolve(checkpoint)
+        self._check_trainable(checkpoint)
+        settings, compute = self._settings(checkpoint, texts), self._compute()
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         earlier = self._earlier_fit(checkpoint, settings, targets)
@@ -128,11 +131,23 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             return {**learned, **self._column_attributes(texts)}
 
         n_epochs = self._n_epochs(len(data.training))
+
+        def training(hooks: FitProgress) -> TrainingResult:
+            return self._train(data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks)
+
+        self._run(training, FitProgress(self, X, y, n_epochs, len(data.training), attributes), attributes)
+        return self
+
+    def _run(
+        self,
+        training: Callable[[FitProgress], TrainingResult],
+        progress: FitProgress,
+        attributes: Callable[[TrainingResult], dict[str, Any]],
+    ) -> None:
+        """Train, and set what was learned: all of it, or the last that was good."""
         try:
-            with FitProgress(self, X, y, n_epochs, len(data.training), attributes) as hooks:
-                result = self._train(
-                    data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks
-                )
+            with progress as hooks:
+                result = training(hooks)
         except FloatingPointError as error:
             last_good = getattr(error, "last_good", None)
             if last_good is not None:
@@ -142,8 +157,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             gc.collect()  # networks that were trained hold on to themselves
         self._set_attributes(attributes(result))
         if result.interrupted:
-            warnings.warn("Training interrupted by user.", UserWarning, stacklevel=3)
-        return self
+            warnings.warn("Training interrupted by user.", UserWarning, stacklevel=4)
 
     def _set_aside(
         self,
@@ -200,9 +214,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             ) from error
         return np.sort(training), np.sort(validation)
 
-    def _resolve(self, checkpoint: Checkpoint) -> tuple[EncodingSettings, Compute]:
-        from .engine import resolve_compute
-
+    def _check_trainable(self, checkpoint: Checkpoint) -> None:
         if self.trainable != "head":
             if checkpoint.foreign_reason:
                 raise ValueError(
@@ -212,15 +224,28 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             from .finetuning import n_frozen_layers
 
             n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
-        settings = resolve_settings(
+
+    def _compute(self) -> Compute:
+        from .engine import resolve_compute
+
+        return resolve_compute("torch", self.device, self.precision)
+
+    def _settings(self, checkpoint: Checkpoint, texts: Texts) -> EncodingSettings:
+        pooling = self.pooling
+        if pooling == PAIR and texts.second is None:
+            raise ValueError(
+                "pooling='pair' compares two texts, and X has one column: give pairs, or use 'mean'."
+            )
+        if pooling == "auto" and texts.second is not None and not checkpoint.foreign_reason:
+            pooling = PAIR
+        return resolve_settings(
             checkpoint,
             checkpoint.defaults,
-            pooling=self.pooling,
-            normalize=True,
+            pooling=pooling,
+            normalize=pooling != PAIR,
             prompt=self.prompt,
             max_length=self.max_length,
         )
-        return settings, resolve_compute("torch", self.device, self.precision)
 
     def _earlier_fit(
         self, checkpoint: Checkpoint, settings: EncodingSettings, targets: Targets
@@ -262,7 +287,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             # Texts that are set aside are needed where no network computes them later.
             rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
-            vectors = np.zeros((len(data.texts), checkpoint.hidden_size), np.float32)
+            vectors = np.zeros((len(data.texts), settings.vector_size(checkpoint.hidden_size)), np.float32)
             vectors[rows] = encode_texts(
                 data.texts.take(rows),
                 checkpoint,
@@ -277,7 +302,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         elif self.init_head == "probe":
             coef, intercept = targets.linear_start(vectors[data.training], values, row_weights)
         else:
-            shape = (targets.n_outputs, checkpoint.hidden_size)
+            shape = (targets.n_outputs, settings.vector_size(checkpoint.hidden_size))
             coef = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
             intercept = np.zeros(shape[0], np.float32)
         options = TrainingOptions(
@@ -292,7 +317,8 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         if self.trainable == "head":
             network: TrainableNetwork = FixedVectors(vectors)
         else:
-            network = self._new_network(data, checkpoint, settings, compute, options.seed, earlier)
+            batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
+            network = self._new_network(batch, checkpoint, settings, compute, options.seed, earlier)
         del vectors
 
         def refit(trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -314,18 +340,18 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
 
     def _new_network(
         self,
-        data: _Data,
+        batch: TokenBatch,
         checkpoint: Checkpoint,
-        settings: EncodingSettings,
+        settings: EncodingSettings | None,
         compute: Compute,
         seed: int,
         earlier: _EarlierFit | None,
     ) -> TrainableNetwork:
+        """Return the network over some texts; without `settings` it gives the states of tokens, not pooled."""
         from .engine import TunedWeights, new_layer_states, read_trainable_weights
         from .finetuning import EncoderOptions, TrainableEncoder, n_frozen_layers
 
         n_frozen = n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
-        batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
         states = None
         if n_frozen:
             states = new_layer_states(checkpoint, compute, n_frozen, state_cache)
@@ -335,7 +361,8 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
                 states.prepare(batch, bar.update)
         options = EncoderOptions(
             trainable=self.trainable,
-            pooling=settings.pooling,
+            pooling=settings.pooling if settings else None,
+            normalize=settings.normalize if settings else False,
             learning_rate=self._learning_rate(),
             weight_decay=self.weight_decay,
             dtype=compute.dtype,
@@ -379,6 +406,18 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         settings: EncodingSettings,
         earlier: _EarlierFit | None,
     ) -> dict[str, Any]:
+        return {
+            **self._target_attributes(targets, result.coef, result.intercept),
+            **self._network_attributes(result, checkpoint, settings, earlier),
+        }
+
+    def _network_attributes(
+        self,
+        result: TrainingResult,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        earlier: _EarlierFit | None,
+    ) -> dict[str, Any]:
         from .engine import merge_weights, weights_digest
 
         history = [] if earlier is None else list(earlier.history)
@@ -386,7 +425,6 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         if self.save_weights == "fp16":
             weights = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in weights.items()}
         return {
-            **self._target_attributes(targets, result.coef, result.intercept),
             "weights_": weights,
             "weights_digest_": weights_digest(weights),
             "checkpoint_": embed_checkpoint(checkpoint) if self.save_weights == "full" else None,
@@ -398,27 +436,39 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         }
 
     def encode(self, X: Any) -> np.ndarray:
-        """Return the vectors that the head sees, of norm 1: float32 (n_texts, 384)."""
+        """Return the vectors that the head sees.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, 384)
+            Of norm 1. With ``pooling="pair"`` of shape (n_texts, 1536) and not
+            normalised.
+        """
         from .engine import TunedWeights
 
         check_is_fitted(self)
         self._validate_params()
         texts = check_texts(X)
         self._check_columns(texts)
-        if self.checkpoint_ is not None:
-            checkpoint = open_embedded_checkpoint(self.checkpoint_)
-        else:
-            checkpoint = open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
-        _, compute = self._resolve(checkpoint)
+        checkpoint = self._fitted_checkpoint()
         return encode_texts(
             texts,
             checkpoint,
             EncodingSettings(**self.settings_),
-            compute=compute,
+            compute=self._compute(),
             cache=memory_cache,
             tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
             verbose=self.verbose,
         )
+
+    def _fitted_checkpoint(self) -> Checkpoint:
+        if self.checkpoint_ is not None:
+            return open_embedded_checkpoint(self.checkpoint_)
+        return open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Return what the head makes of the texts, float32 (n_texts, n_outputs)."""

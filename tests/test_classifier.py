@@ -121,7 +121,7 @@ def test_gradients_of_the_packed_forward(split):
         name: tensor.double() if tensor.is_floating_point() else tensor
         for name, tensor in read_trainable_weights(checkpoint, 0, None)
     }
-    pack = make_pack(batch.input_ids, batch.offsets, rows, torch.device("cpu"), 0.25)
+    pack = make_pack(batch, batch.offsets, rows, torch.device("cpu"), 0.25)
     generator = torch.Generator().manual_seed(0)
     direction = {
         name: 1e-2 * torch.randn(t.shape, generator=generator, dtype=torch.float64)

@@ -94,7 +94,7 @@ def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkey
     found = []
     for waste in (0.0, max_waste):
         with torch.set_grad_enabled(grad):
-            pack = make_pack(batch.input_ids, batch.offsets, rows, CPU, waste)
+            pack = make_pack(batch, batch.offsets, rows, CPU, waste)
             hidden = plain_hidden_states(weights, pack, checkpoint.config)
             found.append(pool(hidden, pack, "mean").detach().numpy())
     assert np.abs(found[1] - found[0]).max() <= 2e-5

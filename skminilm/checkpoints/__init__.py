@@ -10,12 +10,13 @@ import os
 import threading
 from pathlib import Path
 
-from ._checkpoint import LONG_TEXTS, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
+from ._checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
 from .presets import BUNDLED, PRESETS, find_preset
 
 __all__ = [
     "BUNDLED",
     "LONG_TEXTS",
+    "PAIR",
     "POOLINGS",
     "PRESETS",
     "BertConfig",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .tokenizer import TokenBatch, Tokenizer
 
 POOLINGS = ("mean", "cls", "max")
+PAIR = "pair"  # compares the two texts of a pair; for fine-tuning
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -57,6 +58,10 @@ class EncodingSettings:
     prompt: str
     max_length: int
     long_text: str = "truncate"
+
+    def vector_size(self, hidden_size: int) -> int:
+        """Return the columns of the vectors that a network of some size gives."""
+        return 4 * hidden_size if self.pooling == PAIR else hidden_size
 
 
 @dataclass(frozen=True, eq=False)

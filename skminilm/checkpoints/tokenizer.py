@@ -66,12 +66,16 @@ class TokenBatch:
     text_of_sequence : ndarray of int64, shape (n_sequences,), or None
         Which text each sequence is a window of; None where each text is one
         sequence.
+    second_starts : ndarray of int64, shape (n_sequences,), or None
+        Where the second text of each pair begins, behind the special token
+        that ends the first; None where there are no pairs.
     """
 
     input_ids: np.ndarray
     lengths: np.ndarray
     full_lengths: np.ndarray
     text_of_sequence: np.ndarray | None = None
+    second_starts: np.ndarray | None = None
 
     @property
     def offsets(self) -> np.ndarray:
@@ -79,8 +83,36 @@ class TokenBatch:
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
 
+@dataclass(frozen=True)
+class LocatedTokens:
+    """The tokens of a text, without special ones, and where each is in it.
+
+    Attributes
+    ----------
+    ids : ndarray of int32, shape (n_tokens,)
+    starts, stops : ndarray of int64, shape (n_tokens,)
+        ``text[starts[i]:stops[i]]`` is what token i stands for, with the
+        whitespace before it.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer."""
+    """What the engine needs of a tokenizer.
+
+    Attributes
+    ----------
+    pair_template : tuple of three lists of int
+        The special tokens before, between and after the sequences of a pair.
+    """
+
+    pair_template: tuple[list[int], list[int], list[int]]
+
+    def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
+        """Return the tokens of each text, with their places."""
 
     def encode(
         self,
@@ -147,11 +179,12 @@ def _assemble(
     if room < 1:
         raise ValueError(f"max_length={max_length} leaves no room for text: use at least {n_special + 1}.")
     full = np.fromiter(map(len, first), np.int64, len(first)) + n_special
-    text_of_sequence = None
+    text_of_sequence, second_starts = None, None
     if second is not None:
         full += np.fromiter(map(len, second), np.int64, len(second))
         pairs = [_truncate_pair(a, b, room) for a, b in zip(first, second, strict=True)]
         rows = [[*a, *middle, *b] for a, b in pairs]
+        second_starts = np.fromiter((len(a) for a, _ in pairs), np.int64, len(pairs)) + len(prefix) + 1
     elif long_text == "chunk_mean" and full.max(initial=0) > max_length:
         rows, text_of_sequence = _windows(first, room)
     elif long_text == "head_tail":
@@ -161,7 +194,7 @@ def _assemble(
     lengths = np.fromiter(map(len, rows), np.int64, len(rows)) + len(prefix) + len(suffix)
     parts = chain.from_iterable(chain(prefix, ids, suffix) for ids in rows)
     input_ids = np.fromiter(parts, np.int32, int(lengths.sum()))
-    return TokenBatch(input_ids, lengths, full, text_of_sequence)
+    return TokenBatch(input_ids, lengths, full, text_of_sequence, second_starts)
 
 
 class SentencePieceTokenizer:
@@ -173,6 +206,8 @@ class SentencePieceTokenizer:
         A serialised SentencePiece model. XLM-R's may bring its own normaliser
         or SentencePiece's: newer Unicode rules are undone.
     """
+
+    pair_template = ([_BOS], [_EOS, _EOS], [_EOS])
 
     def __init__(self, model_proto: bytes) -> None:
         import sentencepiece
@@ -196,15 +231,28 @@ class SentencePieceTokenizer:
         """Return the ids of texts, or of pairs. See :class:`Tokenizer`."""
         pieces = self._pieces(texts)
         second_pieces = None if second is None else self._pieces(second)
-        return _assemble(pieces, second_pieces, [_BOS], [_EOS, _EOS], [_EOS], max_length, long_text)
+        return _assemble(pieces, second_pieces, *self.pair_template, max_length, long_text)
+
+    def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
+        """Return the tokens of each text, with their places. See :class:`Tokenizer`."""
+        # One code point stands in for another, so that places stay.
+        encoded = self._encode(texts, "offset_mapping")
+        located = []
+        for text in encoded:
+            pieces = np.array(text["ids"], np.int32)
+            places = np.array(text["offsets"], np.int64).reshape(-1, 2)
+            located.append(LocatedTokens(np.where(pieces, pieces + 1, _UNK), places[:, 0], places[:, 1]))
+        return located
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        # SentencePiece counts <unk> <s> </s> first, fairseq <s> <pad> </s> <unk>.
+        return [[piece + 1 if piece else _UNK for piece in pieces] for pieces in self._encode(texts, int)]
+
+    def _encode(self, texts: Sequence[str], out_type: type | str) -> list:
         if self._is_xlmr:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
         threads = min(os.cpu_count() or 1, 1 + len(texts) // 64)
-        encoded = self._processor.encode(list(texts), out_type=int, num_threads=threads)
-        # SentencePiece counts <unk> <s> </s> first, fairseq <s> <pad> </s> <unk>.
-        return [[piece + 1 if piece else _UNK for piece in pieces] for pieces in encoded]
+        return self._processor.encode(list(texts), out_type=out_type, num_threads=threads)
 
 
 class LibraryTokenizer:
@@ -234,13 +282,32 @@ class LibraryTokenizer:
     ) -> TokenBatch:
         """Return the ids of texts. See :class:`Tokenizer`."""
         if second is not None:
-            raise ValueError(
-                "Sentence pairs need a checkpoint with XLM-R's vocabulary; this one has another. "
-                "Join the two columns into one text, or use model='bundled'."
-            )
+            raise _no_pairs()
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         return _assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text)
+
+    @property
+    def pair_template(self) -> tuple[list[int], list[int], list[int]]:
+        """Pairs are not for this vocabulary: an error."""
+        raise _no_pairs()
+
+    def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
+        """Return the tokens of each text, with their places. See :class:`Tokenizer`."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        located = []
+        for encoding in encodings:
+            places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+            located.append(LocatedTokens(np.array(encoding.ids, np.int32), places[:, 0], places[:, 1]))
+        return located
+
+
+def _no_pairs() -> ValueError:
+    # BERT's own vocabulary tells the two texts apart by token types, which the packed engine does not have.
+    return ValueError(
+        "Sentence pairs need a checkpoint with XLM-R's vocabulary; this one has another. "
+        "Join the two columns into one text, or use model='bundled'."
+    )
 
 
 def restore_tokenizer(kind: str, state: bytes) -> Tokenizer:

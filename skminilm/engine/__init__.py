@@ -12,10 +12,12 @@ from .registry import (
     read_trainable_weights,
     release_models,
 )
+from .spans import find_best_spans
 
 __all__ = [
     "Compute",
     "TunedWeights",
+    "find_best_spans",
     "get_model",
     "get_tuned_model",
     "merge_weights",

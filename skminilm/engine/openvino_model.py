@@ -107,7 +107,7 @@ class OpenVINOModel(StreamingModel):
             return (unit_length(pooled) if normalize else pooled).numpy
 
     def _pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
-        return make_pack(batch.input_ids, offsets, rows, _CPU, max_waste=0.0)
+        return make_pack(batch, offsets, rows, _CPU, max_waste=0.0)
 
     def _padded(self, pack: Pack, longest: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
         """Return embeddings and mask, padded to `longest`, and where in them each token is."""

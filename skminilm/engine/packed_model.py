@@ -32,6 +32,7 @@ _MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
 LORA_RANK = 8
 LORA_SCALE = 2.0
 WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
+Reduce = Callable[[torch.Tensor, Pack], torch.Tensor]
 _LAYER_PARTS = {
     "attention_output": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
@@ -192,7 +193,7 @@ class PackedModel(StreamingModel):
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""
-        return make_pack(batch.input_ids, offsets, rows, self.device, self._max_waste)
+        return make_pack(batch, offsets, rows, self.device, self._max_waste)
 
     def hidden_states(self, pack: Pack, *, n_layers: int | None = None) -> torch.Tensor:
         """Return the hidden states of a pack after all layers or the first few, (n_slots, hidden_size)."""
@@ -214,19 +215,45 @@ class PackedModel(StreamingModel):
     def start(
         self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
-        """Compute a pack; see :meth:`StreamingModel.start`.
+        """Compute the vectors of a pack; see :meth:`StreamingModel.start`."""
+
+        def pooled(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+            vectors = pool(hidden, pack, pooling)
+            return unit_length(vectors) if normalize else vectors
+
+        return self.start_reduced(batch, offsets, rows, pooled)
+
+    def start_reduced(
+        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, reduce: Reduce
+    ) -> Callable[[], np.ndarray]:
+        """Begin to compute what `reduce` makes of the hidden states of the sequences `rows`.
 
         A GPU computes on while the next pack is prepared. A pack that does not
         fit in its memory is halved, and later ones keep to that size.
+
+        Parameters
+        ----------
+        batch : TokenBatch
+        offsets : ndarray of int64
+            Those of `batch`.
+        rows : ndarray of int64
+            Longest first.
+        reduce : callable
+            Takes the last hidden states (n_slots, hidden_size) and the Pack;
+            returns a Tensor with one row a sequence.
+
+        Returns
+        -------
+        callable
+            Waits for the result and returns it as an ndarray.
         """
         n_tokens = int(offsets[rows + 1].sum() - offsets[rows].sum())
         if len(rows) > 1 and self._max_pack_tokens and n_tokens > self._max_pack_tokens:
-            return self._start_halves(batch, offsets, rows, pooling, normalize)
+            return self._start_halves(batch, offsets, rows, reduce)
         try:
             with torch.inference_mode():
                 pack = self.make_pack(batch, offsets, rows)
-                pooled = pool(self.last_hidden_state(pack, batch, offsets), pack, pooling)
-                return _bring_home(unit_length(pooled) if normalize else pooled)
+                return _bring_home(reduce(self.last_hidden_state(pack, batch, offsets), pack))
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise MemoryError(
@@ -236,15 +263,13 @@ class PackedModel(StreamingModel):
         # Outside of the handler, which holds on to the tensors of the failed attempt.
         torch.cuda.empty_cache()
         self._max_pack_tokens = n_tokens // 2
-        return self._start_halves(batch, offsets, rows, pooling, normalize)
+        return self._start_halves(batch, offsets, rows, reduce)
 
     def _start_halves(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, reduce: Reduce
     ) -> Callable[[], np.ndarray]:
         middle = (len(rows) + 1) // 2
-        halves = [
-            self.start(batch, offsets, part, pooling, normalize) for part in (rows[:middle], rows[middle:])
-        ]
+        halves = [self.start_reduced(batch, offsets, part, reduce) for part in (rows[:middle], rows[middle:])]
         return lambda: np.concatenate([half() for half in halves])
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..checkpoints.tokenizer import TokenBatch
+
 _MIN_LENGTH_RATIO = 0.75  # of a padded batch: shortest to longest
 
 
@@ -52,6 +54,8 @@ class Pack:
         attention takes sequences of different lengths in one call.
     n_tokens, max_length : int
         Tokens of the sequences, and of the longest.
+    second_starts : Tensor of int64, shape (n_sequences,), or None
+        As in ``TokenBatch``.
     """
 
     rows: np.ndarray
@@ -62,6 +66,7 @@ class Pack:
     groups: list[AttentionGroup] | None
     n_tokens: int
     max_length: int
+    second_starts: torch.Tensor | None = None
 
 
 def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
@@ -102,7 +107,7 @@ def plan_padded(lengths: np.ndarray, max_tokens: int, length_step: int) -> Itera
 
 
 def make_pack(
-    input_ids: np.ndarray,
+    batch: TokenBatch,
     offsets: np.ndarray,
     rows: np.ndarray,
     device: torch.device,
@@ -113,9 +118,10 @@ def make_pack(
 
     Parameters
     ----------
-    input_ids : ndarray of int32, shape (n_tokens,)
-        Ids of all texts.
+    batch : TokenBatch
+        All texts.
     offsets : ndarray of int64, shape (n_texts + 1,)
+        Those of `batch`.
     rows : ndarray of int64
         Texts of the pack, longest first.
     device : torch.device
@@ -143,13 +149,14 @@ def make_pack(
 
     return Pack(
         rows=rows,
-        input_ids=to_device(input_ids[tokens], n_fill),
+        input_ids=to_device(batch.input_ids[tokens], n_fill),
         position_ids=to_device(position_ids, n_fill),
         lengths=to_device(lengths),
         cu_seqlens=to_device(cu_seqlens, dtype=torch.int32),
         groups=groups,
         n_tokens=n_tokens,
         max_length=int(lengths[0]),
+        second_starts=None if batch.second_starts is None else to_device(batch.second_starts[rows]),
     )
 
 

@@ -73,13 +73,13 @@ class StreamingModel(ABC):
 
         Returns
         -------
-        vectors : ndarray of float32, shape (n_texts, hidden_size)
+        vectors : ndarray of float32, shape (n_texts, settings.vector_size(hidden_size))
             In the order of the texts.
         full_lengths : ndarray of int64, shape (n_texts,)
             Tokens of each text before truncation.
         """
         budget = batch_tokens or self.default_batch_tokens
-        vectors = np.zeros((len(texts), self.hidden_size), np.float32)
+        vectors = np.zeros((len(texts), settings.vector_size(self.hidden_size)), np.float32)
         full_lengths = np.empty(len(texts), np.int64)
         by_windows = settings.long_text == "chunk_mean" and second is None
         # The mean over windows is taken before the norm, as over the tokens of one.

@@ -6,7 +6,7 @@ are trained together ("LP-FT", Kumar et al., 2022, arXiv:2202.10054).
 
 from .loop import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult, train
 from .networks import EncoderOptions, FixedVectors, TrainableEncoder, TrainableNetwork, n_frozen_layers
-from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective
+from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective, SpanObjective
 from .workers import Workers, find_workers
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "RegressionObjective",
     "Rows",
     "SoftmaxObjective",
+    "SpanObjective",
     "TrainableEncoder",
     "TrainableNetwork",
     "TrainingDivergedError",

@@ -337,16 +337,18 @@ class _Training:
     def _validate(self) -> tuple[float, float]:
         """Return loss and score of the validation texts."""
         rows = self._rows.validation
-        outputs = np.empty((len(self._targets), len(self._head.views["intercept"])), np.float32)
-        losses = np.empty(len(self._targets))
+        order, losses, predictions = [], [], []
         with torch.no_grad():
-            for part, some in self._outputs(rows):
-                of_part = self._objective.losses(some, self._targets[part])
-                outputs[part.cpu().numpy()] = some.float().cpu().numpy()
-                losses[part.cpu().numpy()] = of_part.cpu().numpy()
+            for part, outputs in self._outputs(rows):
+                targets = self._targets[part]
+                order.append(part.cpu().numpy())
+                losses.append(self._objective.losses(outputs, targets).cpu().numpy())
+                predictions.append(self._objective.predictions(outputs, targets).float().cpu().numpy())
+        rows = np.concatenate(order)
         weights = self._numpy_weights[rows]
-        loss = float(np.average(losses[rows], weights=weights))
-        return loss, self._objective.score(outputs[rows], self._numpy_targets[rows], weights)
+        loss = float(np.average(np.concatenate(losses), weights=weights))
+        score = self._objective.score(np.concatenate(predictions), self._numpy_targets[rows], weights)
+        return loss, score
 
     def _validation_of(self, epoch: int) -> tuple[float, float]:
         return self._history[epoch]["validation_loss"], self._history[epoch]["validation_score"]

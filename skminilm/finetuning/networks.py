@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ class TrainableNetwork(ABC):
 
     @abstractmethod
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield vectors of some texts part by part: which texts, and float32 (n_part, hidden_size).
+        """Yield vectors of some texts part by part: which texts, and float32 (n_vectors, hidden_size).
+
+        One vector a text, or one a token of each text.
 
         The caller is done with a part before it asks for the next one.
         """
@@ -84,7 +86,10 @@ class EncoderOptions:
     Attributes
     ----------
     trainable : {"encoder", "all", "lora"} or int
-    pooling : str
+    pooling : str or None
+        None: no pooling, the states of the tokens are the vectors.
+    normalize : bool
+        Scale pooled vectors to norm 1.
     learning_rate, weight_decay : float
     dtype : torch.dtype
         Of the computation; parameters and optimizer stay in float32.
@@ -94,7 +99,8 @@ class EncoderOptions:
     """
 
     trainable: str | int
-    pooling: str
+    pooling: str | None
+    normalize: bool
     learning_rate: float
     weight_decay: float
     dtype: torch.dtype
@@ -141,7 +147,7 @@ class TrainableEncoder(TrainableNetwork):
         if options.trainable == "all":
             # Only rows that occur in the texts get a gradient, so only they are trained.
             self._word_rows, compact_ids = np.unique(batch.input_ids, return_inverse=True)
-            batch = TokenBatch(compact_ids.astype(np.int32), batch.lengths, batch.full_lengths)
+            batch = replace(batch, input_ids=compact_ids.astype(np.int32))
         self._batch = batch
         self._offsets = batch.offsets
         self._frozen, trained = self._split(weights)
@@ -195,12 +201,16 @@ class TrainableEncoder(TrainableNetwork):
         return parts
 
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield pooled vectors of norm 1, longest texts first."""
+        """Yield pooled vectors, or the states of all tokens, longest texts first."""
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
-            pack = make_pack(
-                self._batch.input_ids, self._offsets, rows[some], self.device, _MAX_WASTE, _LENGTH_STEP
-            )
-            yield pack.rows, unit_length(pool(self._last_hidden_state(pack), pack, self._options.pooling))
+            pack = make_pack(self._batch, self._offsets, rows[some], self.device, _MAX_WASTE, _LENGTH_STEP)
+            yield pack.rows, self._pool(self._last_hidden_state(pack), pack)
+
+    def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        if self._options.pooling is None:
+            return hidden[: pack.n_tokens].float()
+        vectors = pool(hidden, pack, self._options.pooling)
+        return unit_length(vectors) if self._options.normalize else vectors
 
     def _last_hidden_state(self, pack: Pack) -> torch.Tensor:
         options, config = self._options, self._config

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..engine.spans import best_spans, context_logits
+
 
 class Objective(ABC):
     """A loss over the outputs of the head, and a score where larger is better."""
@@ -22,8 +24,12 @@ class Objective(ABC):
         targets : Tensor, shape (n_rows,) or (n_rows, n_outputs)
         """
 
+    def predictions(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return what `score` needs of the outputs, (n_rows, ...); here all of them."""
+        return outputs
+
     @abstractmethod
-    def score(self, outputs: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
+    def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return what the estimator's ``score`` would."""
 
 
@@ -43,9 +49,9 @@ class SoftmaxObjective(Objective):
         """Return the cross-entropy of each row."""
         return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
 
-    def score(self, outputs: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
+    def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return the weighted accuracy."""
-        return float(np.average(outputs.argmax(axis=1) == targets, weights=row_weights))
+        return float(np.average(predictions.argmax(axis=1) == targets, weights=row_weights))
 
 
 class MultilabelObjective(Objective):
@@ -67,9 +73,9 @@ class MultilabelObjective(Objective):
         targets = torch.lerp(targets, torch.full_like(targets, 0.5), self.label_smoothing)
         return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
 
-    def score(self, outputs: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
+    def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return the weighted subset accuracy."""
-        return float(np.average(((outputs > 0) == (targets > 0)).all(axis=1), weights=row_weights))
+        return float(np.average(((predictions > 0) == (targets > 0)).all(axis=1), weights=row_weights))
 
 
 class RegressionObjective(Objective):
@@ -79,11 +85,48 @@ class RegressionObjective(Objective):
         """Return the mean squared error of each row."""
         return (outputs - targets).square().mean(dim=1)
 
-    def score(self, outputs: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
+    def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return R², the mean over targets."""
         mean = np.average(targets, axis=0, weights=row_weights)
-        residual = np.average((outputs - targets) ** 2, axis=0, weights=row_weights)
+        residual = np.average((predictions - targets) ** 2, axis=0, weights=row_weights)
         variance = np.average((targets - mean) ** 2, axis=0, weights=row_weights)
         constant = variance == 0  # as in scikit-learn: 1 where predicted exactly, else 0
         explained = 1 - residual / np.where(constant, 1.0, variance)
         return float(np.where(constant, (residual == 0).astype(float), explained).mean())
+
+
+class SpanObjective(Objective):
+    """Cross-entropy of the first and of the last token of an answer; the score is the share of exact spans.
+
+    Outputs: float32 (n_tokens, 2), the tokens of the rows one after the other.
+    Targets: int64 (n_rows, 5): the first and the last token of the answer (0
+    and 0: it is not there), where the context begins and stops, and the
+    tokens of the row.
+
+    Parameters
+    ----------
+    max_answer_length : int
+        Tokens of an answer that is predicted.
+    """
+
+    def __init__(self, max_answer_length: int) -> None:
+        self.max_answer_length = max_answer_length
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean of both cross-entropies of each row."""
+        starts, ends = self._logits(outputs, targets)
+        of_starts = F.cross_entropy(starts, targets[:, 0], reduction="none")
+        return (of_starts + F.cross_entropy(ends, targets[:, 1], reduction="none")) / 2
+
+    def predictions(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the first and the last token of the best span of each row, (n_rows, 2)."""
+        found = best_spans(self._logits(outputs, targets), self.max_answer_length, 1)
+        no_answer, best, span = found[:, 0], found[:, 2], found[:, 3:5]
+        return torch.where((no_answer > best)[:, None], 0.0, span)
+
+    def _logits(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return context_logits(outputs, targets[:, 4], targets[:, 2], targets[:, 3])
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
+        """Return the weighted share of rows whose span is exact."""
+        return float(np.average((predictions == targets[:, :2]).all(axis=1), weights=row_weights))

@@ -6,13 +6,13 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from .._answers import read_references
+from .._rows import as_rows, check_languages, check_same_length
 from .._validation import check_row_weights, is_missing, shorten
-from ._rows import as_rows, check_languages, check_same_length
 
 # What the official script takes for articles; Hindi and Chinese have none.
 _ARTICLES = {
@@ -180,7 +180,8 @@ def answer_scores(y_true: Any, y_pred: Any, languages: Any) -> tuple[np.ndarray,
     f1, exact = np.zeros(len(answers)), np.zeros(len(answers))
     for row, (value, answer, language) in enumerate(zip(y_true, answers, languages, strict=True)):
         tokens = _tokens(answer, language)
-        references = [_tokens(reference, language) for reference in _references(value, row)]
+        texts = [text for text, _ in read_references(value, row, "y_true")] or [""]
+        references = [_tokens(text, language) for text in texts]
         f1[row] = max(_f1(tokens, reference) for reference in references)
         exact[row] = any(tokens == reference for reference in references)
     return f1, exact
@@ -200,35 +201,6 @@ def _answer(value: object, row: int) -> str:
             "answer, or '' for no answer."
         )
     return value
-
-
-def _references(value: Any, row: int) -> list[str]:
-    """Return the texts that count as right; for no answer the empty one."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if is_missing(value):
-        return [""]
-    if isinstance(value, str):
-        return [value]
-    if _is_span(value):
-        return [value[0]]
-    if isinstance(value, list | tuple):
-        texts = [reference[0] if _is_span(reference) else reference for reference in value]
-        if all(isinstance(text, str) for text in texts):
-            return texts or [""]
-    raise TypeError(
-        f"y_true has no reference in row {row}: it is {shorten(value)} ({type(value).__name__}). Expected a str, "
-        "(text, start), a list of either, or None for no answer."
-    )
-
-
-def _is_span(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and (value[1] is None or isinstance(value[1], Integral))
-    )
 
 
 def _tokens(text: str, language: str) -> list[str]:

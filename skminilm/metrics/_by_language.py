@@ -9,9 +9,9 @@ import numpy as np
 from scipy.stats import binomtest, norm
 from sklearn.base import is_classifier
 
+from .._rows import as_rows, check_languages, check_same_length
 from .._validation import label_array
 from ._answers import answer_scores
-from ._rows import as_rows, check_languages, check_same_length
 
 
 def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confidence: float = 0.95) -> Any:

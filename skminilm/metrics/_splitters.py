@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.model_selection import BaseCrossValidator, KFold
 from sklearn.utils import check_consistent_length
 
+from .._rows import as_rows, check_languages, check_same_length
 from .._validation import is_missing
-from ._rows import as_rows, check_languages, check_same_length
 
 
 class _LanguageSplitter(BaseCrossValidator):

@@ -7,7 +7,7 @@ from typing import Any
 
 import narwhals as nw
 
-from .._validation import is_missing, shorten
+from ._validation import is_missing, shorten
 
 
 def as_rows(values: Any, name: str) -> list:

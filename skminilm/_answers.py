@@ -1,0 +1,125 @@
+"""Answers as users give them, and as they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+from ._rows import as_rows, check_same_length
+from ._validation import is_missing, shorten
+
+
+class Answer(NamedTuple):
+    """A part of a context: ``context[start : start + len(text)] == text``."""
+
+    text: str
+    start: int
+
+
+class AnswerSpan(NamedTuple):
+    """An answer that was found in a context.
+
+    Attributes
+    ----------
+    start, end : int
+        ``context[start:end]``, in code points.
+    score : float
+        Its probability, from 0 to 1.
+    text : str
+        The answer.
+    """
+
+    start: int
+    end: int
+    score: float
+    text: str
+
+
+def check_answers(y: Any, contexts: Sequence[str]) -> tuple[list[Answer | None], list[str]]:
+    """Return the answer of each context (None: it has none), and what is wrong with those that are not found.
+
+    Parameters
+    ----------
+    y : sequence
+        One a context: a str, (str, int) with the position of its first code
+        point, a list of several of these (the first counts), or None.
+    contexts : sequence of str
+
+    Returns
+    -------
+    answers : list of Answer or None
+    problems : list of str
+        One a row; "" where there is none.
+
+    Raises
+    ------
+    TypeError
+        An answer has another type; the row is named.
+    ValueError
+        y has another number of rows.
+    """
+    values = as_rows(y, "y")
+    check_same_length(values, len(contexts), "y", "answer")
+    answers, problems = [], []
+    for row, (value, context) in enumerate(zip(values, contexts, strict=True)):
+        answer, problem = None, ""
+        references = read_references(value, row)
+        if references:
+            answer, problem = _find(*references[0], context)
+        answers.append(answer)
+        problems.append(f"row {row}: {problem}" if problem else "")
+    return answers, problems
+
+
+def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, int | None]]:
+    """Return what counts as the right answer of a row, with positions where they are given; [] for no answer.
+
+    Raises
+    ------
+    TypeError
+        `value` is nothing of that kind; the row is named.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if is_missing(value) or (isinstance(value, str) and value == ""):
+        return []
+    if isinstance(value, str):
+        return [(value, None)]
+    if _is_located(value):
+        return [(value[0], value[1])] if value[0] else []
+    if isinstance(value, list | tuple):
+        references = [item if _is_located(item) else (item, None) for item in value]
+        if all(isinstance(text, str) for text, _ in references):
+            return [(text, start) for text, start in references if text]
+    raise TypeError(
+        f"{name} has no answer in row {row}: it is {shorten(value)} ({type(value).__name__}). Expected a str, "
+        "(text, start), a list of either, or None for no answer."
+    )
+
+
+def _is_located(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and (value[1] is None or (isinstance(value[1], Integral) and not isinstance(value[1], bool)))
+    )
+
+
+def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, str]:
+    """Return the answer, or what is wrong with it."""
+    found = context.find(text)
+    if not text.strip():
+        return None, f"the answer {text!r} is only whitespace"
+    if found < 0:
+        return None, f"the answer {shorten(text)} is not in its context {shorten(context)}"
+    if start is None:
+        return Answer(text, found), ""
+    if start < 0 or context[start : start + len(text)] != text:
+        there = context[max(start, 0) : max(start, 0) + len(text)]
+        return None, (
+            f"the answer {shorten(text)} is not at {start}, where the context has {shorten(there)}; it is at "
+            f"{found} (positions count code points)"
+        )
+    return Answer(text, start), ""

@@ -1,0 +1,433 @@
+"""MiniLMQuestionAnswerer: extractive question answering, fine-tuned on questions with contexts."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from tqdm.auto import tqdm
+
+from ._answers import Answer, AnswerSpan, check_answers
+from ._cache import state_cache
+from ._callbacks import FitProgress, with_callbacks
+from ._encoding import open_checkpoint, resolve_settings
+from ._fine_tuned import FineTunedEstimator
+from ._spans import choose_answers
+from ._validation import Texts, check_texts
+from ._windows import Windows, cut_windows
+from .checkpoints import Checkpoint, EncodingSettings
+from .checkpoints.embedded import check_embeddable
+from .metrics import mlqa_exact_match, mlqa_f1
+
+if TYPE_CHECKING:
+    from .engine import Compute
+    from .finetuning import TrainingResult
+
+_SLICE_ROWS = 4096
+_START_SCALE = 0.02
+_ROOM_FOR_SPECIAL_TOKENS = 4
+
+
+class MiniLMQuestionAnswerer(FineTunedEstimator):
+    """Find the answer to a question in a text, in about 100 languages, with a fine-tuned MiniLM.
+
+    Two outputs a token say how likely an answer begins and ends there
+    (Devlin et al., 2018 [1]_, section 4.2). Contexts that are too long for the
+    network are read in windows that overlap.
+
+    Parameters
+    ----------
+    model, revision
+        As in :class:`MiniLMClassifier`. The vocabulary must be XLM-R's.
+    trainable : {"encoder", "all", "lora"} or int, default="encoder"
+        As in :class:`MiniLMClassifier`.
+    epochs : int, default=3
+        Passes over the questions.
+    batch_size : int, default=32
+        Windows a step.
+    learning_rate, weight_decay, warmup_ratio
+        As in :class:`MiniLMClassifier`.
+    head_learning_rate : float, default=1e-3
+        Of the two outputs, at its peak.
+    max_length : int, default=384
+        Tokens of a question with a window of its context. A question may
+        take half of it; the rest is cut off with a warning.
+    stride : int, default=128
+        Tokens that neighbouring windows of a context share.
+    max_answer_length : int, default=30
+        Tokens that an answer may have at the most.
+    no_answer_threshold : float or None, default=None
+        The answer is "" where the score of no answer (a sum of two logits) is
+        more than this above that of the best span, as in the evaluation of
+        SQuAD 2.0 [2]_. None: there always is an answer.
+    gradient_checkpointing, precision, device, save_weights, random_state, verbose
+        As in :class:`MiniLMClassifier`. Predictions take one GPU.
+
+    Attributes
+    ----------
+    coef_ : ndarray of float32, shape (2, 384)
+        The head.
+    intercept_ : ndarray of float32, shape (2,)
+    n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_, checkpoint_
+        As in :class:`MiniLMClassifier`.
+
+    References
+    ----------
+    .. [1] J. Devlin et al., "BERT: Pre-training of Deep Bidirectional
+       Transformers for Language Understanding", 2018, arXiv:1810.04805.
+    .. [2] P. Rajpurkar et al., "Know What You Don't Know: Unanswerable
+       Questions for SQuAD", 2018, arXiv:1806.03822.
+
+    Examples
+    --------
+    >>> from skminilm import MiniLMQuestionAnswerer
+    >>> X = [["Where is the key?", "The key is under the mat."], ["Wer kommt?", "Morgen kommt Ada."]]
+    >>> answerer = MiniLMQuestionAnswerer(trainable=1, epochs=1, random_state=0)
+    >>> answerer.fit(X, [("under the mat", 11), "Ada"]).predict(X).shape
+    (2,)
+    """
+
+    _parameter_constraints = {  # noqa: RUF012
+        **{
+            name: FineTunedEstimator._parameter_constraints[name]
+            for name in (
+                "model",
+                "revision",
+                "batch_size",
+                "learning_rate",
+                "head_learning_rate",
+                "weight_decay",
+                "warmup_ratio",
+                "gradient_checkpointing",
+                "precision",
+                "device",
+                "save_weights",
+                "random_state",
+                "verbose",
+            )
+        },
+        "trainable": [StrOptions({"encoder", "all", "lora"}), Interval(Integral, 1, None, closed="left")],
+        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_length": [Interval(Integral, 16, None, closed="left")],
+        "stride": [Interval(Integral, 0, None, closed="left")],
+        "max_answer_length": [Interval(Integral, 1, None, closed="left")],
+        "no_answer_threshold": [Interval(Real, None, None, closed="neither"), None],
+    }
+
+    def __init__(
+        self,
+        model="bundled",
+        *,
+        revision=None,
+        trainable="encoder",
+        epochs=3,
+        batch_size=32,
+        learning_rate="auto",
+        head_learning_rate=1e-3,
+        weight_decay=0.01,
+        warmup_ratio=0.1,
+        max_length=384,
+        stride=128,
+        max_answer_length=30,
+        no_answer_threshold=None,
+        gradient_checkpointing=False,
+        precision="auto",
+        device="auto",
+        save_weights="delta",
+        random_state=None,
+        verbose=0,
+    ):
+        self.model = model
+        self.revision = revision
+        self.trainable = trainable
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_ratio = warmup_ratio
+        self.max_length = max_length
+        self.stride = stride
+        self.max_answer_length = max_answer_length
+        self.no_answer_threshold = no_answer_threshold
+        self.gradient_checkpointing = gradient_checkpointing
+        self.precision = precision
+        self.device = device
+        self.save_weights = save_weights
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, *, on_missing_answer: str = "raise") -> MiniLMQuestionAnswerer:
+        """Train on questions whose answers are in their contexts.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
+        y : sequence of length n_questions
+            Answers: (text, start), where start counts code points of the
+            context; or the text alone, which stands for its first occurrence;
+            or a list of several answers, of which the first is learned; or
+            None (or "") where the context has no answer.
+        on_missing_answer : {"raise", "drop"}, default="raise"
+            What to do with a row whose answer is not in its context: an error
+            that names it, or leave such rows out with a warning.
+
+        Returns
+        -------
+        self : MiniLMQuestionAnswerer
+
+        Raises
+        ------
+        TypeError, ValueError
+            X, y or a parameter is not usable; the message names row and value.
+        OSError
+            The checkpoint is missing or damaged.
+        FloatingPointError
+            As in :meth:`MiniLMClassifier.fit`.
+
+        Warns
+        -----
+        UserWarning
+            Rows were left out, questions cut off, or the fit was interrupted.
+        """
+        self._validate_params()
+        if on_missing_answer not in ("raise", "drop"):
+            raise ValueError(f"on_missing_answer={on_missing_answer!r}: expected 'raise' or 'drop'.")
+        texts = _check_questions(X)
+        answers, problems = check_answers(y, texts.second)
+        texts, answers = _keep_found(texts, answers, problems, on_missing_answer)
+        random = check_random_state(self.random_state)
+        checkpoint = open_checkpoint(self.model, self.revision)
+        self._check_trainable(checkpoint)
+        settings, compute = self._settings(checkpoint, texts), self._compute()
+        if self.save_weights == "full":
+            check_embeddable(checkpoint)
+        windows = self._windows(checkpoint, texts)
+        self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
+
+        def attributes(result: TrainingResult) -> dict[str, Any]:
+            return {
+                "coef_": result.coef,
+                "intercept_": result.intercept,
+                **self._network_attributes(result, checkpoint, settings, None),
+                **self._column_attributes(texts),
+            }
+
+        def training(hooks: FitProgress) -> TrainingResult:
+            return self._train_on(windows, answers, checkpoint, compute, random, hooks)
+
+        n_windows = len(windows.batch.lengths)
+        self._run(training, FitProgress(self, X, y, self.epochs, n_windows, attributes), attributes)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the best answer to each question, str in an object array (n_questions,); "" for none."""
+        return np.array([spans[0].text for spans in self.predict_spans(X)], dtype=object)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each answer of `predict`, float64 (n_questions,).
+
+        That of a span among all spans of the context up to
+        `max_answer_length`, and no answer: a softmax over the sums of the
+        logits of begin and end.
+        """
+        return np.array([spans[0].score for spans in self.predict_spans(X)])
+
+    def predict_spans(self, X: Any, n_best: int = 1) -> list[list[AnswerSpan]]:
+        """Return the best answers to each question and where they are.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
+        n_best : int, default=1
+            Answers a question, at the most.
+
+        Returns
+        -------
+        list of list of AnswerSpan
+            Best first, each with start and end in code points of the context,
+            score (its probability) and text. No answer is start = end = 0 and
+            text = ""; it comes first where `no_answer_threshold` asks for it,
+            and is left out where that is None.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        if not isinstance(n_best, Integral) or n_best < 1:
+            raise ValueError(f"n_best={n_best!r}: expected an int of at least 1.")
+        texts = _check_questions(X)
+        self._check_columns(texts)
+        checkpoint = self._fitted_checkpoint()
+        answers: list[list[AnswerSpan]] = []
+        n_cut = 0
+        with tqdm(total=len(texts), desc="answer", unit="question", disable=not self.verbose) as bar:
+            for start in range(0, len(texts), _SLICE_ROWS):
+                some = texts.take(range(start, min(start + _SLICE_ROWS, len(texts))))
+                windows = self._windows(checkpoint, some)
+                found = self._best_spans(
+                    windows, checkpoint, 2 * n_best
+                )  # of overlapping windows some are the same
+                answers += choose_answers(windows, found, some.second, n_best, self.no_answer_threshold)
+                n_cut += windows.n_cut_questions
+                bar.update(len(some))
+        self._warn_of_cut_questions(n_cut, len(texts))
+        return answers
+
+    def score(self, X: Any, y: Any, languages: Any = "en", sample_weight: Any = None) -> float:
+        """Return the token F1 of the answers, mean over questions, as MLQA evaluates it.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+        y : sequence of length n_questions
+            As in :meth:`fit`; of several answers the best match counts.
+        languages : str or sequence of str, default="en"
+            Of the answers; see :func:`skminilm.metrics.mlqa_f1`.
+        sample_weight : array-like of float, shape (n_questions,), default=None
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+        """
+        return mlqa_f1(y, self.predict(X), languages, sample_weight=sample_weight)
+
+    def exact_match(self, X: Any, y: Any, languages: Any = "en", sample_weight: Any = None) -> float:
+        """Return the share of questions whose answer is exact, as MLQA evaluates it. See :meth:`score`."""
+        return mlqa_exact_match(y, self.predict(X), languages, sample_weight=sample_weight)
+
+    def _settings(self, checkpoint: Checkpoint, texts: Texts) -> EncodingSettings:
+        if self.stride >= self.max_length // 2 - _ROOM_FOR_SPECIAL_TOKENS:
+            raise ValueError(
+                f"stride={self.stride} leaves no room to go on in windows of max_length={self.max_length} tokens "
+                "with a question: use a stride of less than half of max_length."
+            )
+        return resolve_settings(
+            checkpoint,
+            checkpoint.defaults,
+            pooling="none",
+            normalize=False,
+            prompt=None,
+            max_length=self.max_length,
+        )
+
+    def _windows(self, checkpoint: Checkpoint, texts: Texts) -> Windows:
+        return cut_windows(checkpoint.tokenizer, texts, self.max_length, self.stride)
+
+    def _train_on(
+        self,
+        windows: Windows,
+        answers: list[Answer | None],
+        checkpoint: Checkpoint,
+        compute: Compute,
+        random: np.random.RandomState,
+        hooks: FitProgress,
+    ) -> TrainingResult:
+        from .finetuning import Rows, SpanObjective, TrainingOptions, find_workers, train
+
+        workers, device = find_workers(compute.device, self.random_state)
+        compute = replace(compute, device=device, helpers=())
+        options = TrainingOptions(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            head_learning_rate=self.head_learning_rate,
+            warmup_ratio=self.warmup_ratio,
+            n_iter_no_change=None,
+            seed=random.randint(np.iinfo(np.int32).max),
+            loss_scaling=compute.precision == "fp16",
+        )
+        coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
+        n_windows = len(windows.batch.lengths)
+        return train(
+            self._new_network(windows.batch, checkpoint, None, compute, options.seed, None),
+            coef,
+            np.zeros(2, np.float32),
+            SpanObjective(self.max_answer_length),
+            windows.targets(answers),
+            np.ones(n_windows),
+            Rows(np.arange(n_windows), np.arange(0)),
+            options,
+            workers=workers,
+            hooks=hooks,
+        )
+
+    def _best_spans(self, windows: Windows, checkpoint: Checkpoint, n_best: int) -> np.ndarray:
+        from .engine import TunedWeights, find_best_spans, get_tuned_model
+
+        tuned = TunedWeights(self.weights_, self.weights_digest_)
+        model = get_tuned_model(checkpoint, replace(self._compute(), helpers=()), tuned, state_cache)
+        return find_best_spans(
+            model,
+            windows.batch,
+            windows.context_starts,
+            windows.context_stops,
+            self.coef_,
+            self.intercept_,
+            self.max_answer_length,
+            n_best,
+        )
+
+    def _warn_of_cut_questions(self, n_cut: int, n_questions: int) -> None:
+        if n_cut:
+            warnings.warn(
+                f"{n_cut} of {n_questions} questions take more than half of max_length={self.max_length} tokens "
+                "and were cut off there. Shorten them, or raise max_length up to the limit of the checkpoint.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.one_d_labels = False
+        return tags
+
+
+def _check_questions(X: Any) -> Texts:
+    """Return X as questions and contexts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        X has not two columns, or one of them is empty in some row.
+    """
+    texts = check_texts(X)
+    if texts.second is None:
+        raise ValueError("X has one column: give two, questions and contexts.")
+    for name, column in (("question", texts.first), ("context", texts.second)):
+        for row, text in enumerate(column):
+            if not text.strip():
+                raise ValueError(f"X has an empty {name}: row {row} is {text!r}. Leave that row out.")
+    return texts
+
+
+def _keep_found(
+    texts: Texts, answers: list[Answer | None], problems: list[str], on_missing_answer: str
+) -> tuple[Texts, list[Answer | None]]:
+    """Leave out rows whose answer is not in its context, or raise."""
+    bad = [problem for problem in problems if problem]
+    if not bad:
+        return texts, answers
+    if on_missing_answer == "raise":
+        raise ValueError(
+            f"y does not fit X in {len(bad)} of {len(texts)} rows; the first: {bad[0]}. Mend them, or leave them "
+            "out with on_missing_answer='drop'."
+        )
+    kept = [row for row, problem in enumerate(problems) if not problem]
+    if not kept:
+        raise ValueError(f"y does not fit X in any row; the first: {bad[0]}.")
+    warnings.warn(
+        f"{len(bad)} of {len(texts)} rows were left out because their answer is not in its context; the first: "
+        f"{bad[0]}.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return texts.take(kept), [answers[row] for row in kept]

@@ -1,0 +1,127 @@
+"""Questions with windows of their contexts, as sequences of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._answers import Answer
+from ._validation import Texts
+from .checkpoints.tokenizer import LocatedTokens, TokenBatch, Tokenizer
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Questions with windows of their contexts, as sequences of tokens.
+
+    Attributes
+    ----------
+    batch : TokenBatch
+        One sequence a window; `text_of_sequence` says of which row it is.
+    context_starts, context_stops : ndarray of int64, shape (n_windows,)
+        Which tokens of each sequence are the context.
+    first_tokens : ndarray of int64, shape (n_windows,)
+        Which token of the context a window begins with.
+    contexts : list of LocatedTokens
+        Of the rows.
+    n_cut_questions : int
+        Questions that were too long, and were cut off.
+    """
+
+    batch: TokenBatch
+    context_starts: np.ndarray
+    context_stops: np.ndarray
+    first_tokens: np.ndarray
+    contexts: list[LocatedTokens]
+    n_cut_questions: int
+
+    def targets(self, answers: Sequence[Answer | None]) -> np.ndarray:
+        """Return what ``finetuning.SpanObjective`` learns: int64 (n_windows, 5).
+
+        A window that does not hold the whole answer of its row has none.
+        """
+        n_windows = len(self.first_tokens)
+        spans = np.zeros((n_windows, 2), np.int64)
+        for window, row in enumerate(self.batch.text_of_sequence):
+            answer = answers[row]
+            if answer is None:
+                continue
+            tokens = self.contexts[row]
+            first = int(np.searchsorted(tokens.stops, answer.start, side="right"))
+            last = int(np.searchsorted(tokens.starts, answer.start + len(answer.text), side="left")) - 1
+            shift = self.context_starts[window] - self.first_tokens[window]
+            span = np.array([first, last]) + shift
+            if self.context_starts[window] <= span[0] <= span[1] < self.context_stops[window]:
+                spans[window] = span
+        return np.column_stack([spans, self.context_starts, self.context_stops, self.batch.lengths])
+
+    def span(self, window: int, first: int, last: int, context: str) -> tuple[int, int]:
+        """Return the code points [start, end) of a span of tokens of a window, without whitespace round them."""
+        tokens = self.contexts[self.batch.text_of_sequence[window]]
+        shift = self.first_tokens[window] - self.context_starts[window]
+        start, end = int(tokens.starts[first + shift]), int(tokens.stops[last + shift])
+        text = context[start:end]
+        return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
+
+
+def cut_windows(tokenizer: Tokenizer, texts: Texts, max_length: int, stride: int) -> Windows:
+    """Cut contexts into windows that fit together with their question.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    texts : Texts
+        Questions and contexts.
+    max_length : int
+        Tokens of a window with its question and the special tokens. A
+        question may take half of it; the rest is cut off.
+    stride : int
+        Tokens that neighbouring windows share.
+    """
+    prefix, middle, suffix = (np.array(part, np.int32) for part in tokenizer.pair_template)
+    room = max_length - len(prefix) - len(middle) - len(suffix)
+    questions = _locate_each(tokenizer, texts.first)
+    contexts = _locate_each(tokenizer, texts.second)
+    sequences, rows, starts, stops, firsts = [], [], [], [], []
+    n_cut = 0
+    for row, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+        ids = question.ids[: room // 2]
+        n_cut += len(ids) < len(question.ids)
+        head = np.concatenate([prefix, ids, middle])
+        size = room - len(ids)
+        for first in window_starts(len(context.ids), size, stride):
+            part = context.ids[first : first + size]
+            sequences.append(np.concatenate([head, part, suffix]))
+            rows.append(row)
+            starts.append(len(head))
+            stops.append(len(head) + len(part))
+            firsts.append(first)
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    owners = np.array(rows, np.int64)
+    batch = TokenBatch(
+        np.concatenate(sequences), lengths, np.bincount(owners, lengths).astype(np.int64), owners
+    )
+    return Windows(
+        batch,
+        np.array(starts, np.int64),
+        np.array(stops, np.int64),
+        np.array(firsts, np.int64),
+        contexts,
+        n_cut,
+    )
+
+
+def window_starts(n_tokens: int, size: int, stride: int) -> range | list[int]:
+    """Return where windows of `size` tokens begin that share `stride` tokens and reach the end."""
+    step = max(1, size - stride)
+    n_windows = 1 + max(0, -(-(n_tokens - size) // step))
+    return range(0, n_windows * step, step)
+
+
+def _locate_each(tokenizer: Tokenizer, texts: list[str]) -> list[LocatedTokens]:
+    """Locate the tokens of each different text once."""
+    position = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    located = tokenizer.locate(list(position))
+    return [located[position[text]] for text in texts]

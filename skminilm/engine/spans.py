@@ -1,0 +1,123 @@
+"""Token states to spans of a context: where an answer may begin and end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..checkpoints.tokenizer import TokenBatch
+from .packed_model import PackedModel
+from .packing import Pack
+
+
+def context_logits(
+    logits: torch.Tensor, lengths: torch.Tensor, context_starts: torch.Tensor, context_stops: torch.Tensor
+) -> torch.Tensor:
+    """Lay out the logits of tokens by sequence, minus infinity where no answer can begin or end.
+
+    Position 0, that of the first special token, stands for "no answer here"
+    and keeps its logits.
+
+    Parameters
+    ----------
+    logits : Tensor of float32, shape (n_tokens, 2)
+        For begin and end, the sequences one after the other.
+    lengths, context_starts, context_stops : Tensor of int64, shape (n_sequences,)
+        Tokens of each sequence, and which of them are its context.
+
+    Returns
+    -------
+    Tensor of float32, shape (2, n_sequences, longest)
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(logits.split(lengths.tolist()), batch_first=True)
+    positions = torch.arange(padded.shape[1], device=logits.device)
+    allowed = (positions >= context_starts[:, None]) & (positions < context_stops[:, None])
+    allowed[:, 0] = True
+    return padded.permute(2, 0, 1).masked_fill(~allowed, -math.inf)
+
+
+def best_spans(logits: torch.Tensor, max_tokens: int, n_best: int) -> torch.Tensor:
+    """Find the best spans of each sequence by the sum of the logits of begin and end.
+
+    Parameters
+    ----------
+    logits : Tensor of float32, shape (2, n_sequences, length)
+        Of :func:`context_logits`.
+    max_tokens : int
+        That a span may have.
+    n_best : int
+
+    Returns
+    -------
+    Tensor of float32, shape (n_sequences, 2 + 3 * n_best)
+        The score of no answer; the logarithm of the sum of the exponentials
+        of the scores of all spans; and of the best spans, best first, the
+        scores (minus infinity where there are fewer), the first and the last
+        tokens.
+    """
+    start, end = logits
+    no_answer = start[:, 0] + end[:, 0]
+    start, end = start[:, 1:], end[:, 1:]
+    # scores[:, i, k] is that of the span of k + 1 tokens that begins at i.
+    ends = F.pad(end, (0, max_tokens - 1), value=-math.inf).unfold(1, max_tokens, 1)
+    scores = (start[:, :, None] + ends).flatten(1)
+    top = scores.topk(min(n_best, scores.shape[1]), dim=1)
+    first = top.indices // max_tokens
+    last = first + top.indices % max_tokens
+    missing = n_best - top.values.shape[1]
+    columns = [
+        no_answer[:, None],
+        scores.logsumexp(dim=1, keepdim=True),
+        F.pad(top.values, (0, missing), value=-math.inf),
+        F.pad(first + 1, (0, missing)).float(),
+        F.pad(last + 1, (0, missing)).float(),
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def find_best_spans(
+    model: PackedModel,
+    batch: TokenBatch,
+    context_starts: np.ndarray,
+    context_stops: np.ndarray,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    max_tokens: int,
+    n_best: int,
+) -> np.ndarray:
+    """Compute :func:`best_spans` of many sequences, float32 (n_sequences, 2 + 3 * n_best).
+
+    Parameters
+    ----------
+    model : PackedModel
+    batch : TokenBatch
+    context_starts, context_stops : ndarray of int64, shape (n_sequences,)
+        See :func:`context_logits`.
+    coef : ndarray of float32, shape (2, hidden_size)
+    intercept : ndarray of float32, shape (2,)
+        The head.
+    max_tokens, n_best : int
+    """
+
+    def to_device(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array)).to(model.device)  # a copy: it may be a memory map
+
+    head = to_device(coef), to_device(intercept)
+
+    def spans(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        logits = F.linear(hidden[: pack.n_tokens].float(), *head)
+        starts, stops = to_device(context_starts[pack.rows]), to_device(context_stops[pack.rows])
+        return best_spans(context_logits(logits, pack.lengths, starts, stops), max_tokens, n_best)
+
+    found = np.empty((len(batch.lengths), 2 + 3 * n_best), np.float32)
+    offsets = batch.offsets
+    under_way: list[tuple[np.ndarray, Callable[[], np.ndarray]]] = []
+    for rows in model.plan(batch.lengths, model.default_batch_tokens):
+        under_way.append((rows, model.start_reduced(batch, offsets, rows, spans)))
+    for rows, result in under_way:
+        found[rows] = result()
+    return found

@@ -1,0 +1,267 @@
+"""MiniLMQuestionAnswerer: windows, offsets, what is learned, what is found, what is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+from skminilm import MiniLMQuestionAnswerer
+from skminilm._answers import AnswerSpan, check_answers
+from skminilm._spans import choose_answers
+from skminilm._validation import Texts
+from skminilm._windows import cut_windows, window_starts
+from skminilm.checkpoints import load_checkpoint
+
+# The same facts in many scripts, with combining marks and wide characters.
+CONTEXTS = {
+    "en": ("Where was Marie Curie born?", "Marie Curie was born in Warsaw in 1867.", "Warsaw"),
+    "de": ("Wo wurde Marie Curie geboren?", "Marie Curie wurde 1867 in Warschau geboren.", "Warschau"),
+    "ru": ("Где родилась Мария Кюри?", "Мария Кюри родилась в Варшаве в 1867 году.", "Варшаве"),
+    "el": ("Πού γεννήθηκε η Μαρία Κιουρί;", "Η Μαρία Κιουρί γεννήθηκε στη Βαρσοβία το 1867.", "Βαρσοβία"),
+    "ar": ("أين ولدت ماري كوري؟", "ولدت ماري كوري في وارسو عام 1867.", "وارسو"),
+    "hi": ("मैरी क्यूरी का जन्म कहाँ हुआ?", "मैरी क्यूरी का जन्म 1867 में वारसॉ में हुआ था।", "वारसॉ"),
+    "th": ("มารี กูรี เกิดที่ไหน", "มารี กูรี เกิดที่วอร์ซอในปี 1867", "วอร์ซอ"),
+    "zh": ("玛丽·居里出生在哪里？", "玛丽·居里１８６７年出生于华沙。", "华沙"),
+    "vi": ("Marie Curie sinh ở đâu?", "Marie Curie sinh ra ở Vac-sa-va năm 1867.", "Vac-sa-va"),
+    "emoji": ("Who?", "👩🏽\u200d🔬 Marie  ½ e\u0301t\u00e9 ﬁn 𝔐arie", "e\u0301t\u00e9"),
+}
+QUESTIONS = [[question, context] for question, context, _ in CONTEXTS.values()]
+ANSWERS = [answer for _, _, answer in CONTEXTS.values()]
+LONG = " ".join(["Nothing is said here about it."] * 60)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_checkpoint("bundled").tokenizer
+
+
+@pytest.fixture(scope="module")
+def answerer():
+    """Learned by heart, on the real checkpoint."""
+    model = MiniLMQuestionAnswerer(epochs=12, batch_size=5, head_learning_rate=1e-2, random_state=0)
+    return model.fit(QUESTIONS, ANSWERS)
+
+
+def test_answers_are_learned_in_every_script(answerer):
+    assert answerer.predict(QUESTIONS).tolist() == ANSWERS
+    assert answerer.score(QUESTIONS, ANSWERS) == answerer.exact_match(QUESTIONS, ANSWERS) == 1.0
+    probabilities = answerer.predict_proba(QUESTIONS)
+    assert probabilities.shape == (len(QUESTIONS),)
+    assert ((probabilities > 0.3) & (probabilities <= 1)).all()
+
+
+def test_spans_are_places_in_the_context(answerer):
+    for (_, context), spans in zip(QUESTIONS, answerer.predict_spans(QUESTIONS, n_best=5), strict=True):
+        assert 1 <= len(spans) <= 5
+        assert len({(span.start, span.end) for span in spans}) == len(spans)
+        assert [span.score for span in spans] == sorted((span.score for span in spans), reverse=True)
+        assert sum(span.score for span in spans) <= 1 + 1e-6
+        for span in spans:
+            assert span.text == context[span.start : span.end] == span.text.strip()
+
+
+def test_long_contexts_are_read_in_windows(answerer):
+    X = [["Where was Marie Curie born?", f"{LONG} Marie Curie was born in Warsaw in 1867. {LONG}"]]
+    (span,) = answerer.predict_spans(X)[0]
+    assert (span.text, span.start) == ("Warsaw", X[0][1].index("Warsaw"))
+
+
+def test_very_long_context(answerer):
+    context = "Marie Curie was born in Warsaw. " + "Many other things happened. " * 1800
+    assert len(context) > 50_000
+    assert answerer.predict([["Where was Marie Curie born?", context]])[0] == "Warsaw"
+
+
+def test_order_and_company_do_not_matter(answerer):
+    model = clone(answerer).set_params(precision="fp32", epochs=1).fit(QUESTIONS[:4], ANSWERS[:4])
+    X = [*QUESTIONS, ["Where was Marie Curie born?", f"{LONG} Marie Curie was born in Warsaw. {LONG}"]]
+    together = model.predict_spans(X, n_best=2)
+    alone = [model.predict_spans([row], n_best=2)[0] for row in X[::-1]][::-1]
+    assert [[s[:2] for s in spans] for spans in together] == [[s[:2] for s in spans] for spans in alone]
+    np.testing.assert_allclose(
+        [s.score for spans in together for s in spans], [s.score for spans in alone for s in spans], rtol=1e-3
+    )
+
+
+def test_no_answer_is_learned_and_can_be_asked_for():
+    questions = [
+        [f"Where was {name} born?", "Marie Curie was born in Warsaw."] for name in ("Marie Curie", "Kant")
+    ]
+    model = MiniLMQuestionAnswerer(
+        epochs=15, batch_size=2, head_learning_rate=1e-2, no_answer_threshold=0.0, random_state=0
+    ).fit(questions, ["Warsaw", None])
+    assert model.predict(questions).tolist() == ["Warsaw", ""]
+    assert model.predict_spans(questions, n_best=2)[1][0][:2] == (0, 0)
+    assert model.score(questions, ["Warsaw", None]) == 1.0
+    assert model.set_params(no_answer_threshold=None).predict(questions)[1] != ""
+    assert model.set_params(no_answer_threshold=1e6).predict(questions)[1] != ""
+
+
+@pytest.mark.parametrize("trainable", [1, "all"])
+def test_what_is_trained_and_kept(tmp_path, trainable):
+    model = MiniLMQuestionAnswerer(trainable=trainable, epochs=1, random_state=0, precision="fp32")
+    model.fit(QUESTIONS, ANSWERS)
+    layers = {name.split(".")[1] for name in model.weights_ if name.startswith("layers.")}
+    assert layers == ({"11"} if trainable == 1 else {str(layer) for layer in range(12)})
+    again = clone(model).fit(QUESTIONS, ANSWERS)
+    assert again.weights_digest_ == model.weights_digest_
+    expected = model.predict_spans(QUESTIONS)
+    model.save(tmp_path / "saved")
+    assert MiniLMQuestionAnswerer.load(tmp_path / "saved").predict_spans(QUESTIONS) == expected
+    joblib.dump(model, tmp_path / "model.joblib")
+    assert joblib.load(tmp_path / "model.joblib").predict_spans(QUESTIONS) == expected
+
+
+def test_grid_search_over_a_frame(xlmr_folder):
+    frame = pd.DataFrame(QUESTIONS, columns=["question", "context"])
+    search = GridSearchCV(
+        MiniLMQuestionAnswerer(str(xlmr_folder), epochs=1, max_length=64, stride=8, random_state=0),
+        {"max_answer_length": [1, 8]},
+        cv=2,
+        error_score="raise",
+    ).fit(frame, ANSWERS)
+    assert list(search.best_estimator_.feature_names_in_) == ["question", "context"]
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_lora(xlmr_folder):
+    pytest.importorskip("peft")
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), trainable="lora", epochs=1, max_length=64, stride=8)
+    assert len(model.fit(QUESTIONS, ANSWERS).predict(QUESTIONS)) == len(QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "error", "message"),
+    [
+        (["alone"], ["a"], ValueError, "one column: give two"),
+        ([["", "c"]], ["c"], ValueError, "empty question: row 0 is ''"),
+        ([["q", "c"], ["q", " \n"]], ["c", "c"], ValueError, "empty context: row 1"),
+        ([["q", "a b"], ["q", "a b"]], ["a", "x"], ValueError, "row 1: the answer 'x' is not in its context"),
+        ([["q", "a b a"]], [("a", 1)], ValueError, "is not at 1, where the context has ' '; it is at 0"),
+        ([["q", "a b a"]], [("a", -1)], ValueError, "is not at -1"),
+        ([["q", "a b"]], [3], TypeError, "no answer in row 0: it is 3"),
+        ([["q", "a b"]], ["a", "b"], ValueError, "y has 2 rows, expected 1"),
+        ([["q", "a b"]], None, TypeError, "y is a NoneType"),
+        ([["q", "a b"]], "a", TypeError, "y is a str"),
+    ],
+)
+def test_bad_input_is_named(X, y, error, message):
+    with pytest.raises(error, match=message):
+        MiniLMQuestionAnswerer().fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"stride": 200}, "stride=200 leaves no room"),
+        ({"max_length": 513}, "more than the 512 positions"),
+        ({"trainable": "head"}, "trainable"),
+        ({"max_answer_length": 0}, "max_answer_length"),
+    ],
+)
+def test_bad_parameters_are_named(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        MiniLMQuestionAnswerer(**parameters).fit(QUESTIONS, ANSWERS)
+
+
+def test_answers_that_are_missing_can_be_left_out(xlmr_folder):
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), epochs=1, max_length=64, stride=8, random_state=0)
+    with pytest.warns(UserWarning, match=r"1 of 2 rows were left out .* row 1: the answer 'x'"):
+        model.fit([["q", "a b"], ["q", "a b"]], ["a", "x"], on_missing_answer="drop")
+    kept = clone(model).fit([["q", "a b"]], ["a"])
+    assert kept.weights_digest_ == model.weights_digest_
+    with pytest.raises(ValueError, match="does not fit X in any row"):
+        model.fit([["q", "a b"]], ["x"], on_missing_answer="drop")
+    with pytest.raises(ValueError, match="on_missing_answer='skip'"):
+        model.fit([["q", "a b"]], ["a"], on_missing_answer="skip")
+
+
+def test_long_questions_are_cut_with_a_warning(answerer):
+    with pytest.warns(UserWarning, match="1 of 2 questions take more than half of max_length=384"):
+        found = answerer.predict([["Where was she born? " * 100, CONTEXTS["en"][1]], QUESTIONS[0]])
+    assert found[1] == "Warsaw"
+
+
+def test_references_are_read():
+    answers, problems = check_answers(
+        ["b", ("a", 4), [("b", 2), "a"], None, "", np.nan, [], np.array(["c"])], ["a b a c"] * 8
+    )
+    assert answers == [("b", 2), ("a", 4), ("b", 2), None, None, None, None, ("c", 6)]
+    assert problems == [""] * 8
+
+
+@given(st.integers(1, 400), st.integers(3, 90), st.data())
+def test_windows_cover_everything(n_tokens, size, data):
+    stride = data.draw(st.integers(0, size - 1))
+    starts = list(window_starts(n_tokens, size, stride))
+    assert starts[0] == 0
+    assert starts[-1] + size >= n_tokens
+    assert all(later - earlier == size - stride for earlier, later in zip(starts, starts[1:], strict=False))
+    assert len(starts) == 1 or starts[-2] + size < n_tokens  # none too many
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80).filter(str.strip),
+    st.data(),
+)
+def test_tokens_of_an_answer_hold_it(tokenizer, context, data):
+    """Whatever the text, the span of an answer's tokens covers the answer."""
+    start = data.draw(st.integers(0, len(context) - 1))
+    end = data.draw(st.integers(start + 1, len(context)))
+    answers, problems = check_answers([(context[start:end], start)], [context])
+    if problems[0]:
+        assert not context[start:end].strip()
+        return
+    windows = cut_windows(tokenizer, Texts(["q"], [context]), 512, 16)
+    first, last, *_ = windows.targets(answers)[0]
+    if first == 0:
+        return  # no token stands for it: control characters, say
+    found = windows.span(0, first, last, context)
+    wanted = context[start:end]
+    assert found[0] <= start + len(wanted) - len(wanted.lstrip())
+    assert found[1] >= len(context[:end].rstrip())
+
+
+def test_answers_that_a_window_cuts_off_are_not_its_target(tokenizer):
+    context = " ".join(f"word{number}" for number in range(200))
+    texts = Texts(["q"], [context])
+    windows = cut_windows(tokenizer, texts, 64, 16)
+    answers, _ = check_answers(["word100"], [context])
+    targets = windows.targets(answers)
+    holding = np.flatnonzero(targets[:, 0])
+    assert 0 < len(holding) < len(targets)
+    for window in holding:
+        start, end = windows.span(window, *targets[window, :2], context)
+        assert context[start:end] == "word100"
+
+
+def test_probability_counts_every_window(tokenizer):
+    context = " ".join(f"word{number}" for number in range(60))
+    windows = cut_windows(tokenizer, Texts(["q"], [context]), 64, 16)
+    n_windows = len(windows.first_tokens)
+    assert n_windows > 1
+    found = np.zeros((n_windows, 5), np.float32)  # every window: one span of score 0 among e**0
+    found[:, 3:] = windows.context_starts[:, None]
+    (spans,) = choose_answers(windows, found, [context], 10, None)
+    assert len(spans) == n_windows
+    np.testing.assert_allclose([span.score for span in spans], 1 / (n_windows + 1), rtol=1e-6)
+    assert isinstance(spans[0], AnswerSpan)
+
+
+def test_quiet_by_default(capsys, xlmr_folder):
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), epochs=1, max_length=64, stride=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(QUESTIONS, ANSWERS).predict(QUESTIONS)
+    assert capsys.readouterr() == ("", "")
+    model.set_params(verbose=1).predict(QUESTIONS)
+    assert "answer" in capsys.readouterr().err
