@@ -8,6 +8,7 @@ from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._question_answerer import MiniLMQuestionAnswerer
 from ._regressor import MiniLMRegressor
+from ._zero_shot import MiniLMZeroShotClassifier
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MiniLMEncoder",
     "MiniLMQuestionAnswerer",
     "MiniLMRegressor",
+    "MiniLMZeroShotClassifier",
     "clear_cache",
     "set_config",
 ]

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._targets import ClassTargets, MultilabelTargets, Targets
-from ._validation import check_row_weights, complete_class_weight, is_multilabel
+from ._validation import Texts, check_row_weights, complete_class_weight, is_multilabel
 
 
 class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
@@ -42,10 +42,11 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a logistic regression on the frozen vectors,
         or at small random numbers.
-    refit_head : bool, default=True
+    refit_head : bool or "auto", default="auto"
         After training fit the head anew to the vectors of the trained
-        network, as a logistic regression: it generalises better to other
-        languages than the head that training leaves behind. Not with
+        network, as a logistic regression: on single texts it generalises
+        better to other languages than the head that training leaves behind,
+        on pairs worse. ``"auto"``: where X has one column. Never with
         ``trainable="head"``.
     epochs : int or "auto", default="auto"
         Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
@@ -67,8 +68,10 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         training alone: the head that ``refit_head=True`` fits knows none.
     max_length : int, default=128
         Tokens a text may have; what is beyond is cut off with a warning.
-    pooling : {"auto", "mean", "cls", "max"}, default="auto"
-        From token states to one vector, which is scaled to norm 1.
+    pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
+        From token states to one vector, which is scaled to norm 1. ``"pair"``,
+        for sentence pairs and their ``"auto"``: the means u and v of both
+        texts, which have seen one another, as (u, v, abs(u - v), u * v) [3]_.
     prompt : str or None, default="auto"
         Put before every text; see :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None
@@ -157,6 +160,9 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
        Underperform Out-of-Distribution", ICLR 2022, arXiv:2202.10054.
     .. [2] E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
        ICLR 2022, arXiv:2106.09685.
+    .. [3] A. Conneau et al., "Supervised Learning of Universal Sentence
+       Representations from Natural Language Inference Data", EMNLP 2017,
+       arXiv:1705.02364, section 3.1.
 
     Examples
     --------
@@ -171,7 +177,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
 
     _parameter_constraints = {  # noqa: RUF012
         **FineTunedEstimator._parameter_constraints,
-        "refit_head": ["boolean"],
+        "refit_head": ["boolean", StrOptions({"auto"})],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -183,7 +189,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         revision=None,
         trainable="encoder",
         init_head="probe",
-        refit_head=True,
+        refit_head="auto",
         epochs="auto",
         batch_size=32,
         learning_rate="auto",
@@ -332,8 +338,10 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
             row_weights * weights[targets.values], len(labels), "sample_weight times class_weight"
         )
 
-    def _refits_head(self) -> bool:
-        return self.refit_head and self.trainable != "head"
+    def _refits_head(self, texts: Texts) -> bool:
+        if self.trainable == "head":
+            return False
+        return texts.second is None if self.refit_head == "auto" else self.refit_head
 
     def _label_smoothing(self) -> float:
         return self.label_smoothing

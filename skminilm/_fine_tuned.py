@@ -105,7 +105,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
     def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
         return row_weights
 
-    def _refits_head(self) -> bool:
+    def _refits_head(self, texts: Texts) -> bool:
         return False
 
     def _label_smoothing(self) -> float:
@@ -335,7 +335,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             options,
             workers=workers,
             hooks=hooks,
-            refit=refit if self._refits_head() else None,
+            refit=refit if self._refits_head(data.texts) else None,
         )
 
     def _new_network(

@@ -46,14 +46,10 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
     if path.exists() and not is_empty and not _is_saved_estimator(path):
         raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
     arrays: dict[str, np.ndarray] = {}
-    parameters = estimator.get_params(deep=False)
-    fitted = {name: value for name, value in vars(estimator).items() if _is_fitted(name, parameters)}
     content = {
         "format_version": FORMAT_VERSION,
-        "class": type(estimator).__name__,
         "versions": {name: _version(name) for name in _VERSIONS_OF},
-        "parameters": {name: _encode(value, name, arrays) for name, value in parameters.items()},
-        "fitted": {name: _encode(value, name, arrays) for name, value in fitted.items()},
+        **_encode_estimator(estimator, "", arrays),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
@@ -120,12 +116,7 @@ def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> An
         raise ValueError(f"{path} holds a {content['class']}, expected {' or '.join(classes)}.")
     from safetensors.numpy import load_file
 
-    arrays = load_file(path / _ARRAYS_FILE)
-    parameters = {name: _decode(value, arrays) for name, value in content["parameters"].items()}
-    estimator = classes[content["class"]](**parameters)
-    for name, value in content["fitted"].items():
-        setattr(estimator, name, _decode(value, arrays))
-    return estimator
+    return _decode_estimator(content, classes[content["class"]], load_file(path / _ARRAYS_FILE))
 
 
 class PersistenceMixin:
@@ -193,6 +184,32 @@ def _is_fitted(name: str, parameters: dict[str, Any]) -> bool:
     return name not in parameters and name not in _NOT_KEPT
 
 
+def _encode_estimator(estimator: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    parameters = estimator.get_params(deep=False)
+    fitted = {name: value for name, value in vars(estimator).items() if _is_fitted(name, parameters)}
+    return {
+        "class": type(estimator).__name__,
+        "parameters": {name: _encode(value, prefix + name, arrays) for name, value in parameters.items()},
+        "fitted": {name: _encode(value, prefix + name, arrays) for name, value in fitted.items()},
+    }
+
+
+def _decode_estimator(content: dict[str, Any], kind: type, arrays: dict[str, np.ndarray]) -> Any:
+    estimator = kind(**{name: _decode(value, arrays) for name, value in content["parameters"].items()})
+    for name, value in content["fitted"].items():
+        setattr(estimator, name, _decode(value, arrays))
+    return estimator
+
+
+def _public_estimator(name: str) -> type:
+    """Return the estimator of this package of that name; a file cannot make anything else."""
+    import skminilm
+
+    if name not in skminilm.__all__ or not issubclass(getattr(skminilm, name), PersistenceMixin):
+        raise ValueError(f"The file holds a {name}, which is no estimator of skminilm.")
+    return getattr(skminilm, name)
+
+
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """Return JSON for a value; numeric arrays go to `arrays`."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -201,6 +218,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return _encode(value.item(), name, arrays)
     if isinstance(value, os.PathLike):  # a folder, where a str may be the name of a preset
         return {"path": os.fspath(value)}
+    if isinstance(value, PersistenceMixin):
+        return {"estimator": _encode_estimator(value, f"{name}.", arrays)}
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":
             key = f"{name}#{len(arrays)}"
@@ -229,6 +248,8 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return value
     if "array" in value:
         return arrays[value["array"]]
+    if "estimator" in value:
+        return _decode_estimator(value["estimator"], _public_estimator(value["estimator"]["class"]), arrays)
     if "path" in value:
         return Path(value["path"])
     if "strings" in value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import joblib
 import numpy as np
@@ -204,7 +205,7 @@ def test_windows_cover_everything(n_tokens, size, data):
     starts = list(window_starts(n_tokens, size, stride))
     assert starts[0] == 0
     assert starts[-1] + size >= n_tokens
-    assert all(later - earlier == size - stride for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier == size - stride for earlier, later in pairwise(starts))
     assert len(starts) == 1 or starts[-2] + size < n_tokens  # none too many
 
 

@@ -1,0 +1,347 @@
+"""MiniLMZeroShotClassifier: labels in words instead of labelled texts."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from ._classifier import MiniLMClassifier
+from ._encoder import MiniLMEncoder
+from ._persistence import PersistenceMixin
+from ._text_columns import TextColumnsMixin
+from ._validation import Texts, check_labels, check_texts, encode_classes, label_array, shorten
+
+_SIMILARITY_TEMPERATURE = 0.005
+_ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
+
+
+class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMixin, BaseEstimator):
+    """Classify texts in about 100 languages by labels in words, without training.
+
+    Each label becomes a sentence, its hypothesis. Where `nli` is given, a
+    label counts as far as that classifier finds the hypothesis entailed by
+    the text (Yin et al., 2019 [1]_); else as far as the vectors of both are
+    similar.
+
+    Parameters
+    ----------
+    model : str or path, default="bundled"
+        Gives the vectors, where `nli` is None; as in :class:`MiniLMEncoder`.
+    revision : str, default=None
+        Commit, tag or branch of a hub repository.
+    labels : list of str, or dict of label to str, default=None
+        The candidates. A dict says in words what each label means, for labels
+        that say little themselves (``{0: "sports", 1: "politics"}``). None:
+        the labels that `fit` finds in y.
+    nli : MiniLMClassifier or path, default=None
+        A classifier fitted on pairs of premise and hypothesis, one of whose
+        classes is "entailment"; or the folder of its ``save``. It is not
+        fitted again, and clones share it.
+    hypothesis_template : str, default="This text is about {}."
+        A sentence with ``{}`` where the label goes.
+    multi_label : bool, default=False
+        Judge each label by itself: any number of them may hold. Needs `nli`.
+    temperature : float or "auto", default="auto"
+        What scores are divided by before the softmax: the higher, the more
+        even the probabilities. ``"auto"``: 1 with `nli`, else 0.005, the best of
+        0.005 to 0.05 for the bundled checkpoint on the dev split of SIB-200.
+    prompt : str or None, default="auto"
+        Put before texts and hypotheses, where `nli` is None.
+    precision, device : str, default="auto"
+        As in :class:`MiniLMEncoder`; where `nli` is None.
+    verbose : int, default=0
+        1 shows progress bars.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_labels,)
+        The labels, sorted; in their order with ``multi_label=True``.
+    hypotheses_ : list of str
+        One a label.
+    vectors_ : ndarray of float32, shape (n_labels, 384), or None
+        Of the hypotheses; None with `nli`.
+    encoder_state_ : dict or None
+        Fingerprint and settings of the encoder; None with `nli`.
+    offsets_ : ndarray of float32, shape (n_labels,)
+        Mean similarity of each hypothesis to the texts of `fit`, which is
+        taken off its scores: some labels are nearer than others to any text.
+        Without X, and with `nli`, 0.
+    n_features_in_, feature_names_in_
+        As in :class:`MiniLMClassifier`, where `fit` saw texts.
+
+    References
+    ----------
+    .. [1] W. Yin et al., "Benchmarking Zero-shot Text Classification: Datasets,
+       Evaluation and Entailment Approach", EMNLP 2019, arXiv:1909.00161.
+
+    Examples
+    --------
+    >>> from skminilm import MiniLMZeroShotClassifier
+    >>> classifier = MiniLMZeroShotClassifier(labels=["sports", "cooking", "politics"]).fit()
+    >>> classifier.predict(["Das Parlament stimmte ab.", "El partido terminó con dos goles."]).tolist()
+    ['politics', 'sports']
+    """
+
+    _parameter_constraints = {  # noqa: RUF012
+        "model": "no_validation",
+        "revision": [str, None],
+        "labels": "no_validation",
+        "nli": [MiniLMClassifier, str, os.PathLike, None],
+        "hypothesis_template": [str],
+        "multi_label": ["boolean"],
+        "temperature": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "prompt": [str, None],
+        "precision": [str],
+        "device": [str],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model="bundled",
+        *,
+        revision=None,
+        labels=None,
+        nli=None,
+        hypothesis_template="This text is about {}.",
+        multi_label=False,
+        temperature="auto",
+        prompt="auto",
+        precision="auto",
+        device="auto",
+        verbose=0,
+    ):
+        self.model = model
+        self.revision = revision
+        self.labels = labels
+        self.nli = nli
+        self.hypothesis_template = hypothesis_template
+        self.multi_label = multi_label
+        self.temperature = temperature
+        self.prompt = prompt
+        self.precision = precision
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any = None, y: Any = None) -> MiniLMZeroShotClassifier:
+        """Turn the labels into hypotheses. Nothing is learned from y but which labels there are.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,), default=None
+            Texts like those that will be classified, without `nli`: see
+            `offsets_`. Otherwise only checked.
+        y : array-like of shape (n_texts,) or (n_texts, n_labels), default=None
+            Needed where `labels` is None; otherwise only checked. With
+            ``multi_label=True`` a matrix of 0 and 1, one column a label.
+
+        Returns
+        -------
+        self : MiniLMZeroShotClassifier
+
+        Raises
+        ------
+        TypeError, ValueError
+            Labels are empty, repeated, too few or unknown, the template has no
+            place for them, or `nli` is not what it should be.
+        """
+        self._validate_params()
+        texts = None if X is None else _check_single(check_texts(X))
+        classes, names = self._read_labels(y)
+        if y is not None and texts is not None:
+            self._check_targets(y, len(texts), classes)
+        hypotheses = [_fill(self.hypothesis_template, name) for name in names]
+        attributes = {"classes_": classes, "hypotheses_": hypotheses}
+        if self.nli is None:
+            if self.multi_label:
+                raise ValueError(
+                    "multi_label=True needs nli: the similarity of vectors can tell which label is nearest, not "
+                    "whether one holds. Give a MiniLMClassifier fitted on premises and hypotheses."
+                )
+            encoder = self._encoder()
+            vectors = encoder.fit_transform(hypotheses)
+            offsets = np.zeros(len(names), np.float32)
+            if texts is not None:
+                offsets = encoder.transform(texts.first).mean(axis=0) @ vectors.T
+            state = {"fingerprint_": encoder.fingerprint_, "defaults_": encoder.defaults_}
+            attributes |= {"vectors_": vectors, "offsets_": offsets, "encoder_state_": state}
+        else:
+            self._open_nli()
+            attributes |= {
+                "vectors_": None,
+                "offsets_": np.zeros(len(names), np.float32),
+                "encoder_state_": None,
+            }
+        if texts is not None:
+            attributes |= self._column_attributes(texts)
+        self._set_attributes(attributes)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the score of each label, float32 or float64 (n_texts, n_labels).
+
+        Without `nli` the cosine of text and hypothesis less `offsets_`; with
+        it the logarithm of the probability that the hypothesis is entailed;
+        with ``multi_label=True`` the log-odds of that against contradiction.
+        With two labels of shape (n_texts,): the score of ``classes_[1]`` less
+        that of ``classes_[0]``.
+        """
+        scores = self._scores(X)
+        if not self.multi_label and scores.shape[1] == 2:
+            return scores[:, 1] - scores[:, 0]
+        return scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each label, (n_texts, n_labels); rows add up to 1 unless ``multi_label``."""
+        scores = self._scores(X) / self._temperature()
+        return expit(scores) if self.multi_label else softmax(scores, axis=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the label of each text, (n_texts,); with ``multi_label=True`` int64 (n_texts, n_labels)."""
+        probabilities = self.predict_proba(X)
+        if self.multi_label:
+            return (probabilities > 0.5).astype(np.int64)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def _scores(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        self._validate_params()
+        texts = _check_single(check_texts(X))
+        self._check_columns(texts)
+        if self.nli is None:
+            return self._encoder(self.encoder_state_).transform(texts.first) @ self.vectors_.T - self.offsets_
+        nli = self._open_nli()
+        pairs = [(text, hypothesis) for text in texts.first for hypothesis in self.hypotheses_]
+        probabilities = np.maximum(nli.predict_proba(pairs), np.finfo(np.float32).tiny)
+        classes = nli.classes_.tolist()
+        scores = np.log(probabilities[:, classes.index(_ENTAILMENT)])
+        if self.multi_label:
+            scores -= np.log(probabilities[:, classes.index(_CONTRADICTION)])
+        return scores.reshape(len(texts), len(self.hypotheses_))
+
+    def _temperature(self) -> float:
+        if self.temperature != "auto":
+            return float(self.temperature)
+        return _SIMILARITY_TEMPERATURE if self.nli is None else 1.0
+
+    def _encoder(self, state: dict[str, Any] | None = None) -> MiniLMEncoder:
+        """Return the encoder of texts and hypotheses, as it was fitted where `state` is given."""
+        encoder = MiniLMEncoder(
+            self.model,
+            revision=self.revision,
+            normalize=True,
+            prompt=self.prompt,
+            precision=self.precision,
+            device=self.device,
+            verbose=self.verbose,
+        )
+        vars(encoder).update(state or {})
+        return encoder
+
+    def _open_nli(self) -> MiniLMClassifier:
+        nli = self.nli
+        if not isinstance(nli, MiniLMClassifier):
+            nli = MiniLMClassifier.load(nli)
+        try:
+            check_is_fitted(nli)
+        except NotFittedError as error:
+            raise ValueError("nli is not fitted: fit it on pairs of premise and hypothesis first.") from error
+        needed = [_ENTAILMENT, _CONTRADICTION] if self.multi_label else [_ENTAILMENT]
+        for name in needed:
+            if nli.multilabel_ or name not in nli.classes_.tolist():
+                raise ValueError(
+                    f"nli needs the class {name!r}{' for multi_label=True' if len(needed) > 1 else ''}, and has "
+                    f"{nli.classes_.tolist()}: fit it on labels of that name."
+                )
+        if getattr(nli, "n_features_in_", 2) != 2:
+            raise ValueError("nli was fitted on single texts: fit it on pairs of premise and hypothesis.")
+        return nli
+
+    def _read_labels(self, y: Any) -> tuple[np.ndarray, list[str]]:
+        """Return the labels, and what each says."""
+        if self.labels is None:
+            return self._labels_of(y)
+        if isinstance(self.labels, str) or not isinstance(self.labels, Iterable):
+            raise TypeError(
+                f"labels is {shorten(self.labels)}: expected a list of str, or a dict of label to str."
+            )
+        labels = list(self.labels)
+        names = list(self.labels.values()) if isinstance(self.labels, dict) else labels
+        for number, name in enumerate(names):
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"labels must hold str: number {number} is {shorten(name)} ({type(name).__name__}). Say in "
+                    "words what it means: labels={label: 'words', ...}."
+                )
+            if not name.strip():
+                raise ValueError(f"labels has an empty one: number {number} is {name!r}.")
+            if name in names[:number]:
+                raise ValueError(f"labels repeats {name!r}: number {names.index(name)} and {number}.")
+        if len(names) < (1 if self.multi_label else 2):
+            raise ValueError(f"labels has {len(names)}: give at least {1 if self.multi_label else 2}.")
+        if self.multi_label:
+            return np.array(labels), names
+        classes, order = np.unique(label_array(labels), return_index=True)
+        return classes, [names[position] for position in order]
+
+    def _labels_of(self, y: Any) -> tuple[np.ndarray, list[str]]:
+        if y is None:
+            raise ValueError("labels is None and there is no y: give the candidates, labels=['sports', ...].")
+        if self.multi_label:
+            raise ValueError("multi_label=True needs labels: y does not say what its columns mean.")
+        classes = np.unique(label_array(y))
+        if classes.dtype.kind not in "UT":
+            raise ValueError(
+                f"y has the labels {classes.tolist()[:5]}, which say nothing in words: give "
+                "labels={label: 'words', ...}."
+            )
+        if len(classes) < 2:
+            raise ValueError(
+                f"y has one label only, {str(classes[0])!r}: give labels, or texts of at least two."
+            )
+        return classes, [str(name) for name in classes]
+
+    def _check_targets(self, y: Any, n_texts: int, classes: np.ndarray) -> None:
+        if self.multi_label:
+            check_labels(y, n_texts, len(classes))
+        else:
+            encode_classes(y, n_texts, classes)
+
+    def __sklearn_clone__(self) -> MiniLMZeroShotClassifier:
+        # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.
+        parameters = self.get_params(deep=False)
+        nli = parameters.pop("nli")
+        copied = type(self)(nli=nli, **{name: clone(value, safe=False) for name, value in parameters.items()})
+        if hasattr(self, "_metadata_request"):
+            copied._metadata_request = copy.deepcopy(self._metadata_request)
+        return copied
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = self.labels is None
+        tags.classifier_tags.multi_label = self.multi_label
+        return tags
+
+
+def _check_single(texts: Texts) -> Texts:
+    if texts.second is not None:
+        raise ValueError("X has two columns: give one, the texts; the labels are their counterpart.")
+    return texts
+
+
+def _fill(template: str, label: str) -> str:
+    if "{}" not in template:
+        raise ValueError(f"hypothesis_template={template!r} has no {{}} where the label goes.")
+    return template.replace("{}", label)

@@ -1,0 +1,184 @@
+"""MiniLMZeroShotClassifier: by similarity, by entailment, in searches and pipelines, what is refused."""
+
+from __future__ import annotations
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+
+from skminilm import MiniLMClassifier, MiniLMZeroShotClassifier
+
+TEXTS = [
+    "Das Parlament stimmte ab.",
+    "El partido terminó con dos goles.",
+    "طبخت أمي حساء لذيذا",
+    "议会通过了新法律。",
+]
+LABELS = ["sports", "cooking", "politics"]
+TOPICS = {0: "sports", 1: "cooking", 2: "politics"}
+
+
+@pytest.fixture(scope="module")
+def nli():
+    """Knows of three topics what they entail: hypotheses about them, in two languages."""
+    premises = {
+        "sports": [
+            "The team scored two goals.",
+            "Der Läufer gewann das Rennen.",
+            "She won the tennis match.",
+        ],
+        "cooking": [
+            "Boil the soup for an hour.",
+            "Die Pfanne ist heiß, das Essen fertig.",
+            "Add salt to the dish.",
+        ],
+        "politics": [
+            "The parliament voted on the law.",
+            "Der Minister trat zurück.",
+            "The election is on Sunday.",
+        ],
+    }
+    X, y = [], []
+    for topic, texts in premises.items():
+        for text in texts:
+            for label in LABELS:
+                X.append((text, f"This text is about {label}."))
+                y.append("entailment" if label == topic else "contradiction")
+    return MiniLMClassifier(trainable="head", epochs=30, random_state=0).fit(X, y)
+
+
+def test_similarity_in_several_languages():
+    model = MiniLMZeroShotClassifier(labels=LABELS).fit()
+    assert model.classes_.tolist() == sorted(LABELS)
+    assert model.predict(TEXTS).tolist() == ["politics", "sports", "cooking", "politics"]
+    probabilities = model.predict_proba(TEXTS)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert (probabilities.max(axis=1) > 0.5).all()
+    assert (model.offsets_ == 0).all()
+
+
+def test_labels_come_from_y_and_texts_centre_the_scores(requests):
+    y = np.array([name.replace("_", " ") for name in requests.target_names])[requests.target]
+    model = MiniLMZeroShotClassifier().fit(requests.data, y)
+    assert set(model.classes_) == set(y)
+    np.testing.assert_allclose(model.decision_function(requests.data).mean(axis=0), 0, atol=1e-5)
+    plain = MiniLMZeroShotClassifier(labels=sorted(set(y))).fit()
+    assert model.score(requests.data, y) > plain.score(requests.data, y) > 0.5  # chance is 0.125
+
+
+def test_codes_are_said_in_words():
+    model = MiniLMZeroShotClassifier(labels=TOPICS).fit(TEXTS, [2, 0, 1, 2])
+    assert model.classes_.tolist() == [0, 1, 2]
+    assert model.predict(TEXTS).tolist() == [2, 0, 1, 2]
+    reversed_ = MiniLMZeroShotClassifier(labels=dict(reversed(TOPICS.items()))).fit()
+    assert reversed_.classes_.tolist() == [0, 1, 2]
+    assert reversed_.predict(TEXTS).tolist() == [2, 0, 1, 2]
+
+
+def test_two_labels_have_one_score_a_text():
+    model = MiniLMZeroShotClassifier(labels=["politics", "cooking"]).fit()
+    scores = model.decision_function(TEXTS)
+    assert scores.shape == (4,)
+    np.testing.assert_array_equal(model.classes_[(scores > 0).astype(int)], model.predict(TEXTS))
+
+
+def test_entailment(nli):
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit(TEXTS)
+    assert model.predict(["The players won.", "The government fell."]).tolist() == ["sports", "politics"]
+    np.testing.assert_allclose(model.predict_proba(TEXTS).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_labels_by_themselves(nli):
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli, multi_label=True)
+    y = np.array([[1, 0, 0], [0, 0, 1]])
+    X = ["The players won.", "The government fell."]
+    model.fit(X, y)
+    assert model.classes_.tolist() == LABELS
+    probabilities = model.predict_proba(X)
+    np.testing.assert_array_equal(model.predict(X), (probabilities > 0.5).astype(int))
+    assert model.predict(X).shape == (2, 3)
+    # One label alone is judged as it is among others.
+    alone = clone(model).set_params(labels=["sports"]).fit(X)
+    np.testing.assert_allclose(alone.predict_proba(X)[:, 0], probabilities[:, 0], rtol=1e-4)
+
+
+def test_nli_is_shared_by_clones_and_kept(nli, tmp_path):
+    model = clone(MiniLMZeroShotClassifier(labels=LABELS, nli=nli))
+    assert model.nli is nli
+    assert np.isfinite(
+        cross_val_score(model, TEXTS, ["politics", "sports", "cooking", "politics"], cv=2)
+    ).all()
+    expected = model.fit().predict_proba(TEXTS)
+    model.save(tmp_path / "zero_shot")
+    np.testing.assert_array_equal(
+        MiniLMZeroShotClassifier.load(tmp_path / "zero_shot").predict_proba(TEXTS), expected
+    )
+    joblib.dump(model, tmp_path / "zero_shot.joblib")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "zero_shot.joblib").predict_proba(TEXTS), expected)
+    nli.save(tmp_path / "nli")
+    from_folder = MiniLMZeroShotClassifier(labels=LABELS, nli=str(tmp_path / "nli")).fit()
+    np.testing.assert_array_equal(from_folder.predict_proba(TEXTS), expected)
+
+
+def test_search_and_pipeline():
+    y = ["politics", "sports", "cooking", "politics"] * 3
+    search = GridSearchCV(
+        make_pipeline(MiniLMZeroShotClassifier(labels=LABELS)),
+        {"minilmzeroshotclassifier__hypothesis_template": ["{}", "This text is about {}."]},
+        cv=3,
+        error_score="raise",
+    ).fit(TEXTS * 3, y)
+    assert search.best_score_ > 0.9
+    frame = pd.DataFrame({"text": TEXTS})
+    model = MiniLMZeroShotClassifier().fit(frame, y[:4])
+    assert list(model.feature_names_in_) == ["text"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(frame.rename(columns={"text": "other"}))
+
+
+def test_temperature_changes_probabilities_not_labels():
+    sharp, even = (MiniLMZeroShotClassifier(labels=LABELS, temperature=t).fit() for t in (0.001, 1.0))
+    np.testing.assert_array_equal(sharp.predict(TEXTS), even.predict(TEXTS))
+    assert sharp.predict_proba(TEXTS).max() > 0.99 > 0.4 > even.predict_proba(TEXTS).max()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "y", "error", "message"),
+    [
+        ({}, None, ValueError, "labels is None and there is no y"),
+        ({}, [0, 1, 0, 1], ValueError, r"labels \[0, 1\], which say nothing in words"),
+        ({}, ["a", "a", "a", "a"], ValueError, "one label only, 'a'"),
+        ({"labels": []}, None, ValueError, "labels has 0: give at least 2"),
+        ({"labels": ["a"]}, None, ValueError, "labels has 1"),
+        ({"labels": "sports"}, None, TypeError, "labels is 'sports'"),
+        ({"labels": ["a", " "]}, None, ValueError, "empty one: number 1 is ' '"),
+        ({"labels": ["a", "b", "a"]}, None, ValueError, "repeats 'a': number 0 and 2"),
+        ({"labels": [0, 1]}, None, TypeError, "labels must hold str: number 0 is 0"),
+        ({"labels": LABELS}, ["sports", "x", "sports", "sports"], ValueError, "row 1 is 'x'"),
+        ({"labels": LABELS, "hypothesis_template": "About"}, None, ValueError, "has no {} where"),
+        ({"labels": LABELS, "multi_label": True}, None, ValueError, "multi_label=True needs nli"),
+        ({"labels": LABELS, "nli": MiniLMClassifier()}, None, ValueError, "nli is not fitted"),
+        ({"labels": LABELS, "temperature": 0}, None, ValueError, "temperature"),
+    ],
+)
+def test_bad_input_is_named(parameters, y, error, message):
+    with pytest.raises(error, match=message):
+        MiniLMZeroShotClassifier(**parameters).fit(TEXTS, y)
+
+
+def test_nli_of_another_kind_is_refused():
+    other = MiniLMClassifier(trainable="head", epochs=1).fit(TEXTS, ["a", "b", "a", "b"])
+    with pytest.raises(ValueError, match="nli needs the class 'entailment', and has"):
+        MiniLMZeroShotClassifier(labels=LABELS, nli=other).fit()
+    single = MiniLMClassifier(trainable="head", epochs=1).fit(TEXTS, ["entailment", "b", "entailment", "b"])
+    with pytest.raises(ValueError, match="nli was fitted on single texts"):
+        MiniLMZeroShotClassifier(labels=LABELS, nli=single).fit()
+
+
+def test_pairs_are_refused():
+    with pytest.raises(ValueError, match="X has two columns: give one"):
+        MiniLMZeroShotClassifier(labels=LABELS).fit([["a", "b"]])
