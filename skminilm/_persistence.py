@@ -48,7 +48,7 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, np.ndarray] = {}
     content = {
         "format_version": FORMAT_VERSION,
-        "versions": {name: _version(name) for name in _VERSIONS_OF},
+        "versions": package_versions(),
         **_encode_estimator(estimator, "", arrays),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,6 +283,11 @@ def _sha256(path: Path) -> str:
 def _digest(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a fitted estimator depends on."""
+    return {name: _version(name) for name in _VERSIONS_OF}
 
 
 def _version(package: str) -> str:

@@ -250,6 +250,7 @@ def test_frame_without_pandas(monkeypatch, has_polars):
         ((CountVectorizer(), ["x"], ["x"], ["en"]), TypeError, "CountVectorizer is neither"),
         ((Answerer(), [("?", "x")], ["x"], "en"), TypeError, "languages is a str"),
         ((Answerer(), [("?", "x")], ["x"], [None]), ValueError, "row 0 is None"),
+        ((Answerer(), [], [], []), ValueError, "y is empty"),
         ((Answerer(), [("?", "x")], ["x", "y"], ["en", "en"]), ValueError, "row 1 of y is left over"),
         ((Answerer(), [("?", "x")], ["x"], ["en", "de"]), ValueError, "row 1 of languages is left over"),
     ],

@@ -75,6 +75,14 @@ def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confide
     [0.5, 1.0]
     """
     frame_library = _frame_library()
+    rows = rows_by_language(estimator, X, y, languages, confidence=confidence)
+    return frame_library.DataFrame({name: [row[name] for row in rows] for name in rows[0]})
+
+
+def rows_by_language(
+    estimator: Any, X: Any, y: Any, languages: Any, *, confidence: float = 0.95
+) -> list[dict[str, Any]]:
+    """Return the rows of :func:`score_by_language`, for those who need no frame."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: expected a number between 0 and 1, such as 0.95.")
     answers_questions = hasattr(estimator, "predict_spans")
@@ -85,28 +93,28 @@ def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confide
         )
     y = as_rows(y, "y") if answers_questions else label_array(y).tolist()
     languages = check_languages(as_rows(languages, "languages"), len(y))
+    if not y:
+        raise ValueError("y is empty: there is nothing to score.")
     y_pred = as_rows(estimator.predict(X), "the prediction")
     check_same_length(y, len(y_pred), "y", "answer" if answers_questions else "label")
     if answers_questions:
         f1, exact = answer_scores(y, y_pred, languages)
     else:
         correct = np.array([label == predicted for label, predicted in zip(y, y_pred, strict=True)])
-    names = list(dict.fromkeys(languages))
-    codes = np.array([names.index(language) for language in languages])
-    columns: dict[str, list] = {}
-    for code, name in enumerate(names):
-        rows = codes == code
-        figures = {"language": name, "n": int(rows.sum())}
+    table = []
+    languages = np.array(languages, dtype=object)
+    for language in dict.fromkeys(languages):
+        rows = languages == language
+        n = int(rows.sum())
+        figures: dict[str, Any] = {"language": language, "n": n}
         if answers_questions:
+            figures |= {"f1": float(f1[rows].mean()), "exact_match": float(exact[rows].mean())}
             low, high = _mean_interval(f1[rows], confidence)
-            figures |= {"f1": f1[rows].mean(), "exact_match": exact[rows].mean()}
         else:
-            test = binomtest(int(correct[rows].sum()), figures["n"])
-            low, high = test.proportion_ci(confidence, method="wilson")
-            figures["accuracy"] = correct[rows].mean()
-        for column, figure in {**figures, "low": low, "high": high}.items():
-            columns.setdefault(column, []).append(figure)
-    return frame_library.DataFrame(columns)
+            figures["accuracy"] = float(correct[rows].mean())
+            low, high = binomtest(int(correct[rows].sum()), n).proportion_ci(confidence, method="wilson")
+        table.append({**figures, "low": float(low), "high": float(high)})
+    return table
 
 
 def _mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:

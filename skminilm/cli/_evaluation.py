@@ -1,0 +1,117 @@
+"""What the commands have in common: rows of a data set, a fit, scores and what is said of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sklearn.utils import Bunch
+
+from ._output import describe_files, write_output
+
+console = Console()
+
+
+def take(data: Bunch, rows: np.ndarray) -> Bunch:
+    """Return some rows of a data set, by a mask or by their numbers."""
+    return Bunch(
+        **{name: value[rows] if isinstance(value, np.ndarray) else value for name, value in data.items()}
+    )
+
+
+def first_of_each_language(data: Bunch, max_rows: int | None) -> Bunch:
+    """Return the first rows of each language; all for None."""
+    if max_rows is None:
+        return data
+    rows = [np.flatnonzero(data.languages == language)[:max_rows] for language in np.unique(data.languages)]
+    return take(data, np.sort(np.concatenate(rows)))
+
+
+def describe(data: Bunch | None) -> dict[str, Any] | None:
+    """Return what the results say of a data set: its rows, languages and files."""
+    if data is None:
+        return None
+    languages = list(dict.fromkeys(data.languages.tolist()))
+    return {"n_rows": len(data.data), "languages": languages, "files": describe_files(data.files)}
+
+
+def warmup_ratio(warmup_steps: int | None, n_rows: int, batch_size: int, epochs: int) -> float:
+    """Return the share of the steps in which the learning rate rises; for None 500, a tenth at the most."""
+    n_steps = epochs * math.ceil(n_rows / batch_size)
+    return min(0.1, 500 / n_steps) if warmup_steps is None else min(1.0, warmup_steps / n_steps)
+
+
+def parse_trainable(trainable: str) -> str | int:
+    """Return ``trainable`` as the estimators take it: a number of layers is an int."""
+    return int(trainable) if trainable.isdecimal() else trainable
+
+
+def fit(estimator: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Fit, and return what the results say of it."""
+    console.print(f"Training on {len(arguments[0]):,} rows.")
+    begin = time.perf_counter()
+    estimator.fit(*arguments, **options)
+    fitted = {"seconds": round(time.perf_counter() - begin, 1), "n_epochs": estimator.n_iter_}
+    return {**fitted, "best_epoch": estimator.best_epoch_, "history": estimator.history_}
+
+
+def report(
+    scores: list[dict[str, Any]],
+    metrics: dict[str, str],
+    published: dict[str, float],
+    average: float | None,
+    title: str,
+    caption: str,
+) -> dict[str, float]:
+    """Print a table of scores beside the published ones, and return their means over languages.
+
+    Parameters
+    ----------
+    scores : list of dict
+        One a language, as :func:`score_by_language` has them.
+    metrics : dict of str to str
+        Columns of scores and what the table calls them; the first is the one published.
+    published : dict of str to float
+        Of each language, in percent; empty where nothing is.
+    average : float or None
+        Of the published row.
+    title, caption : str
+        What was measured, and what keeps the columns from being compared.
+    """
+    table = Table(title=title, caption=caption)
+    table.add_column("language")
+    for heading in ("rows", *metrics.values(), "95 %"):
+        table.add_column(heading, justify="right")
+    if published:
+        table.add_column("published", justify="right")
+
+    def add(name: str, n: str, values: list[float], interval: str, known: float | None) -> None:
+        cells = [name, n, *(f"{100 * value:.1f}" for value in values), interval]
+        table.add_row(*cells, *(["" if known is None else f"{known:.1f}"] if published else []))
+
+    order = {language: place for place, language in enumerate(published)}
+    for row in sorted(scores, key=lambda row: order.get(row["language"], len(order))):
+        interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+        add(
+            row["language"],
+            f"{row['n']:,}",
+            [row[m] for m in metrics],
+            interval,
+            published.get(row["language"]),
+        )
+    means = {metric: float(np.mean([row[metric] for row in scores])) for metric in metrics}
+    table.add_section()
+    add("mean", "", list(means.values()), "", average)
+    console.print(table)
+    return means
+
+
+def finish(output_dir: Path, command: str, estimator: Any, results: dict[str, Any]) -> None:
+    """Write what was found, and say where."""
+    path = write_output(output_dir, command, estimator, results)
+    console.print(f"Written: {path} and {path.parent / 'model'}", soft_wrap=True)

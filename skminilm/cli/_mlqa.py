@@ -1,0 +1,80 @@
+"""``skminilm mlqa``: train on one file of questions, score MLQA or XQuAD in every language once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sklearn.utils import Bunch
+
+from .. import MiniLMQuestionAnswerer
+from ..datasets import load_mlqa, load_squad, load_xquad
+from ..datasets._files import find_file
+from ..metrics._by_language import rows_by_language
+from ._evaluation import describe, finish, first_of_each_language, fit, report, warmup_ratio
+from ._output import check_output_dir
+from ._published import MLQA_AVERAGE, MLQA_F1
+
+TRAINING_FILES = [
+    "train-v1.1.json",
+    "train-v2.0.json",
+    "tydiqa-goldp-v1.1-train.json",
+    "tydiqa_goldp.jsonl.gz",
+]
+
+
+def run_mlqa(
+    data_dir: Path,
+    model: str,
+    output_dir: Path,
+    *,
+    train_file: Path | None,
+    train_languages: list[str] | None,
+    test_set: str,
+    max_rows: int | None,
+    warmup_steps: int | None,
+    parameters: dict[str, Any],
+) -> None:
+    """Run the evaluation; see the command for the options."""
+    check_output_dir(output_dir)
+    test, name = _read_test(data_dir, test_set)
+    training = load_squad(train_file or find_file(data_dir, TRAINING_FILES), languages=train_languages)
+    training, test = (first_of_each_language(part, max_rows) for part in (training, test))
+    ratio = warmup_ratio(warmup_steps, len(training.data), parameters["batch_size"], parameters["epochs"])
+    answerer = MiniLMQuestionAnswerer(model, warmup_ratio=ratio, **parameters)
+    fitted = fit(answerer, training.data, training.target)
+    scores = rows_by_language(answerer, test.data, test.answers, test.languages)
+    published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
+    title = (
+        f"{name.upper()} test: in %, trained on {training.files[0].name}, {len(training.data):,} questions"
+    )
+    caption = "published: F1 on MLQA test, Multilingual-MiniLM-L12-H384 trained on the English SQuAD 1.1"
+    average = report(
+        scores,
+        {"f1": "F1", "exact_match": "exact match"},
+        published,
+        published_mean,
+        title,
+        caption if published else "nothing is published for XQuAD",
+    )
+    results = {
+        "options": {"test_set": name, "train_languages": train_languages, "max_rows": max_rows},
+        "data": {"train": describe(training), "test": describe(test)},
+        "fit": fitted,
+        "scores": scores,
+        "mean": average,
+        "published": {"f1": published, "mean": published_mean, "unit": "percent"} if published else None,
+    }
+    finish(output_dir, "mlqa", answerer, results)
+
+
+def _read_test(data_dir: Path, test_set: str) -> tuple[Bunch, str]:
+    """Return MLQA or XQuAD; for ``"auto"`` the first that is there."""
+    missing = []
+    for name, load in (("mlqa", load_mlqa), ("xquad", load_xquad)):
+        if test_set in ("auto", name):
+            try:
+                return load(data_dir), name
+            except FileNotFoundError as error:
+                missing.append(str(error))
+    raise FileNotFoundError("\n".join(missing))

@@ -1,0 +1,67 @@
+"""The folder that a command writes: ``results.json`` and ``model/``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .._persistence import package_versions
+from ..checkpoints._checkpoint import file_sha256
+
+_RESULTS, _MODEL = "results.json", "model"
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Refuse a folder that holds anything but an earlier result.
+
+    Raises
+    ------
+    FileExistsError
+        It does, or it is a file.
+    """
+    if not output_dir.exists():
+        return
+    if not output_dir.is_dir():
+        raise FileExistsError(f"{output_dir} is a file. Choose another --output-dir.")
+    others = sorted(path.name for path in output_dir.iterdir() if path.name not in (_RESULTS, _MODEL))
+    results = output_dir / _RESULTS
+    if not others and any(output_dir.iterdir()) and not _is_result(results):
+        others = [results.name if results.exists() else _MODEL]
+    if others:
+        raise FileExistsError(
+            f"{output_dir} holds something else than an earlier result ({', '.join(others[:3])}): nothing is "
+            "overwritten. Choose another --output-dir."
+        )
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return "skminilm_command" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def write_output(output_dir: Path, command: str, estimator: Any, results: dict[str, Any]) -> Path:
+    """Write the model and the results, and return the path of the latter."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    content = {
+        "skminilm_command": command,
+        **results,
+        "settings": estimator.get_params(deep=False),
+        "versions": {"python": platform.python_version(), **package_versions()},
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    path = output_dir / _RESULTS
+    # The file is what makes a folder one of ours, so it is there, and says so, while the model is replaced.
+    path.write_text(json.dumps({"skminilm_command": command, "unfinished": True}), encoding="utf-8")
+    estimator.save(output_dir / _MODEL)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def describe_files(files: Iterable[Path]) -> list[dict[str, str]]:
+    """Return the path and the sha256 of each file."""
+    return [{"path": str(path), "sha256": file_sha256(path)} for path in files]

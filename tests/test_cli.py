@@ -1,0 +1,340 @@
+"""The command line on tiny files and a tiny checkpoint."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+typer_testing = pytest.importorskip("typer.testing")
+pytest.importorskip("rich")
+
+import skminilm  # noqa: E402
+from skminilm import MiniLMClassifier  # noqa: E402
+from skminilm.cli._app import app  # noqa: E402
+from skminilm.cli._evaluation import warmup_ratio  # noqa: E402
+from skminilm.cli._xnli import split_dev  # noqa: E402
+from skminilm.datasets import load_xnli  # noqa: E402
+
+LANGUAGES = ["en", "sw", "th"]
+LABELS = ["entailment", "neutral", "contradiction"]
+FAST = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--max-length",
+    "64",
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+    "--quiet",
+]
+
+
+def call(*arguments):
+    result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def pairs(requests, language, items):
+    """Premise, hypothesis and label of some requests."""
+    texts = [text for text, name in zip(requests.data, requests.languages, strict=True) if name == language]
+    return [(texts[item], texts[(item * 5 + 1) % 64], LABELS[item % 3]) for item in items]
+
+
+def write(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join("\t".join(row) + "\n" for row in [header, *rows]).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def official(tmp_path, requests):
+    """XNLI-1.0 and XNLI-MT-1.0."""
+    folder = tmp_path / "data"
+    for split, items in (("dev", range(24, 36)), ("test", range(36, 60))):
+        rows = [
+            [language, label, premise, hypothesis, str(item)]
+            for language in LANGUAGES
+            for item, (premise, hypothesis, label) in zip(
+                items, pairs(requests, language, items), strict=True
+            )
+        ]
+        header = ["language", "gold_label", "sentence1", "sentence2", "pairID"]
+        write(folder / "XNLI-1.0" / f"xnli.{split}.tsv", header, rows)
+    for language in ("en", "sw"):
+        rows = [
+            [premise, hypothesis, label.replace("contradiction", "contradictory")]
+            for premise, hypothesis, label in pairs(requests, language, range(24))
+        ]
+        write(
+            folder / f"XNLI-MT-1.0/multinli/multinli.train.{language}.tsv", ["premise", "hypo", "label"], rows
+        )
+    return folder
+
+
+@pytest.fixture
+def compact(tmp_path, requests):
+    """XNLI dev in one file."""
+    folder = tmp_path / "data"
+    rows = [
+        [language, "dev", label, premise, hypothesis]
+        for language in LANGUAGES
+        for premise, hypothesis, label in pairs(requests, language, range(60))
+    ]
+    write(folder / "xnli_dev.tsv.gz", ["lang", "split", "label", "premise", "hypothesis"], rows)
+    return folder
+
+
+def test_xnli(official, xlmr_folder, tmp_path):
+    out = tmp_path / "out"
+    command = ["xnli", "--data-dir", official, "--model", xlmr_folder, "--output-dir", out, *FAST]
+    result = call(*command, "--train-language", "sw")
+    assert result.exit_code == 0, result.output
+    results = json.loads((out / "results.json").read_text())
+    assert results["skminilm_command"] == "xnli"
+    assert [row["language"] for row in results["scores"]] == LANGUAGES
+    for row in results["scores"]:
+        assert row["n"] == 24
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+    assert results["mean"]["accuracy"] == pytest.approx(np.mean([r["accuracy"] for r in results["scores"]]))
+    assert results["data"]["train"]["languages"] == ["sw"]
+    assert results["data"]["train"]["n_rows"] == 24
+    assert results["data"]["dev"]["n_rows"] == 36
+    assert [len(results["data"][part]["files"][0]["sha256"]) for part in ("train", "dev", "test")] == [64] * 3
+    settings = results["settings"]
+    assert settings["trainable"] == "all"
+    assert settings["early_stopping"] is True
+    assert settings["n_iter_no_change"] == settings["epochs"] == 2
+    assert settings["warmup_ratio"] == 0.1
+    assert results["fit"]["n_epochs"] == len(results["fit"]["history"]) == 2
+    assert "validation_score" in results["fit"]["history"][0]
+    assert set(results["versions"]) >= {"python", "skminilm", "torch"}
+    assert results["published"]["accuracy"]["sw"] == 63.3
+    assert "63.3" in result.output
+    assert "71.1" in result.output
+
+    # The model that was saved is the one that was scored.
+    test = load_xnli(official, split="test")
+    correct = MiniLMClassifier.load(out / "model").predict(test.data) == test.target
+    for row in results["scores"]:
+        assert row["accuracy"] == pytest.approx(correct[test.languages == row["language"]].mean())
+
+    # An earlier result is replaced.
+    assert call(*command, "--epochs", "1", "--max-rows", "9").exit_code == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["data"]["train"]["languages"] == ["en"]
+    assert results["data"]["train"]["n_rows"] == 9
+    assert [row["n"] for row in results["scores"]] == [9, 9, 9]
+
+
+def test_test_is_predicted_once_and_after_the_selection(official, xlmr_folder, tmp_path, monkeypatch):
+    seen = []
+    original = MiniLMClassifier.predict
+
+    def predict(self, X):
+        seen.append((len(X), hasattr(self, "best_epoch_")))
+        return original(self, X)
+
+    monkeypatch.setattr(MiniLMClassifier, "predict", predict)
+    call("xnli", "--data-dir", official, "--model", xlmr_folder, "--output-dir", tmp_path / "out", *FAST)
+    assert seen == [(72, True)]
+
+
+def test_xnli_from_dev_alone(compact, xlmr_folder, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        "xnli",
+        "--data-dir",
+        compact,
+        "--model",
+        xlmr_folder,
+        "--output-dir",
+        out,
+        *FAST,
+        "--from-dev",
+    ]
+    assert call(*command, "--train-rows", 40, "--test-rows", 20).exit_code == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["options"]["from_dev"] is True
+    assert results["data"]["train"]["n_rows"] == 40
+    assert results["data"]["dev"] is None
+    assert results["settings"]["early_stopping"] is False
+    assert [row["n"] for row in results["scores"]] == [20, 20, 20]
+    result = call(*command, "--train-rows", 41, "--test-rows", 20)
+    assert result.exit_code == 1
+    assert "no pair may be in both" in result.output
+
+
+@pytest.mark.parametrize(("train_rows", "test_rows", "n_dev"), [(40, 20, 0), (30, 20, 10), (1, 1, 58)])
+def test_no_pair_is_in_two_parts(compact, requests, train_rows, test_rows, n_dev):
+    dev = load_xnli(compact, split="dev")
+    training, selection, test = split_dev(dev, "en", train_rows, test_rows)
+    assert set(training.languages) == {"en"}
+    assert training.data.tolist() == dev.data[dev.languages == "en"][:train_rows].tolist()
+    assert test.data[test.languages == "th"].tolist() == dev.data[dev.languages == "th"][-test_rows:].tolist()
+    parts = [set(part.groups) for part in (training, selection, test) if part is not None]
+    assert [len(part) for part in parts] == [n for n in (train_rows, n_dev, test_rows) if n]
+    assert len(set.union(*parts)) == sum(len(part) for part in parts)
+
+
+def test_a_wrong_data_folder_lists_the_files(tmp_path):
+    result = call("xnli", "--data-dir", tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert str(tmp_path / "XNLI-MT-1.0/multinli/multinli.train.en.tsv") in result.output
+    assert "--from-dev" in result.output
+    result = call("xnli", "--data-dir", tmp_path, "--output-dir", tmp_path / "out", "--from-dev")
+    assert result.exit_code == 1
+    assert str(tmp_path / "xnli_dev.tsv.gz") in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_that_is_not_there_is_named(compact, tmp_path):
+    arguments = [
+        "--output-dir",
+        tmp_path / "out",
+        "--train-language",
+        "it",
+        "--train-rows",
+        9,
+        "--test-rows",
+        9,
+    ]
+    result = call("xnli", "--data-dir", compact, "--from-dev", *arguments)
+    assert result.exit_code == 1
+    assert "--train-language=it" in result.output
+    assert "en, sw, th" in result.output
+
+
+@pytest.mark.parametrize("content", ["thesis.txt", "results.json", "model"])
+def test_a_folder_with_something_else_is_left_alone(official, tmp_path, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / content).write_text('{"mine": 1}')
+    result = call("xnli", "--data-dir", official, "--output-dir", out)
+    assert result.exit_code == 1
+    assert content in result.output
+    assert "Choose another --output-dir" in result.output
+    assert (out / content).read_text() == '{"mine": 1}'
+    result = call("xnli", "--data-dir", official, "--output-dir", out / content)
+    assert result.exit_code == 1
+    assert "is a file" in result.output
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "n_rows", "expected"),
+    [(None, 392_702, 500 / 15_340), (None, 2000, 0.1), (40, 2000, 0.5), (500, 2000, 1.0), (0, 2000, 0.0)],
+)
+def test_steps_of_warmup_become_a_share(warmup_steps, n_rows, expected):
+    assert warmup_ratio(warmup_steps, n_rows, batch_size=128, epochs=5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_the_message_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from skminilm.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert 'pip install "skminilm[cli]"' in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_both_commands():
+    result = call("--help")
+    assert "xnli" in result.output
+    assert "mlqa" in result.output
+    assert "--train-language" in call("xnli", "--help").output
+
+
+CONTEXTS = {
+    "en": ("Vienna lies on the Danube and Graz on the Mur.", "Where does Vienna lie?", "on the Danube"),
+    "de": ("Wien liegt an der Donau und Graz an der Mur.", "Wo liegt Wien?", "an der Donau"),
+    "zh": ("维也纳位于多瑙河畔，格拉茨位于穆尔河畔。", "维也纳在哪里？", "多瑙河畔"),
+}
+
+
+def squad(path, languages, n=1):
+    """Write questions in the layout of SQuAD."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paragraphs = []
+    for language in languages:
+        context, question, answer = CONTEXTS[language]
+        answers = [{"text": answer, "answer_start": context.index(answer)}]
+        qas = [{"id": f"{language}{k}", "question": question, "answers": answers} for k in range(n)]
+        paragraphs.append({"context": context, "qas": qas})
+    path.write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}))
+
+
+needs_question_answerer = pytest.mark.skipif(
+    not hasattr(skminilm, "MiniLMQuestionAnswerer"), reason="MiniLMQuestionAnswerer is not there yet"
+)
+FAST_QA = [*FAST, "--stride", "8"]
+
+
+@needs_question_answerer
+@pytest.mark.parametrize("test_set", ["mlqa", "xquad"])
+def test_mlqa(tmp_path, xlmr_folder, test_set):
+    out, data = tmp_path / "out", tmp_path / "data"
+    squad(data / "train-v1.1.json", ["en"], n=8)
+    for language in CONTEXTS:
+        name = "xquad.{0}.json" if test_set == "xquad" else "MLQA_V1/test/test-context-{0}-question-{0}.json"
+        squad(data / name.format(language), [language], n=2)
+    result = call("mlqa", "--data-dir", data, "--model", xlmr_folder, "--output-dir", out, *FAST_QA)
+    assert result.exit_code == 0, result.output
+    results = json.loads((out / "results.json").read_text())
+    assert results["skminilm_command"] == "mlqa"
+    assert results["options"]["test_set"] == test_set
+    assert [row["language"] for row in results["scores"]] == sorted(CONTEXTS)
+    for row in results["scores"]:
+        assert row["n"] == 2
+        assert 0 <= row["exact_match"] <= row["f1"] <= 1
+    assert set(results["mean"]) == {"f1", "exact_match"}
+    assert results["data"]["train"]["n_rows"] == 8
+    assert len(results["data"]["test"]["files"]) == 3
+    assert ("79.4" in result.output) == (test_set == "mlqa")
+
+    from skminilm import MiniLMQuestionAnswerer
+
+    answerer = MiniLMQuestionAnswerer.load(out / "model")
+    context, question, answer = CONTEXTS["de"]
+    german = next(row for row in results["scores"] if row["language"] == "de")
+    assert german["f1"] == pytest.approx(answerer.score([[question, context]], [answer], languages="de"))
+
+
+@needs_question_answerer
+def test_mlqa_with_compact_files(tmp_path, xlmr_folder):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, languages in (("tydiqa_goldp", ["en", "de"]), ("xquad", ["zh"])):
+        lines = []
+        for language in languages:
+            context, question, answer = CONTEXTS[language]
+            record = {"lang": language, "context": context, "question": question, "id": language}
+            lines.append({**record, "answer_text": answer, "answer_start": context.index(answer)})
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        (data / f"{name}.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    command = ["mlqa", "--data-dir", data, "--model", xlmr_folder, "--output-dir", tmp_path / "out", *FAST_QA]
+    assert call(*command, "--train-language", "de").exit_code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["data"]["train"]["languages"] == ["de"]
+    assert [row["language"] for row in results["scores"]] == ["zh"]
+
+
+@needs_question_answerer
+def test_mlqa_lists_the_files_looked_for(tmp_path):
+    result = call("mlqa", "--data-dir", tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert str(tmp_path / "MLQA_V1/test/test-context-<language>-question-<language>.json") in result.output
+    assert str(tmp_path / "xquad.jsonl.gz") in result.output
+    squad(tmp_path / "xquad.de.json", ["de"])
+    result = call("mlqa", "--data-dir", tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert str(tmp_path / "train-v1.1.json") in result.output
+    result = call("mlqa", "--data-dir", tmp_path, "--output-dir", tmp_path / "out", "--test-set", "mlqa")
+    assert result.exit_code == 1
+    assert "xquad" not in result.output
