@@ -11,8 +11,7 @@ import pytest
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
-import skminilm  # noqa: E402
-from skminilm import MiniLMClassifier  # noqa: E402
+from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer  # noqa: E402
 from skminilm.cli._app import app  # noqa: E402
 from skminilm.cli._evaluation import warmup_ratio  # noqa: E402
 from skminilm.cli._xnli import split_dev  # noqa: E402
@@ -270,13 +269,9 @@ def squad(path, languages, n=1):
     path.write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]}))
 
 
-needs_question_answerer = pytest.mark.skipif(
-    not hasattr(skminilm, "MiniLMQuestionAnswerer"), reason="MiniLMQuestionAnswerer is not there yet"
-)
 FAST_QA = [*FAST, "--stride", "8"]
 
 
-@needs_question_answerer
 @pytest.mark.parametrize("test_set", ["mlqa", "xquad"])
 def test_mlqa(tmp_path, xlmr_folder, test_set):
     out, data = tmp_path / "out", tmp_path / "data"
@@ -298,15 +293,12 @@ def test_mlqa(tmp_path, xlmr_folder, test_set):
     assert len(results["data"]["test"]["files"]) == 3
     assert ("79.4" in result.output) == (test_set == "mlqa")
 
-    from skminilm import MiniLMQuestionAnswerer
-
     answerer = MiniLMQuestionAnswerer.load(out / "model")
     context, question, answer = CONTEXTS["de"]
     german = next(row for row in results["scores"] if row["language"] == "de")
     assert german["f1"] == pytest.approx(answerer.score([[question, context]], [answer], languages="de"))
 
 
-@needs_question_answerer
 def test_mlqa_with_compact_files(tmp_path, xlmr_folder):
     data = tmp_path / "data"
     data.mkdir()
@@ -325,7 +317,6 @@ def test_mlqa_with_compact_files(tmp_path, xlmr_folder):
     assert [row["language"] for row in results["scores"]] == ["zh"]
 
 
-@needs_question_answerer
 def test_mlqa_lists_the_files_looked_for(tmp_path):
     result = call("mlqa", "--data-dir", tmp_path, "--output-dir", tmp_path / "out")
     assert result.exit_code == 1

@@ -143,7 +143,7 @@ def test_sample_weight_weights_the_mean():
         ((["x", "y"], ["x", "y"], ["en", float("nan")]), ValueError, "row 1 is nan"),
         ((["x", "y"], ["x", "y"], ["en", 7]), TypeError, "row 1 is 7"),
         ((["x", 5], ["x", "y"]), TypeError, "no answer in row 1: it is 5"),
-        ((["x", ["y", 5.5]], ["x", "y"]), TypeError, "no reference in row 1"),
+        ((["x", ["y", 5.5]], ["x", "y"]), TypeError, "no answer in row 1"),
         ((["x", "y"], ["x", 5]), TypeError, "row 1 is 5"),
         (("x", ["x"]), TypeError, "y_true is a str"),
         ((["x"], {"0": "x"}), TypeError, "y_pred is a dict"),

@@ -104,6 +104,7 @@ def xnli(
     max_length: Annotated[int, typer.Option(help="Tokens of a pair.")] = 128,
     trainable: Trainable = "all",
     init_head: Annotated[InitHead, typer.Option(help="Where the head starts.")] = InitHead.random,
+    pooling: Annotated[str, typer.Option(help="As MiniLMClassifier has it.")] = "auto",
     refit_head: Annotated[bool, typer.Option(help="Fit the head anew in the end.")] = False,
     precision: Precision = Precision.auto,
     device: Device = "auto",
@@ -130,6 +131,7 @@ def xnli(
             parameters={
                 "trainable": parse_trainable(trainable),
                 "init_head": init_head.value,
+                "pooling": pooling,
                 "refit_head": refit_head,
                 "epochs": epochs,
                 "batch_size": batch_size,

@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-from .. import MiniLMQuestionAnswerer
+from .._question_answerer import MiniLMQuestionAnswerer
 from ..datasets import load_mlqa, load_squad, load_xquad
 from ..datasets._files import find_file
 from ..metrics._by_language import rows_by_language
