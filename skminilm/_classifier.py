@@ -9,10 +9,11 @@ import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
+from ._parameters import NumberInterval
 from ._targets import ClassTargets, MultilabelTargets, Targets
 from ._validation import Texts, check_row_weights, complete_class_weight, is_multilabel
 
@@ -178,7 +179,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     _parameter_constraints = {  # noqa: RUF012
         **FineTunedEstimator._parameter_constraints,
         "refit_head": ["boolean", StrOptions({"auto"})],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "label_smoothing": [NumberInterval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 

@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from ._cache import open_cache
 from ._encoding import Truncation, encode_texts, open_checkpoint, resolve_settings
+from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_texts
@@ -149,11 +150,11 @@ class MiniLMEncoder(
         "pooling": [StrOptions({"auto", *POOLINGS})],
         "normalize": ["boolean", StrOptions({"auto"})],
         "prompt": [str, None],
-        "max_length": [Interval(Integral, 3, None, closed="left"), StrOptions({"auto"})],
+        "max_length": [NumberInterval(Integral, 3, None, closed="left"), StrOptions({"auto"})],
         "precision": [StrOptions(set(PRECISIONS))],
         "backend": [StrOptions({"torch", "openvino"})],
         "device": [str],
-        "batch_tokens": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_tokens": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "long_text": [StrOptions(set(LONG_TEXTS))],
         "missing": [StrOptions({"error", "empty"})],
         "cache": [str, os.PathLike, None],
@@ -349,6 +350,8 @@ class MiniLMEncoder(
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
+        tags.input_tags.allow_nan = self.missing == "empty"
         tags.transformer_tags.preserves_dtype = []
         return tags

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from ._cache import memory_cache, state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, resolve_settings
+from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._targets import Targets
 from ._text_columns import TextColumnsMixin
@@ -68,20 +69,20 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
     _parameter_constraints = {  # noqa: RUF012
         "model": "no_validation",
         "revision": [str, None],
-        "trainable": [StrOptions(set(TRAINABLE)), Interval(Integral, 1, None, closed="left")],
+        "trainable": [StrOptions(set(TRAINABLE)), NumberInterval(Integral, 1, None, closed="left")],
         "init_head": [StrOptions({"probe", "random"})],
-        "epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
-        "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
-        "max_length": [Interval(Integral, 3, None, closed="left")],
+        "epochs": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [NumberInterval(Integral, 1, None, closed="left")],
+        "learning_rate": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "head_learning_rate": [NumberInterval(Real, 0, None, closed="neither")],
+        "weight_decay": [NumberInterval(Real, 0, None, closed="left")],
+        "warmup_ratio": [NumberInterval(Real, 0, 1, closed="both")],
+        "max_length": [NumberInterval(Integral, 3, None, closed="left")],
         "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
         "prompt": [str, None],
         "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "validation_fraction": [NumberInterval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "gradient_checkpointing": ["boolean"],
         "precision": [StrOptions(set(PRECISIONS))],
@@ -478,5 +479,6 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
         return tags

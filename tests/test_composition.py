@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
@@ -31,6 +32,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils import get_tags
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
 
@@ -221,6 +223,56 @@ def test_regression_in_a_search(english):
     assert make_pipeline(MiniLMEncoder(), Ridge()).fit(X, numbers).score(X, numbers) > 0.3
     search = GridSearchCV(MiniLMRegressor(**HEAD), {"head_learning_rate": [1e-3, 1e-2]}, cv=2).fit(X, numbers)
     assert np.isfinite(search.best_score_)
+
+
+OF_TEXTS = {"one_d_array": True, "string": True, "two_d_array": False}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "mixin", "differences"),
+    [
+        (
+            MiniLMEncoder(),
+            TransformerMixin,
+            {"requires_fit": False, "input_tags": OF_TEXTS, "transformer_tags": {"preserves_dtype": []}},
+        ),
+        (
+            MiniLMEncoder(missing="empty"),
+            TransformerMixin,
+            {
+                "requires_fit": False,
+                "input_tags": {**OF_TEXTS, "allow_nan": True},
+                "transformer_tags": {"preserves_dtype": []},
+            },
+        ),
+        (
+            MiniLMClassifier(),
+            ClassifierMixin,
+            {"input_tags": OF_TEXTS, "classifier_tags": {"multi_label": True}},
+        ),
+        (
+            MiniLMRegressor(),
+            RegressorMixin,
+            {"input_tags": OF_TEXTS, "target_tags": {"multi_output": True}},
+        ),
+    ],
+    ids=["encoder", "encoder of missing texts", "classifier", "regressor"],
+)
+def test_tags(estimator, mixin, differences):
+    """Those of any estimator of its kind, but for what is said here."""
+
+    class Plain(mixin, BaseEstimator): ...
+
+    def changed(found, plain):
+        both = {
+            name: changed(value, plain[name]) if isinstance(value, dict) else value
+            for name, value in found.items()
+        }
+        return {name: value for name, value in both.items() if value != plain[name] and value != {}}
+
+    tags = get_tags(estimator)
+    assert changed(asdict(tags), asdict(get_tags(Plain()))) == differences
+    assert get_tags(Pipeline([("text", estimator)])).estimator_type == tags.estimator_type
 
 
 @pytest.mark.parametrize("estimator", [MiniLMEncoder(), MiniLMClassifier(), MiniLMRegressor()])

@@ -46,7 +46,7 @@ class _OfNumbers:
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.string = False
+        tags.input_tags.string = tags.input_tags.one_d_array = False
         tags.input_tags.two_d_array = True
         tags.requires_fit = True
         for of_kind in (tags.classifier_tags, tags.regressor_tags):

@@ -121,6 +121,7 @@ def test_missing_as_empty():
         ({"calibration_texts": ["a"]}, "calibration_texts are for precision='int8'"),
         ({"missing": "drop"}, "missing.*must be"),
         ({"batch_tokens": 0}, "batch_tokens.*must be"),
+        ({"batch_tokens": True}, "batch_tokens.*must be"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "transform"])
