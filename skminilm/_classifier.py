@@ -278,8 +278,9 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         Warns
         -----
         UserWarning
-            The fit was interrupted (KeyboardInterrupt). The estimator has
-            what it had learned until then.
+            Texts of X or X_val longer than `max_length` were cut off; once a
+            fit. Or the fit was interrupted (KeyboardInterrupt), and the
+            estimator has what it had learned until then.
         """
         return self._fit(X, y, sample_weight, X_val, y_val)
 

@@ -107,6 +107,7 @@ def encode_texts(
     batch_tokens: int | None = None,
     verbose: int = 0,
     truncation: Truncation | None = None,
+    warns: bool = True,
 ) -> np.ndarray:
     """Return one vector a row, float32 (n_rows, settings.vector_size(hidden_size)).
 
@@ -117,7 +118,8 @@ def encode_texts(
     Warns
     -----
     UserWarning
-        Some texts are longer than the limit; one warning a call.
+        Some texts are longer than the limit; one warning a call, and none with
+        ``warns=False``.
     """
     from .engine import get_model, get_tuned_model
 
@@ -165,7 +167,10 @@ def encode_texts(
                 entries[some] = computed
                 if cache is not None:
                     cache.put([keys[i] for i in some], computed)
-    _report_truncation(entries[index, -1], settings, truncation)
+    truncation = truncation or Truncation()
+    truncation.count(entries[index, -1], settings)
+    if warns:
+        truncation.warn(settings)
     return entries[index, :-1]
 
 
@@ -181,28 +186,49 @@ def _check_finite(vectors: np.ndarray, texts: Texts) -> None:
 
 @dataclass
 class Truncation:
-    """How many texts of a call were longer than the limit, and how long the longest was, in tokens."""
+    """How many texts of a call were longer than the limit.
+
+    Attributes
+    ----------
+    n_texts, n_all : int
+        The texts that were, of how many.
+    max_tokens, longest : int
+        Tokens of the longest one, and its row.
+    """
 
     n_texts: int = 0
+    n_all: int = 0
     max_tokens: int = 0
+    longest: int = 0
 
+    def count(self, lengths: np.ndarray, settings: EncodingSettings) -> None:
+        """Fill this in from the tokens of each text before truncation."""
+        self.n_texts, self.n_all = int((lengths > settings.max_length).sum()), len(lengths)
+        self.max_tokens, self.longest = int(lengths.max()), int(lengths.argmax())
 
-def _report_truncation(lengths: np.ndarray, settings: EncodingSettings, report: Truncation | None) -> None:
-    """Warn once if some texts lost tokens; fill in `report`."""
-    too_long = int((lengths > settings.max_length).sum())
-    if report is not None:
-        report.n_texts, report.max_tokens = too_long, int(lengths.max())
-    if not too_long or settings.long_text == "chunk_mean":
-        return
-    where = "off there" if settings.long_text == "truncate" else "in the middle"
-    warnings.warn(
-        f"{too_long} of {len(lengths)} texts have more than max_length={settings.max_length} tokens and were "
-        f"cut {where}; the longest, row {int(lengths.argmax())}, has {int(lengths.max())}. Shorten or split "
-        "them, raise max_length up to the limit of the checkpoint, or read all of them with "
-        "long_text='chunk_mean' (MiniLMEncoder).",
-        UserWarning,
-        stacklevel=callers_level(),
-    )
+    def warn(self, settings: EncodingSettings, n_rows: int | None = None) -> None:
+        """Warn once if texts lost tokens.
+
+        Parameters
+        ----------
+        settings : EncodingSettings
+        n_rows : int or None
+            Rows of X, where those behind them are of X_val.
+        """
+        if not self.n_texts or settings.long_text == "chunk_mean":
+            return
+        where = "off there" if settings.long_text == "truncate" else "in the middle"
+        row = f"row {self.longest}"
+        if n_rows is not None and self.longest >= n_rows:
+            row = f"row {self.longest - n_rows} of X_val"
+        warnings.warn(
+            f"{self.n_texts} of {self.n_all} texts have more than max_length={settings.max_length} tokens and "
+            f"were cut {where}; the longest, {row}, has {self.max_tokens}. Shorten or split them, raise "
+            "max_length up to the limit of the checkpoint, or read all of them with long_text='chunk_mean' "
+            "(MiniLMEncoder).",
+            UserWarning,
+            stacklevel=callers_level(),
+        )
 
 
 def callers_level() -> int:

@@ -20,7 +20,13 @@ from tqdm.auto import tqdm
 
 from ._cache import memory_cache, state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
-from ._encoding import encode_texts, open_checkpoint, open_embedded_checkpoint, resolve_settings
+from ._encoding import (
+    Truncation,
+    encode_texts,
+    open_checkpoint,
+    open_embedded_checkpoint,
+    resolve_settings,
+)
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._targets import Targets
@@ -43,9 +49,10 @@ _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
 
 @dataclass(frozen=True)
 class _Data:
-    """Texts that are trained on and texts that are set aside, in one list."""
+    """Texts that are trained on and texts that are set aside, in one list: first X, then X_val."""
 
     texts: Texts
+    n_rows: int  # of X
     values: np.ndarray
     row_weights: np.ndarray
     training: np.ndarray
@@ -187,7 +194,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
                 )
             values = np.concatenate([targets.values, other_values])
             weights = np.concatenate([row_weights, np.ones(len(other))])
-            return _Data(texts.join(other), values, weights, np.arange(n), np.arange(n, n + len(other)))
+            return _Data(texts.join(other), n, values, weights, np.arange(n), np.arange(n, n + len(other)))
         training, validation = np.arange(n), np.arange(0)
         if self.early_stopping:
             training, validation = self._random_split(targets, n, random)
@@ -197,7 +204,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
                         f"early_stopping=True: all texts that would be {name} have a weight of zero. Leave out "
                         "texts without weight, or give X_val and y_val."
                     )
-        return _Data(texts, targets.values, row_weights, training, validation)
+        return _Data(texts, n, targets.values, row_weights, training, validation)
 
     def _random_split(
         self, targets: Targets, n: int, random: np.random.RandomState
@@ -284,7 +291,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         if self.trainable != "head":
             workers, device = find_workers(compute.device, self.random_state)
             compute = replace(compute, device=device, helpers=())
-        vectors = None
+        vectors, truncation = None, Truncation()
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             # Texts that are set aside are needed where no network computes them later.
             rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
@@ -296,6 +303,8 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
                 compute=compute,
                 cache=memory_cache,
                 verbose=self.verbose,
+                truncation=truncation,
+                warns=False,
             )
         values, row_weights = data.values[data.training], data.row_weights[data.training]
         if earlier is not None:
@@ -319,7 +328,9 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             network: TrainableNetwork = FixedVectors(vectors)
         else:
             batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
+            truncation.count(batch.full_lengths, settings)  # of all texts, also where no vectors were needed
             network = self._new_network(batch, checkpoint, settings, compute, options.seed, earlier)
+        truncation.warn(settings, data.n_rows)
         del vectors
 
         def refit(trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

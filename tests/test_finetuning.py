@@ -238,6 +238,26 @@ def test_warm_start_goes_on(split):
     assert np.isfinite(classifier.set_params(trainable=1).predict_proba(X_new)).all()
 
 
+@pytest.mark.parametrize("start", ["probe", "random", "warm"])
+@pytest.mark.parametrize("trainable", ["head", 1], ids=str)
+def test_one_warning_a_fit_counts_all_texts_that_were_cut(split, transformers_folder, trainable, start):
+    X, y, _, _ = split
+    short = ["a b c d"] * 6
+    X_val = ["a b", X[0] * 4]
+    X, y = [*short, X[0] * 3, X[1] * 2], y[[0, 5, 0, 5, 0, 5, 0, 5]]
+    options = dict(trainable=trainable, max_length=24, epochs=1, random_state=0)
+    init_head = "random" if start == "random" else "probe"
+    classifier = MiniLMClassifier(transformers_folder, init_head=init_head, warm_start=True, **options)
+    if start == "warm":
+        classifier.fit(short, y[:6])
+    with pytest.warns(UserWarning, match="2 of 8 texts .* max_length=24 .* longest, row 6, has") as caught:
+        classifier.fit(X, y)
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    with pytest.warns(UserWarning, match="3 of 10 texts .* the longest, row 1 of X_val, has") as caught:
+        classifier.fit(X, y, X_val=X_val, y_val=y[:2])
+    assert len(caught) == 1
+
+
 def test_warm_start_keeps_rows_of_the_table_that_do_not_occur_again(split):
     X, y, _, _ = split
     options = dict(trainable="all", epochs=1, learning_rate=1e-3, random_state=0)
