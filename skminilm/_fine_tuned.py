@@ -127,7 +127,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         row_weights = self._weights_of_targets(targets, row_weights)
         random = check_random_state(self.random_state)
         data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
-        checkpoint = open_checkpoint(self.model, self.revision)
+        checkpoint = self._open_to_train()
         self._check_trainable(checkpoint)
         settings, compute = self._settings(checkpoint, texts), self._compute()
         if self.save_weights == "full":
@@ -254,6 +254,13 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             prompt=self.prompt,
             max_length=self.max_length,
         )
+
+    def _open_to_train(self) -> Checkpoint:
+        embedded = getattr(self, "checkpoint_", None)
+        # By its name: where `model` was changed since, the new one is opened and compared.
+        if self.warm_start and embedded is not None and str(self.model) == embedded["name"]:
+            return open_embedded_checkpoint(embedded)
+        return open_checkpoint(self.model, self.revision)
 
     def _earlier_fit(
         self, checkpoint: Checkpoint, settings: EncodingSettings, targets: Targets

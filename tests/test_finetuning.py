@@ -154,6 +154,21 @@ def test_lora_trains_adapters_only(split):
 
 
 @needs_peft
+def test_adapters_are_built_once_a_fit(split, transformers_folder, monkeypatch):
+    import peft
+
+    built = []
+    original = peft.inject_adapter_in_model
+    monkeypatch.setattr(peft, "inject_adapter_in_model", lambda *args: built.append(1) or original(*args))
+    options = dict(trainable="lora", init_head="random", max_length=64, epochs=1, random_state=0)
+    classifier = MiniLMClassifier(transformers_folder, warm_start=True, **options)
+    for n_fits in (1, 2):
+        assert len(built) == n_fits - 1
+        classifier.fit(split[0][:8], np.arange(8) % 2)
+        assert len(built) == n_fits
+
+
+@needs_peft
 def test_merged_adapters_give_the_outputs_of_training(split):
     X, y, _, _ = split
     options = dict(trainable="lora", refit_head=False, epochs=2, precision="fp32", random_state=0)

@@ -182,6 +182,30 @@ def test_full_with_another_vocabulary(split, transformers_folder, tmp_path):
     np.testing.assert_array_equal(MiniLMClassifier.load(tmp_path / "saved").predict_proba(X_new), expected)
 
 
+@pytest.mark.parametrize("trainable", ["head", 1], ids=str)
+def test_a_full_one_goes_on_where_the_checkpoint_is_missing(
+    split, transformers_folder, make_sentence_transformers_folder, trainable, tmp_path
+):
+    X, y, X_new, _ = split
+    copy = tmp_path / "model"
+    shutil.copytree(transformers_folder, copy)
+    options = dict(trainable=trainable, max_length=64, save_weights="full", warm_start=True, **OPTIONS)
+    classifier = MiniLMClassifier(copy, **options).fit(X, y)
+    expected = clone(classifier).fit(X, y).fit(X, y).predict_proba(X_new)
+    classifier.save(tmp_path / "saved")
+    shutil.rmtree(copy)
+    release_models()
+    loaded = MiniLMClassifier.load(tmp_path / "saved").fit(X, y)
+    assert loaded.n_iter_ == 2
+    np.testing.assert_array_equal(loaded.predict_proba(X_new), expected)
+    loaded.save(tmp_path / "again")
+    np.testing.assert_array_equal(MiniLMClassifier.load(tmp_path / "again").predict_proba(X_new), expected)
+    with pytest.raises(ValueError, match="had another model, pooling, prompt or max_length"):
+        loaded.set_params(model=make_sentence_transformers_folder(), max_length=24).fit(X, y)
+    with pytest.raises((OSError, ValueError), match="model"):
+        clone(loaded).set_params(model=copy).fit(X, y)
+
+
 @pytest.mark.parametrize("file", ["estimator.json", "arrays.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "change", "remove"])
 def test_a_changed_or_truncated_file_is_refused(top, tmp_path, file, damage):

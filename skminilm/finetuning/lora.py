@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -42,50 +42,48 @@ def _module_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _adapted(weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    peft = _peft()
-    matrices = _Matrices(weights)
-    names = [_module_name(name) for name in _matrix_names(weights)]
-    config = peft.LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK * LORA_SCALE, target_modules=names)
-    return peft.inject_adapter_in_model(config, matrices)
-
-
-def new_adapters(weights: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """Return adapters that change nothing yet, by name.
+class AdaptedLayers:
+    """The layers' matrices with adapters that change nothing yet.
 
     Parameters
     ----------
     weights : mapping of str to Tensor
         The network.
     seed : int
-        For the random half of each; torch's own random state is left alone.
+        For the random half of each adapter; torch's own random state is left alone.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
-        modules = _adapted(weights)
-    adapters = {}
-    for name in _matrix_names(weights):
-        module = modules.get_submodule(_module_name(name))
-        adapters[f"{name}.weight.lora_A"] = module.lora_A["default"].weight.detach()
-        adapters[f"{name}.weight.lora_B"] = module.lora_B["default"].weight.detach()
-    return adapters
 
+    def __init__(self, weights: Mapping[str, torch.Tensor], seed: int) -> None:
+        peft = _peft()
+        matrices = _Matrices(weights)
+        self._modules = {name: _module_name(name) for name in _matrix_names(weights)}
+        config = peft.LoraConfig(
+            r=LORA_RANK, lora_alpha=LORA_RANK * LORA_SCALE, target_modules=list(self._modules.values())
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+            self._adapted = peft.inject_adapter_in_model(config, matrices)
 
-def adapt(weights: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.nn.Parameter]) -> Linear:
-    """Return the product with the layers' matrices and their adapters, with gradients for the latter."""
-    with torch.random.fork_rng(devices=[]):
-        modules = _adapted(weights)
-    for name in _matrix_names(weights):
-        module = modules.get_submodule(_module_name(name))
-        module.lora_A["default"].weight = adapters[f"{name}.weight.lora_A"]
-        module.lora_B["default"].weight = adapters[f"{name}.weight.lora_B"]
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """Return the adapters by name."""
+        return {name: part.weight.detach() for name, part in self._parts()}
 
-    def linear(
-        x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
+    def use(self, adapters: Mapping[str, torch.nn.Parameter]) -> Linear:
+        """Return the product with the matrices and these adapters, with gradients for the latter."""
+        for name, part in self._parts():
+            part.weight = adapters[name]
+        return self._linear
+
+    def _parts(self) -> Iterator[tuple[str, torch.nn.Linear]]:
+        for name, module_name in self._modules.items():
+            module = self._adapted.get_submodule(module_name)
+            yield f"{name}.weight.lora_A", module.lora_A["default"]
+            yield f"{name}.weight.lora_B", module.lora_B["default"]
+
+    def _linear(
+        self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
-        y = modules.get_submodule(_module_name(name))(x)
+        y = self._adapted.get_submodule(self._modules[name])(x)
         if gelu:
             y = F.gelu(y)
         return y if residual is None else y + residual
-
-    return linear

@@ -18,7 +18,7 @@ from ..engine.linear import Linear, plain_linear
 from ..engine.packed_model import WORD, WORD_ROWS, dense_rows
 from ..engine.packing import Pack, make_pack, plan_packs
 from ..engine.pooling import pool, unit_length
-from .lora import LORA, adapt, new_adapters
+from .lora import LORA, AdaptedLayers
 from .parameters import FlatParameters
 
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
@@ -152,7 +152,8 @@ class TrainableEncoder(TrainableNetwork):
         self._offsets = batch.offsets
         self._frozen, trained = self._split(weights)
         if options.trainable == LORA:
-            trained = new_adapters(self._frozen, options.seed)
+            layers = AdaptedLayers(self._frozen, options.seed)
+            trained = layers.adapters()
             trained |= {
                 name: torch.from_numpy(np.array(array, np.float32)).to(device)
                 for name, array in (adapters or {}).items()
@@ -162,7 +163,7 @@ class TrainableEncoder(TrainableNetwork):
         self._weights: Mapping[str, torch.Tensor] = {**self._frozen, **views}
         self._linear: Linear = plain_linear(self._weights)
         if options.trainable == LORA:
-            self._linear = adapt(self._frozen, views)
+            self._linear = layers.use(views)
 
     def _split(
         self, weights: Iterable[tuple[str, torch.Tensor]]
