@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import joblib
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from skminilm import MiniLMEncoder
+from skminilm import MiniLMEncoder, clear_cache
 
 
 def test_shape_dtype_and_norm(texts):
@@ -75,6 +76,26 @@ def test_one_warning_says_how_many_texts_were_cut(texts):
             MiniLMEncoder(max_length=16).transform(X)
         assert len(caught) == 1
         assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:.*max_length=64")
+def test_100_000_rows_of_1_000_texts(requests, transformers_folder, encoded):
+    encoder = MiniLMEncoder(transformers_folder, max_length=64)
+    different = encoder.transform(requests.data)
+    encoded.clear()
+    peaks = []
+    for n in (50_000, 100_000):
+        clear_cache()
+        X = np.resize(np.array(requests.data, dtype=object), n)
+        tracemalloc.start()
+        try:
+            vectors = encoder.transform(X)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(vectors, np.resize(different, (n, 32)))
+    assert len(encoded) == 2 * len(set(requests.data))
+    assert peaks[1] < 2.2 * peaks[0]
 
 
 def test_truncated_text_equals_its_beginning():
