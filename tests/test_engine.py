@@ -10,7 +10,7 @@ from conftest import plain_hidden_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skminilm import MiniLMEncoder
+from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.engine import (
     Compute,
@@ -180,6 +180,37 @@ def test_precision_follows_the_hardware(monkeypatch):
     for native, best in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
         assert precision("cuda:0") == best
+
+
+@pytest.fixture
+def after_a_fork(monkeypatch):
+    """What torch says of a GPU in a process that was forked from one that used it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_a_fork_lost_says_what_to_do(after_a_fork, device):
+    expected = (
+        rf"device='{device}' cannot be used in this process: it was forked .* 'loky'.*'spawn'.*'threading'"
+    )
+    with pytest.raises(ValueError, match=expected):
+        MiniLMEncoder(device=device).transform(["a"])
+    with pytest.raises(ValueError, match=expected):
+        MiniLMClassifier(trainable="head", device=device).fit(["a", "b"], [0, 1])
+
+
+def test_auto_is_the_cpu_where_a_fork_lost_the_gpu(after_a_fork, monkeypatch, recwarn):
+    with pytest.warns(UserWarning, match="device='auto' is the CPU in this process, although there is a GPU"):
+        assert resolve_compute("torch", "auto", "fp32").device == torch.device("cpu")
+    recwarn.clear()
+    resolve_compute("torch", "cpu", "fp32")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # a CUDA build of torch, and no GPU
+    resolve_compute("torch", "auto", "fp32")
+    assert not recwarn.list
+    with pytest.raises(ValueError, match="device='cuda' is not present"):
+        resolve_compute("torch", "cuda", "fp32")
 
 
 def test_several_gpus_share_a_call(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -92,10 +93,22 @@ def resolve_device(device: str) -> torch.device:
     Raises
     ------
     ValueError
-        No such device, or it is not present here.
+        No such device, it is not present here, or a fork made it unusable.
+
+    Warns
+    -----
+    UserWarning
+        A fork made the GPU unusable, so that ``"auto"`` is the CPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu" and _lost_gpu_by_fork():
+            warnings.warn(
+                f"device='auto' is the CPU in this process, although there is a GPU: {_FORK_REMEDY}, or "
+                "device='cpu' if this is what you want.",
+                UserWarning,
+                stacklevel=2,
+            )
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -107,9 +120,27 @@ def resolve_device(device: str) -> torch.device:
             f"device={device!r} is not present: torch {torch.__version__} sees {torch.cuda.device_count()} "
             "CUDA device(s). Use device='auto' or 'cpu', or install a CUDA build of torch."
         )
+    if resolved.type == "cuda" and _lost_gpu_by_fork():
+        raise ValueError(
+            f"device={device!r} cannot be used in this process: {_FORK_REMEDY}, or device='cpu'."
+        )
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())  # one name for one device
     return resolved
+
+
+_FORK_REMEDY = (
+    "it was forked from one that had used CUDA, which does not survive that. Use processes that start anew "
+    "(joblib's 'loky', its default, or the start method 'spawn' of multiprocessing), or threads (joblib's "
+    "'threading')"
+)
+
+
+def _lost_gpu_by_fork() -> bool:
+    """Tell whether this process cannot use the GPUs of the machine, because its parent did."""
+    # Private, but what torch itself asks before it uses a GPU.
+    in_bad_fork = getattr(torch.cuda, "_is_in_bad_fork", bool)()
+    return in_bad_fork and torch.cuda.device_count() > 0
 
 
 def _other_gpus(device: torch.device) -> tuple[torch.device, ...]:
