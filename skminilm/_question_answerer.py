@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
@@ -18,6 +18,7 @@ from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
 from ._encoding import open_checkpoint, resolve_settings
 from ._fine_tuned import FineTunedEstimator
+from ._parameters import NumberInterval
 from ._spans import choose_answers
 from ._validation import Texts, check_texts
 from ._windows import Windows, cut_windows
@@ -112,12 +113,15 @@ class MiniLMQuestionAnswerer(FineTunedEstimator):
                 "verbose",
             )
         },
-        "trainable": [StrOptions({"encoder", "all", "lora"}), Interval(Integral, 1, None, closed="left")],
-        "epochs": [Interval(Integral, 1, None, closed="left")],
-        "max_length": [Interval(Integral, 16, None, closed="left")],
-        "stride": [Interval(Integral, 0, None, closed="left")],
-        "max_answer_length": [Interval(Integral, 1, None, closed="left")],
-        "no_answer_threshold": [Interval(Real, None, None, closed="neither"), None],
+        "trainable": [
+            StrOptions({"encoder", "all", "lora"}),
+            NumberInterval(Integral, 1, None, closed="left"),
+        ],
+        "epochs": [NumberInterval(Integral, 1, None, closed="left")],
+        "max_length": [NumberInterval(Integral, 16, None, closed="left")],
+        "stride": [NumberInterval(Integral, 0, None, closed="left")],
+        "max_answer_length": [NumberInterval(Integral, 1, None, closed="left")],
+        "no_answer_threshold": [NumberInterval(Real, None, None, closed="neither"), None],
     }
 
     def __init__(

@@ -12,11 +12,12 @@ import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
+from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_labels, check_texts, encode_classes, label_array, shorten
@@ -99,7 +100,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         "nli": [MiniLMClassifier, str, os.PathLike, None],
         "hypothesis_template": [str],
         "multi_label": ["boolean"],
-        "temperature": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "temperature": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "prompt": [str, None],
         "precision": [str],
         "device": [str],
