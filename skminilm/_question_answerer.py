@@ -391,7 +391,7 @@ class MiniLMQuestionAnswerer(FineTunedEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
-        tags.target_tags.one_d_labels = False
+        tags.input_tags.one_d_array = False
         return tags
 
 

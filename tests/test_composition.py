@@ -34,7 +34,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import get_tags
 
-from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
+from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMQuestionAnswerer, MiniLMRegressor
 
 HEAD = dict(trainable="head", epochs=1, random_state=0)
 
@@ -255,13 +255,18 @@ OF_TEXTS = {"one_d_array": True, "string": True, "two_d_array": False}
             RegressorMixin,
             {"input_tags": OF_TEXTS, "target_tags": {"multi_output": True}},
         ),
+        (
+            MiniLMQuestionAnswerer(),
+            object,
+            {"input_tags": {"string": True, "two_d_array": False}, "target_tags": {"required": True}},
+        ),
     ],
-    ids=["encoder", "encoder of missing texts", "classifier", "regressor"],
+    ids=["encoder", "encoder of missing texts", "classifier", "regressor", "question answerer"],
 )
 def test_tags(estimator, mixin, differences):
     """Those of any estimator of its kind, but for what is said here."""
 
-    class Plain(mixin, BaseEstimator): ...
+    plain = type("Plain", (BaseEstimator,) if mixin is object else (mixin, BaseEstimator), {})()
 
     def changed(found, plain):
         both = {
@@ -271,7 +276,7 @@ def test_tags(estimator, mixin, differences):
         return {name: value for name, value in both.items() if value != plain[name] and value != {}}
 
     tags = get_tags(estimator)
-    assert changed(asdict(tags), asdict(get_tags(Plain()))) == differences
+    assert changed(asdict(tags), asdict(get_tags(plain))) == differences
     assert get_tags(Pipeline([("text", estimator)])).estimator_type == tags.estimator_type
 
 

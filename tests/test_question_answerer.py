@@ -166,6 +166,9 @@ def test_bad_input_is_named(X, y, error, message):
         ({"max_length": 513}, "more than the 512 positions"),
         ({"trainable": "head"}, "trainable"),
         ({"max_answer_length": 0}, "max_answer_length"),
+        ({"max_answer_length": True}, "max_answer_length"),
+        ({"trainable": True}, r"trainable.* Got True"),
+        ({"epochs": True}, "epochs"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):
