@@ -126,7 +126,9 @@ def test_xnli(official, xlmr_folder, tmp_path):
         assert row["accuracy"] == pytest.approx(correct[test.languages == row["language"]].mean())
 
     # An earlier result is replaced.
-    assert call(*command, "--epochs", "1", "--max-rows", "9").exit_code == 0
+    result = call(*command, "--epochs", "1", "--max-rows", "9")
+    assert result.exit_code == 0
+    assert "first 9 a language" in " ".join(result.output.split())
     results = json.loads((out / "results.json").read_text())
     assert results["data"]["train"]["languages"] == ["en"]
     assert results["data"]["train"]["n_rows"] == 9

@@ -52,6 +52,8 @@ def run_xnli(
     fitted = fit(classifier, training.data, training.target, **validation)
     scores = rows_by_language(classifier, test.data, test.target, test.languages)
     what = f"the last {test_rows:,} pairs of XNLI dev" if from_dev else "XNLI test"
+    if max_rows is not None:
+        what += f" (first {max_rows:,} a language)"
     title = f"{what}: accuracy in %, trained on {len(training.data):,} pairs in {train_language!r}"
     average = report(scores, {"accuracy": "accuracy"}, XNLI_ACCURACY, XNLI_AVERAGE, title, _CAPTION)
     results = {

@@ -72,6 +72,7 @@ def load_squad(path: Any, *, languages: Any = None) -> Bunch:
             ``context[start : start + len(text)] == text``; it is None where the
             file does not tell it.
         ids : ndarray of str, shape (n_rows,)
+            Of the questions, as the file has them.
         languages : ndarray of str, shape (n_rows,)
             Of the contexts, and so of the answers.
         groups : ndarray of int64, shape (n_rows,)

@@ -48,10 +48,12 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
         target : ndarray of str, shape (n_rows,)
             contradiction, entailment or neutral.
         languages : ndarray of str, shape (n_rows,)
+            Two-letter codes.
         groups : ndarray of int64, shape (n_rows,)
             Rows with the same number are the same pair in different languages.
             In dev and test three pairs share a premise: this is not marked.
         target_names : list of str
+            The three.
         files : list of Path
             What was read.
 
