@@ -45,9 +45,8 @@ def run_mlqa(
     fitted = fit(answerer, training.data, training.target)
     scores = rows_by_language(answerer, test.data, test.answers, test.languages)
     published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
-    title = (
-        f"{name.upper()} test: in %, trained on {training.files[0].name}, {len(training.data):,} questions"
-    )
+    part = "" if max_rows is None else f" (first {max_rows:,} a language)"
+    title = f"{name.upper()} test{part}: in %, trained on {training.files[0].name}, {len(training.data):,} questions"
     caption = "published: F1 on MLQA test, Multilingual-MiniLM-L12-H384 trained on the English SQuAD 1.1"
     average = report(
         scores,
