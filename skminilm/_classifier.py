@@ -145,7 +145,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     n_features_in_ : int
         Columns seen by `fit`: 1, or 2 for sentence pairs. Another number is
         refused by predictions.
-    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+    feature_names_in_ : ndarray of str, shape (n_columns,)
         Their names, where `fit` saw a data frame whose column names are str.
         Predictions refuse a data frame with other names; one column may come
         without a name.

@@ -110,7 +110,7 @@ class MiniLMEncoder(
     n_features_in_ : int
         Columns seen by `fit`: 1, or 2 for sentence pairs. A fitted encoder
         refuses another number.
-    feature_names_in_ : ndarray of str, shape (n_features_in_,)
+    feature_names_in_ : ndarray of str, shape (n_columns,)
         Their names, where `fit` saw a data frame whose column names are str.
         A data frame with other names is refused then; one column may come
         without a name.

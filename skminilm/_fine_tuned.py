@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
-from ._cache import memory_cache, state_cache
-from ._callbacks import CallbackSupportMixin, FitProgress
+from ._cache import memory_cache
+from ._callbacks import FitProgress
 from ._encoding import (
     Truncation,
     encode_texts,
@@ -28,22 +23,18 @@ from ._encoding import (
     resolve_settings,
 )
 from ._parameters import NumberInterval
-from ._persistence import PersistenceMixin
 from ._targets import Targets
-from ._text_columns import TextColumnsMixin
+from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_row_weights, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
-from .checkpoints.embedded import check_embeddable, embed_checkpoint
+from .checkpoints.embedded import check_embeddable
 
 if TYPE_CHECKING:
-    from .checkpoints.tokenizer import TokenBatch
     from .engine import Compute
     from .finetuning import TrainableNetwork, TrainingResult
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRAINABLE = ("head", "encoder", "all", "lora")
 
-_LEARNING_RATE, _LORA_LEARNING_RATE = 1e-4, 1e-3
 _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
 
 
@@ -59,31 +50,14 @@ class _Data:
     validation: np.ndarray
 
 
-@dataclass(frozen=True)
-class _EarlierFit:
-    """Where a fit with ``warm_start=True`` begins."""
-
-    coef: np.ndarray
-    intercept: np.ndarray
-    weights: dict[str, np.ndarray]
-    digest: str
-    history: list[dict[str, float]]
-
-
-class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixin, BaseEstimator):
+class FineTunedEstimator(TrainedNetworkEstimator):
     """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
 
     _parameter_constraints = {  # noqa: RUF012
-        "model": "no_validation",
-        "revision": [str, None],
+        **TrainedNetworkEstimator._parameter_constraints,
         "trainable": [StrOptions(set(TRAINABLE)), NumberInterval(Integral, 1, None, closed="left")],
         "init_head": [StrOptions({"probe", "random"})],
         "epochs": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-        "batch_size": [NumberInterval(Integral, 1, None, closed="left")],
-        "learning_rate": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
-        "head_learning_rate": [NumberInterval(Real, 0, None, closed="neither")],
-        "weight_decay": [NumberInterval(Real, 0, None, closed="left")],
-        "warmup_ratio": [NumberInterval(Real, 0, 1, closed="both")],
         "max_length": [NumberInterval(Integral, 3, None, closed="left")],
         "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
         "prompt": [str, None],
@@ -91,12 +65,6 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         "validation_fraction": [NumberInterval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
-        "gradient_checkpointing": ["boolean"],
-        "precision": [StrOptions(set(PRECISIONS))],
-        "device": [str],
-        "save_weights": [StrOptions({"delta", "fp16", "full"})],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     @abstractmethod
@@ -145,27 +113,6 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
 
         self._run(training, FitProgress(self, X, y, n_epochs, len(data.training), attributes), attributes)
         return self
-
-    def _run(
-        self,
-        training: Callable[[FitProgress], TrainingResult],
-        progress: FitProgress,
-        attributes: Callable[[TrainingResult], dict[str, Any]],
-    ) -> None:
-        """Train, and set what was learned: all of it, or the last that was good."""
-        try:
-            with progress as hooks:
-                result = training(hooks)
-        except FloatingPointError as error:
-            last_good = getattr(error, "last_good", None)
-            if last_good is not None:
-                self._set_attributes(attributes(last_good))
-            raise
-        finally:
-            gc.collect()  # networks that were trained hold on to themselves
-        self._set_attributes(attributes(result))
-        if result.interrupted:
-            warnings.warn("Training interrupted by user.", UserWarning, stacklevel=4)
 
     def _set_aside(
         self,
@@ -222,22 +169,6 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             ) from error
         return np.sort(training), np.sort(validation)
 
-    def _check_trainable(self, checkpoint: Checkpoint) -> None:
-        if self.trainable != "head":
-            if checkpoint.foreign_reason:
-                raise ValueError(
-                    f"model={self.model!r} cannot be fine-tuned here: {checkpoint.foreign_reason}. Use "
-                    "trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
-                )
-            from .finetuning import n_frozen_layers
-
-            n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
-
-    def _compute(self) -> Compute:
-        from .engine import resolve_compute
-
-        return resolve_compute("torch", self.device, self.precision)
-
     def _settings(self, checkpoint: Checkpoint, texts: Texts) -> EncodingSettings:
         pooling = self.pooling
         if pooling == PAIR and texts.second is None:
@@ -264,7 +195,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
 
     def _earlier_fit(
         self, checkpoint: Checkpoint, settings: EncodingSettings, targets: Targets
-    ) -> _EarlierFit | None:
+    ) -> EarlierFit | None:
         if not self.warm_start or not hasattr(self, "weights_"):
             return None
         if self.fingerprint_ != checkpoint.fingerprint or self.settings_ != asdict(settings):
@@ -278,7 +209,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
                 "trainable, or set warm_start=False."
             )
         coef, intercept = self._head_of_fit(targets)
-        return _EarlierFit(coef, intercept, self.weights_, self.weights_digest_, self.history_)
+        return EarlierFit(coef, intercept, self.weights_, self.weights_digest_, self.history_)
 
     def _train(
         self,
@@ -288,7 +219,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         settings: EncodingSettings,
         compute: Compute,
         random: np.random.RandomState,
-        earlier: _EarlierFit | None,
+        earlier: EarlierFit | None,
         n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
@@ -357,60 +288,6 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             refit=refit if self._refits_head(data.texts) else None,
         )
 
-    def _new_network(
-        self,
-        batch: TokenBatch,
-        checkpoint: Checkpoint,
-        settings: EncodingSettings | None,
-        compute: Compute,
-        seed: int,
-        earlier: _EarlierFit | None,
-    ) -> TrainableNetwork:
-        """Return the network over some texts; without `settings` it gives the states of tokens, not pooled."""
-        from .engine import TunedWeights, new_layer_states, read_trainable_weights
-        from .finetuning import EncoderOptions, TrainableEncoder, n_frozen_layers
-
-        n_frozen = n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
-        states = None
-        if n_frozen:
-            states = new_layer_states(checkpoint, compute, n_frozen, state_cache)
-            with tqdm(
-                total=len(batch.lengths), desc="frozen layers", unit="text", disable=not self.verbose
-            ) as bar:
-                states.prepare(batch, bar.update)
-        options = EncoderOptions(
-            trainable=self.trainable,
-            pooling=settings.pooling if settings else None,
-            normalize=settings.normalize if settings else False,
-            learning_rate=self._learning_rate(),
-            weight_decay=self.weight_decay,
-            dtype=compute.dtype,
-            gradient_checkpointing=self.gradient_checkpointing,
-            seed=seed,
-        )
-        tuned = TunedWeights(earlier.weights, earlier.digest) if earlier and earlier.weights else None
-        weights = read_trainable_weights(checkpoint, n_frozen, tuned)
-        network = TrainableEncoder(
-            weights,
-            checkpoint.config,
-            batch,
-            compute.device,
-            options,
-            states,
-            tuned.arrays if tuned else None,
-        )
-        if tuned and set(tuned.arrays) != set(network.arrays()):
-            raise ValueError(
-                f"warm_start=True goes on from the earlier fit, which trained other weights than "
-                f"trainable={self.trainable!r} does: use the same, or set warm_start=False."
-            )
-        return network
-
-    def _learning_rate(self) -> float:
-        if self.learning_rate != "auto":
-            return float(self.learning_rate)
-        return _LORA_LEARNING_RATE if self.trainable == "lora" else _LEARNING_RATE
-
     def _n_epochs(self, n_texts: int) -> int:
         if self.epochs != "auto":
             return int(self.epochs)
@@ -423,35 +300,11 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
         targets: Targets,
         checkpoint: Checkpoint,
         settings: EncodingSettings,
-        earlier: _EarlierFit | None,
+        earlier: EarlierFit | None,
     ) -> dict[str, Any]:
         return {
             **self._target_attributes(targets, result.coef, result.intercept),
             **self._network_attributes(result, checkpoint, settings, earlier),
-        }
-
-    def _network_attributes(
-        self,
-        result: TrainingResult,
-        checkpoint: Checkpoint,
-        settings: EncodingSettings,
-        earlier: _EarlierFit | None,
-    ) -> dict[str, Any]:
-        from .engine import merge_weights, weights_digest
-
-        history = [] if earlier is None else list(earlier.history)
-        weights = result.weights if earlier is None else merge_weights(earlier.weights, result.weights)
-        if self.save_weights == "fp16":
-            weights = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in weights.items()}
-        return {
-            "weights_": weights,
-            "weights_digest_": weights_digest(weights),
-            "checkpoint_": embed_checkpoint(checkpoint) if self.save_weights == "full" else None,
-            "history_": history + result.history,
-            "n_iter_": len(history) + len(result.history),
-            "best_epoch_": len(history) + result.best_epoch,
-            "fingerprint_": checkpoint.fingerprint,
-            "settings_": asdict(settings),
         }
 
     def encode(self, X: Any) -> np.ndarray:
@@ -484,19 +337,7 @@ class FineTunedEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixi
             verbose=self.verbose,
         )
 
-    def _fitted_checkpoint(self) -> Checkpoint:
-        if self.checkpoint_ is not None:
-            return open_embedded_checkpoint(self.checkpoint_)
-        return open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
-
     def _outputs(self, X: Any) -> np.ndarray:
         """Return what the head makes of the texts, float32 (n_texts, n_outputs)."""
         vectors = self.encode(X)
         return vectors @ self.coef_.T + self.intercept_
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.one_d_array = True
-        tags.input_tags.two_d_array = False
-        return tags

@@ -17,9 +17,9 @@ from ._answers import Answer, AnswerSpan, check_answers
 from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
 from ._encoding import open_checkpoint, resolve_settings
-from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
 from ._spans import choose_answers
+from ._trained_network import TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from ._windows import Windows, cut_windows
 from .checkpoints import Checkpoint, EncodingSettings
@@ -35,7 +35,7 @@ _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
 
 
-class MiniLMQuestionAnswerer(FineTunedEstimator):
+class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     """Find the answer to a question in a text, in about 100 languages, with a fine-tuned MiniLM.
 
     Two outputs a token say how likely an answer begins and ends there
@@ -52,10 +52,12 @@ class MiniLMQuestionAnswerer(FineTunedEstimator):
         Passes over the questions.
     batch_size : int, default=32
         Windows a step.
-    learning_rate, weight_decay, warmup_ratio
+    learning_rate : float or "auto", default="auto"
+        Of the encoder, at its peak. ``"auto"``: 2e-4, and 1e-3 for ``"lora"``.
+    head_learning_rate : float, default=1e-2
+        Of the two outputs, likewise.
+    weight_decay, warmup_ratio
         As in :class:`MiniLMClassifier`.
-    head_learning_rate : float, default=1e-3
-        Of the two outputs, at its peak.
     max_length : int, default=384
         Tokens of a question with a window of its context. A question may
         take half of it; the rest is cut off with a warning.
@@ -94,25 +96,10 @@ class MiniLMQuestionAnswerer(FineTunedEstimator):
     (2,)
     """
 
+    _encoder_learning_rate = 2e-4
+
     _parameter_constraints = {  # noqa: RUF012
-        **{
-            name: FineTunedEstimator._parameter_constraints[name]
-            for name in (
-                "model",
-                "revision",
-                "batch_size",
-                "learning_rate",
-                "head_learning_rate",
-                "weight_decay",
-                "warmup_ratio",
-                "gradient_checkpointing",
-                "precision",
-                "device",
-                "save_weights",
-                "random_state",
-                "verbose",
-            )
-        },
+        **TrainedNetworkEstimator._parameter_constraints,
         "trainable": [
             StrOptions({"encoder", "all", "lora"}),
             NumberInterval(Integral, 1, None, closed="left"),
@@ -133,7 +120,7 @@ class MiniLMQuestionAnswerer(FineTunedEstimator):
         epochs=3,
         batch_size=32,
         learning_rate="auto",
-        head_learning_rate=1e-3,
+        head_learning_rate=1e-2,
         weight_decay=0.01,
         warmup_ratio=0.1,
         max_length=384,
@@ -265,7 +252,7 @@ class MiniLMQuestionAnswerer(FineTunedEstimator):
         """
         check_is_fitted(self)
         self._validate_params()
-        if not isinstance(n_best, Integral) or n_best < 1:
+        if not isinstance(n_best, Integral) or isinstance(n_best, bool) or n_best < 1:
             raise ValueError(f"n_best={n_best!r}: expected an int of at least 1.")
         texts = _check_questions(X)
         self._check_columns(texts)

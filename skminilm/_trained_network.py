@@ -1,0 +1,193 @@
+"""What the estimators that train a network share, whatever its head: opening, training, keeping it."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import StrOptions
+from tqdm.auto import tqdm
+
+from ._cache import state_cache
+from ._callbacks import CallbackSupportMixin, FitProgress
+from ._encoding import callers_level, open_checkpoint, open_embedded_checkpoint
+from ._parameters import NumberInterval
+from ._persistence import PersistenceMixin
+from ._text_columns import TextColumnsMixin
+from .checkpoints import Checkpoint, EncodingSettings
+from .checkpoints.embedded import embed_checkpoint
+
+if TYPE_CHECKING:
+    from .checkpoints.tokenizer import TokenBatch
+    from .engine import Compute
+    from .finetuning import TrainableNetwork, TrainingResult
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_LORA_LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class EarlierFit:
+    """Where a fit with ``warm_start=True`` begins."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    weights: dict[str, np.ndarray]
+    digest: str
+    history: list[dict[str, float]]
+
+
+class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixin, BaseEstimator):
+    """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
+
+    _encoder_learning_rate = 1e-4  # what "auto" is
+
+    _parameter_constraints = {  # noqa: RUF012
+        "model": "no_validation",
+        "revision": [str, None],
+        "batch_size": [NumberInterval(Integral, 1, None, closed="left")],
+        "learning_rate": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "head_learning_rate": [NumberInterval(Real, 0, None, closed="neither")],
+        "weight_decay": [NumberInterval(Real, 0, None, closed="left")],
+        "warmup_ratio": [NumberInterval(Real, 0, 1, closed="both")],
+        "gradient_checkpointing": ["boolean"],
+        "precision": [StrOptions(set(PRECISIONS))],
+        "device": [str],
+        "save_weights": [StrOptions({"delta", "fp16", "full"})],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def _learning_rate(self) -> float:
+        if self.learning_rate != "auto":
+            return float(self.learning_rate)
+        return _LORA_LEARNING_RATE if self.trainable == "lora" else self._encoder_learning_rate
+
+    def _check_trainable(self, checkpoint: Checkpoint) -> None:
+        if self.trainable != "head":
+            if checkpoint.foreign_reason:
+                raise ValueError(
+                    f"model={self.model!r} cannot be fine-tuned here: {checkpoint.foreign_reason}. Use "
+                    "trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
+                )
+            from .finetuning import n_frozen_layers
+
+            n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
+
+    def _compute(self) -> Compute:
+        from .engine import resolve_compute
+
+        return resolve_compute("torch", self.device, self.precision)
+
+    def _new_network(
+        self,
+        batch: TokenBatch,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings | None,
+        compute: Compute,
+        seed: int,
+        earlier: EarlierFit | None,
+    ) -> TrainableNetwork:
+        """Return the network over some texts; without `settings` it gives the states of tokens, not pooled."""
+        from .engine import TunedWeights, new_layer_states, read_trainable_weights
+        from .finetuning import EncoderOptions, TrainableEncoder, n_frozen_layers
+
+        n_frozen = n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
+        states = None
+        if n_frozen:
+            states = new_layer_states(checkpoint, compute, n_frozen, state_cache)
+            with tqdm(
+                total=len(batch.lengths), desc="frozen layers", unit="text", disable=not self.verbose
+            ) as bar:
+                states.prepare(batch, bar.update)
+        options = EncoderOptions(
+            trainable=self.trainable,
+            pooling=settings.pooling if settings else None,
+            normalize=settings.normalize if settings else False,
+            learning_rate=self._learning_rate(),
+            weight_decay=self.weight_decay,
+            dtype=compute.dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=seed,
+        )
+        tuned = TunedWeights(earlier.weights, earlier.digest) if earlier and earlier.weights else None
+        weights = read_trainable_weights(checkpoint, n_frozen, tuned)
+        network = TrainableEncoder(
+            weights,
+            checkpoint.config,
+            batch,
+            compute.device,
+            options,
+            states,
+            tuned.arrays if tuned else None,
+        )
+        if tuned and set(tuned.arrays) != set(network.arrays()):
+            raise ValueError(
+                f"warm_start=True goes on from the earlier fit, which trained other weights than "
+                f"trainable={self.trainable!r} does: use the same, or set warm_start=False."
+            )
+        return network
+
+    def _run(
+        self,
+        training: Callable[[FitProgress], TrainingResult],
+        progress: FitProgress,
+        attributes: Callable[[TrainingResult], dict[str, Any]],
+    ) -> None:
+        """Train, and set what was learned: all of it, or the last that was good."""
+        try:
+            with progress as hooks:
+                result = training(hooks)
+        except FloatingPointError as error:
+            last_good = getattr(error, "last_good", None)
+            if last_good is not None:
+                self._set_attributes(attributes(last_good))
+            raise
+        finally:
+            gc.collect()  # networks that were trained hold on to themselves
+        self._set_attributes(attributes(result))
+        if result.interrupted:
+            warnings.warn("Training interrupted by user.", UserWarning, stacklevel=callers_level())
+
+    def _network_attributes(
+        self,
+        result: TrainingResult,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        earlier: EarlierFit | None,
+    ) -> dict[str, Any]:
+        from .engine import merge_weights, weights_digest
+
+        history = [] if earlier is None else list(earlier.history)
+        weights = result.weights if earlier is None else merge_weights(earlier.weights, result.weights)
+        if self.save_weights == "fp16":
+            weights = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in weights.items()}
+        return {
+            "weights_": weights,
+            "weights_digest_": weights_digest(weights),
+            "checkpoint_": embed_checkpoint(checkpoint) if self.save_weights == "full" else None,
+            "history_": history + result.history,
+            "n_iter_": len(history) + len(result.history),
+            "best_epoch_": len(history) + result.best_epoch,
+            "fingerprint_": checkpoint.fingerprint,
+            "settings_": asdict(settings),
+        }
+
+    def _fitted_checkpoint(self) -> Checkpoint:
+        if self.checkpoint_ is not None:
+            return open_embedded_checkpoint(self.checkpoint_)
+        return open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        return tags
