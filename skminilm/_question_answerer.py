@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +14,36 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
-from ._answers import Answer, AnswerSpan, check_answers
+from ._answers import AnswerSpan, check_answers
 from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
-from ._encoding import open_checkpoint, resolve_settings
+from ._encoding import callers_level, open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
 from ._trained_network import TrainedNetworkEstimator
-from ._validation import Texts, check_texts
+from ._validation import Texts, check_texts, shorten
 from ._windows import Windows, cut_windows
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
 from .metrics import mlqa_exact_match, mlqa_f1
 
 if TYPE_CHECKING:
+    from .checkpoints.tokenizer import TokenBatch
     from .engine import Compute
     from .finetuning import TrainingResult
 
-_SLICE_ROWS = 4096
+_SLICE_CHARACTERS = 4_000_000
+_SPARE_SPANS = 4
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class _Learnable:
+    """Windows, and the targets of ``finetuning.SpanObjective``."""
+
+    batch: TokenBatch
+    targets: np.ndarray
 
 
 class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
@@ -64,11 +75,17 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     stride : int, default=128
         Tokens that neighbouring windows of a context share.
     max_answer_length : int, default=30
-        Tokens that an answer may have at the most.
+        Tokens that an answer may have at the most. Longer ones are learned,
+        but not found.
     no_answer_threshold : float or None, default=None
         The answer is "" where the score of no answer (a sum of two logits) is
         more than this above that of the best span, as in the evaluation of
         SQuAD 2.0 [2]_. None: there always is an answer.
+    early_stopping : bool, default=False
+        Stop when the share of exact answers among `X_val` does not rise any
+        more, and go back to the best epoch. Needs `X_val`.
+    n_iter_no_change : int, default=3
+        Epochs without a better score after which ``early_stopping=True`` stops.
     gradient_checkpointing, precision, device, save_weights, random_state, verbose
         As in :class:`MiniLMClassifier`. Predictions take one GPU.
 
@@ -77,8 +94,14 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     coef_ : ndarray of float32, shape (2, 384)
         The head.
     intercept_ : ndarray of float32, shape (2,)
-    n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_, checkpoint_
+    history_ : list of dict
+        As in :class:`MiniLMClassifier`, where texts are windows;
+        validation_score is the share of windows whose answer is exact.
+    n_iter_, best_epoch_, weights_, weights_digest_, fingerprint_, checkpoint_
         As in :class:`MiniLMClassifier`.
+    settings_ : dict
+        Prompt and length that it was trained with; predictions use the
+        parameters as they are.
 
     References
     ----------
@@ -108,6 +131,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         "max_length": [NumberInterval(Integral, 16, None, closed="left")],
         "stride": [NumberInterval(Integral, 0, None, closed="left")],
         "max_answer_length": [NumberInterval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
         "no_answer_threshold": [NumberInterval(Real, None, None, closed="neither"), None],
     }
 
@@ -127,6 +152,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         stride=128,
         max_answer_length=30,
         no_answer_threshold=None,
+        early_stopping=False,
+        n_iter_no_change=3,
         gradient_checkpointing=False,
         precision="auto",
         device="auto",
@@ -147,6 +174,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self.stride = stride
         self.max_answer_length = max_answer_length
         self.no_answer_threshold = no_answer_threshold
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         self.device = device
@@ -155,7 +184,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self.verbose = verbose
 
     @with_callbacks
-    def fit(self, X: Any, y: Any, *, on_missing_answer: str = "raise") -> MiniLMQuestionAnswerer:
+    def fit(
+        self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None, on_missing_answer: str = "raise"
+    ) -> MiniLMQuestionAnswerer:
         """Train on questions whose answers are in their contexts.
 
         Parameters
@@ -167,9 +198,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             context; or the text alone, which stands for its first occurrence;
             or a list of several answers, of which the first is learned; or
             None (or "") where the context has no answer.
+        X_val, y_val : like X and y, default=None
+            Questions set aside: their loss and score stand in `history_`, and
+            ``early_stopping=True`` goes by them.
         on_missing_answer : {"raise", "drop"}, default="raise"
-            What to do with a row whose answer is not in its context: an error
-            that names it, or leave such rows out with a warning.
+            What to do with a row whose answer is not in its context, or in no
+            window of it as a whole: an error that names it, or leave such rows
+            out with a warning.
 
         Returns
         -------
@@ -192,17 +227,26 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self._validate_params()
         if on_missing_answer not in ("raise", "drop"):
             raise ValueError(f"on_missing_answer={on_missing_answer!r}: expected 'raise' or 'drop'.")
-        texts = _check_questions(X)
-        answers, problems = check_answers(y, texts.second)
-        texts, answers = _keep_found(texts, answers, problems, on_missing_answer)
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val belong together: one of them is None.")
+        if self.early_stopping and X_val is None:
+            raise ValueError("early_stopping=True needs questions to go by: give X_val and y_val.")
         random = check_random_state(self.random_state)
         checkpoint = open_checkpoint(self.model, self.revision)
         self._check_trainable(checkpoint)
-        settings, compute = self._settings(checkpoint, texts), self._compute()
+        settings, compute = self._settings(checkpoint), self._compute()
         if self.save_weights == "full":
             check_embeddable(checkpoint)
-        windows = self._windows(checkpoint, texts)
-        self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
+        texts = _check_questions(X)
+        training = self._learnable(checkpoint, texts, y, on_missing_answer, "")
+        n_training = len(training.batch.lengths)
+        rows, batch, targets = np.arange(n_training), training.batch, training.targets
+        if X_val is not None:
+            other = self._learnable(
+                checkpoint, _check_questions(X_val), y_val, on_missing_answer, " of X_val"
+            )
+            batch, targets = batch.join(other.batch), np.concatenate([targets, other.targets])
+        validation = np.arange(n_training, len(targets))
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
             return {
@@ -212,11 +256,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 **self._column_attributes(texts),
             }
 
-        def training(hooks: FitProgress) -> TrainingResult:
-            return self._train_on(windows, answers, checkpoint, compute, random, hooks)
+        def train(hooks: FitProgress) -> TrainingResult:
+            return self._train(batch, targets, rows, validation, checkpoint, compute, random, hooks)
 
-        n_windows = len(windows.batch.lengths)
-        self._run(training, FitProgress(self, X, y, self.epochs, n_windows, attributes), attributes)
+        self._run(train, FitProgress(self, X, y, self.epochs, n_training, attributes), attributes)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -248,7 +291,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             Best first, each with start and end in code points of the context,
             score (its probability) and text. No answer is start = end = 0 and
             text = ""; it comes first where `no_answer_threshold` asks for it,
-            and is left out where that is None.
+            and is left out otherwise.
         """
         check_is_fitted(self)
         self._validate_params()
@@ -257,15 +300,15 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         texts = _check_questions(X)
         self._check_columns(texts)
         checkpoint = self._fitted_checkpoint()
+        self._settings(checkpoint)  # max_length and stride may be others than in fit
         answers: list[list[AnswerSpan]] = []
         n_cut = 0
         with tqdm(total=len(texts), desc="answer", unit="question", disable=not self.verbose) as bar:
-            for start in range(0, len(texts), _SLICE_ROWS):
-                some = texts.take(range(start, min(start + _SLICE_ROWS, len(texts))))
+            for rows in _slices(texts):
+                some = texts.take(rows)
                 windows = self._windows(checkpoint, some)
-                found = self._best_spans(
-                    windows, checkpoint, 2 * n_best
-                )  # of overlapping windows some are the same
+                # A few more than asked for: two may differ by whitespace alone.
+                found = self._best_spans(windows, checkpoint, n_best + _SPARE_SPANS)
                 answers += choose_answers(windows, found, some.second, n_best, self.no_answer_threshold)
                 n_cut += windows.n_cut_questions
                 bar.update(len(some))
@@ -295,7 +338,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         """Return the share of questions whose answer is exact, as MLQA evaluates it. See :meth:`score`."""
         return mlqa_exact_match(y, self.predict(X), languages, sample_weight=sample_weight)
 
-    def _settings(self, checkpoint: Checkpoint, texts: Texts) -> EncodingSettings:
+    def _settings(self, checkpoint: Checkpoint) -> EncodingSettings:
+        if checkpoint.tokenizer is None or checkpoint.tokenizer.pair_template is None:
+            raise ValueError(
+                f"model={self.model!r} reads no question together with its context: that needs XLM-R's "
+                "vocabulary. Use model='bundled' or another checkpoint of the family."
+            )
         if self.stride >= self.max_length // 2 - _ROOM_FOR_SPECIAL_TOKENS:
             raise ValueError(
                 f"stride={self.stride} leaves no room to go on in windows of max_length={self.max_length} tokens "
@@ -311,12 +359,31 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         )
 
     def _windows(self, checkpoint: Checkpoint, texts: Texts) -> Windows:
-        return cut_windows(checkpoint.tokenizer, texts, self.max_length, self.stride)
+        return cut_windows(checkpoint.tokenizer, texts, self.max_length, self.stride, self.max_answer_length)
 
-    def _train_on(
+    def _learnable(
+        self, checkpoint: Checkpoint, texts: Texts, y: Any, on_missing_answer: str, where: str
+    ) -> _Learnable:
+        """Return windows with what is learned of them, without rows whose answer is missing."""
+        answers, problems = check_answers(y, texts.second)
+        windows = self._windows(checkpoint, texts)
+        targets = windows.targets(answers)
+        for row in windows.rows_without_answer(answers, targets):
+            problems[row] = problems[row] or (
+                f"row {row}: the answer {shorten(answers[row].text)} is too long for windows that share "
+                f"stride={self.stride} tokens, so that none holds all of it"
+            )
+        kept = _keep_found(problems, on_missing_answer, where)
+        self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
+        chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
+        return _Learnable(windows.batch.take(chosen), targets[chosen])
+
+    def _train(
         self,
-        windows: Windows,
-        answers: list[Answer | None],
+        batch: TokenBatch,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        validation: np.ndarray,
         checkpoint: Checkpoint,
         compute: Compute,
         random: np.random.RandomState,
@@ -331,20 +398,19 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             batch_size=self.batch_size,
             head_learning_rate=self.head_learning_rate,
             warmup_ratio=self.warmup_ratio,
-            n_iter_no_change=None,
+            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
             seed=random.randint(np.iinfo(np.int32).max),
             loss_scaling=compute.precision == "fp16",
         )
         coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
-        n_windows = len(windows.batch.lengths)
         return train(
-            self._new_network(windows.batch, checkpoint, None, compute, options.seed, None),
+            self._new_network(batch, checkpoint, None, compute, options.seed, None),
             coef,
             np.zeros(2, np.float32),
             SpanObjective(self.max_answer_length),
-            windows.targets(answers),
-            np.ones(n_windows),
-            Rows(np.arange(n_windows), np.arange(0)),
+            targets,
+            np.ones(len(targets)),
+            Rows(rows, validation),
             options,
             workers=workers,
             hooks=hooks,
@@ -358,7 +424,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         return find_best_spans(
             model,
             windows.batch,
-            windows.context_starts,
+            windows.own_starts,
+            windows.own_stops,
             windows.context_stops,
             self.coef_,
             self.intercept_,
@@ -372,7 +439,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 f"{n_cut} of {n_questions} questions take more than half of max_length={self.max_length} tokens "
                 "and were cut off there. Shorten them, or raise max_length up to the limit of the checkpoint.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=callers_level(),
             )
 
     def __sklearn_tags__(self):
@@ -400,25 +467,29 @@ def _check_questions(X: Any) -> Texts:
     return texts
 
 
-def _keep_found(
-    texts: Texts, answers: list[Answer | None], problems: list[str], on_missing_answer: str
-) -> tuple[Texts, list[Answer | None]]:
-    """Leave out rows whose answer is not in its context, or raise."""
+def _keep_found(problems: list[str], on_missing_answer: str, where: str) -> np.ndarray:
+    """Return which rows have no problem, bool (n_rows,); raise, or warn, where some have."""
     bad = [problem for problem in problems if problem]
+    kept = np.array([not problem for problem in problems])
     if not bad:
-        return texts, answers
-    if on_missing_answer == "raise":
+        return kept
+    found = f"in {len(bad)} of {len(problems)} rows{where}; the first: {bad[0]}."
+    if on_missing_answer == "raise" or not kept.any():
         raise ValueError(
-            f"y does not fit X in {len(bad)} of {len(texts)} rows; the first: {bad[0]}. Mend them, or leave them "
-            "out with on_missing_answer='drop'."
+            f"The answer is missing {found} Mend or leave out such rows; on_missing_answer='drop' leaves them out."
         )
-    kept = [row for row, problem in enumerate(problems) if not problem]
-    if not kept:
-        raise ValueError(f"y does not fit X in any row; the first: {bad[0]}.")
     warnings.warn(
-        f"{len(bad)} of {len(texts)} rows were left out because their answer is not in its context; the first: "
-        f"{bad[0]}.",
-        UserWarning,
-        stacklevel=3,
+        f"The answer is missing {found} These rows were left out.", UserWarning, stacklevel=callers_level()
     )
-    return texts.take(kept), [answers[row] for row in kept]
+    return kept
+
+
+def _slices(texts: Texts) -> Iterator[range]:
+    """Yield rows that are read together: the places of their tokens take many times their memory."""
+    characters = np.cumsum([len(a) + len(b) for a, b in zip(texts.first, texts.second, strict=True)])
+    start = 0
+    while start < len(texts):
+        done = characters[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(characters, done + _SLICE_CHARACTERS, side="right")))
+        yield range(start, stop)
+        start = stop

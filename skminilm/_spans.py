@@ -32,6 +32,13 @@ def choose_answers(
         No answer is first where its score is more than this above the best
         span's; None: it never is, unless there is nothing else.
     """
+    unusable = np.flatnonzero(~(np.isfinite(found[:, 0]) & (found[:, 1] < np.inf)))
+    if len(unusable):
+        row = int(windows.batch.text_of_sequence[unusable[0]])
+        raise FloatingPointError(
+            f"The scores of the context {contexts[row][:60]!r} are not finite: the weights are damaged or the "
+            "precision is too low for them. Try precision='fp32'."
+        )
     bounds = np.searchsorted(windows.batch.text_of_sequence, np.arange(len(contexts) + 1))
     answers = []
     for row, context in enumerate(contexts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class Windows:
         One sequence a window; `text_of_sequence` says of which row it is.
     context_starts, context_stops : ndarray of int64, shape (n_windows,)
         Which tokens of each sequence are the context.
+    own_starts, own_stops : ndarray of int64, shape (n_windows,)
+        Where an answer may begin that is looked for in this window: each
+        token of a context is so in one of its windows alone, the one that
+        shows more of what is round it.
     first_tokens : ndarray of int64, shape (n_windows,)
         Which token of the context a window begins with.
     contexts : list of LocatedTokens
@@ -33,6 +38,8 @@ class Windows:
     batch: TokenBatch
     context_starts: np.ndarray
     context_stops: np.ndarray
+    own_starts: np.ndarray
+    own_stops: np.ndarray
     first_tokens: np.ndarray
     contexts: list[LocatedTokens]
     n_cut_questions: int
@@ -40,7 +47,7 @@ class Windows:
     def targets(self, answers: Sequence[Answer | None]) -> np.ndarray:
         """Return what ``finetuning.SpanObjective`` learns: int64 (n_windows, 5).
 
-        A window that does not hold the whole answer of its row has none.
+        A window that does not hold the whole answer of its row has none: 0 and 0.
         """
         n_windows = len(self.first_tokens)
         spans = np.zeros((n_windows, 2), np.int64)
@@ -50,12 +57,20 @@ class Windows:
                 continue
             tokens = self.contexts[row]
             first = int(np.searchsorted(tokens.stops, answer.start, side="right"))
-            last = int(np.searchsorted(tokens.starts, answer.start + len(answer.text), side="left")) - 1
+            end = answer.start + len(answer.text.rstrip())  # a token holds the whitespace before it
+            last = int(np.searchsorted(tokens.starts, end, side="left")) - 1
             shift = self.context_starts[window] - self.first_tokens[window]
             span = np.array([first, last]) + shift
             if self.context_starts[window] <= span[0] <= span[1] < self.context_stops[window]:
                 spans[window] = span
         return np.column_stack([spans, self.context_starts, self.context_stops, self.batch.lengths])
+
+    def rows_without_answer(self, answers: Sequence[Answer | None], targets: np.ndarray) -> np.ndarray:
+        """Return the rows whose answer is in no window as a whole, int64; `targets` are those of the windows."""
+        has_answer = np.array([answer is not None for answer in answers])
+        is_held = np.zeros(len(answers), bool)
+        is_held[self.batch.text_of_sequence[targets[:, 0] > 0]] = True
+        return np.flatnonzero(has_answer & ~is_held)
 
     def span(self, window: int, first: int, last: int, context: str) -> tuple[int, int]:
         """Return the code points [start, end) of a span of tokens of a window, without whitespace round them."""
@@ -66,7 +81,9 @@ class Windows:
         return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
 
 
-def cut_windows(tokenizer: Tokenizer, texts: Texts, max_length: int, stride: int) -> Windows:
+def cut_windows(
+    tokenizer: Tokenizer, texts: Texts, max_length: int, stride: int, max_answer_length: int = 1
+) -> Windows:
     """Cut contexts into windows that fit together with their question.
 
     Parameters
@@ -79,38 +96,47 @@ def cut_windows(tokenizer: Tokenizer, texts: Texts, max_length: int, stride: int
         question may take half of it; the rest is cut off.
     stride : int
         Tokens that neighbouring windows share.
+    max_answer_length : int, default=1
+        Tokens of an answer: where one may begin that is looked for in a
+        window, it should fit in.
     """
     prefix, middle, suffix = (np.array(part, np.int32) for part in tokenizer.pair_template)
     room = max_length - len(prefix) - len(middle) - len(suffix)
     questions = _locate_each(tokenizer, texts.first)
     contexts = _locate_each(tokenizer, texts.second)
-    sequences, rows, starts, stops, firsts = [], [], [], [], []
+    # In what two windows share, answers begin in the earlier one as long as they fit, up to the middle.
+    overhang = max(0, min(stride // 2, stride - max_answer_length))
+    sequences, rows, starts, stops, own_starts, own_stops, firsts = [], [], [], [], [], [], []
     n_cut = 0
     for row, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         ids = question.ids[: room // 2]
         n_cut += len(ids) < len(question.ids)
         head = np.concatenate([prefix, ids, middle])
         size = room - len(ids)
-        for first in window_starts(len(context.ids), size, stride):
+        firsts_of_row = list(window_starts(len(context.ids), size, stride))
+        bounds = [0, *(first + overhang for first in firsts_of_row[1:]), len(context.ids)]
+        for first, (own_start, own_stop) in zip(firsts_of_row, pairwise(bounds), strict=True):
             part = context.ids[first : first + size]
             sequences.append(np.concatenate([head, part, suffix]))
             rows.append(row)
             starts.append(len(head))
             stops.append(len(head) + len(part))
+            own_starts.append(len(head) + own_start - first)
+            own_stops.append(len(head) + own_stop - first)
             firsts.append(first)
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    owners = np.array(rows, np.int64)
+    n_special = max_length - room
+    full_lengths = [
+        len(question.ids) + len(context.ids) + n_special
+        for question, context in zip(questions, contexts, strict=True)
+    ]
     batch = TokenBatch(
-        np.concatenate(sequences), lengths, np.bincount(owners, lengths).astype(np.int64), owners
+        np.concatenate(sequences),
+        np.fromiter(map(len, sequences), np.int64, len(sequences)),
+        np.array(full_lengths, np.int64),
+        np.array(rows, np.int64),
     )
-    return Windows(
-        batch,
-        np.array(starts, np.int64),
-        np.array(stops, np.int64),
-        np.array(firsts, np.int64),
-        contexts,
-        n_cut,
-    )
+    places = (np.array(column, np.int64) for column in (starts, stops, own_starts, own_stops, firsts))
+    return Windows(batch, *places, contexts, n_cut)
 
 
 def window_starts(n_tokens: int, size: int, stride: int) -> range | list[int]:

@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from skminilm import MiniLMQuestionAnswerer
-from skminilm._answers import AnswerSpan, check_answers
+from skminilm._answers import check_answers
 from skminilm._spans import choose_answers
 from skminilm._validation import Texts
 from skminilm._windows import cut_windows, window_starts
@@ -178,11 +178,13 @@ def test_bad_parameters_are_named(parameters, message):
 
 def test_answers_that_are_missing_can_be_left_out(xlmr_folder):
     model = MiniLMQuestionAnswerer(str(xlmr_folder), epochs=1, max_length=64, stride=8, random_state=0)
-    with pytest.warns(UserWarning, match=r"1 of 2 rows were left out .* row 1: the answer 'x'"):
+    with pytest.warns(
+        UserWarning, match=r"missing in 1 of 2 rows; the first: row 1: the answer 'x' .* left out"
+    ):
         model.fit([["q", "a b"], ["q", "a b"]], ["a", "x"], on_missing_answer="drop")
     kept = clone(model).fit([["q", "a b"]], ["a"])
     assert kept.weights_digest_ == model.weights_digest_
-    with pytest.raises(ValueError, match="does not fit X in any row"):
+    with pytest.raises(ValueError, match="missing in 1 of 1 rows"):
         model.fit([["q", "a b"]], ["x"], on_missing_answer="drop")
     with pytest.raises(ValueError, match="on_missing_answer='skip'"):
         model.fit([["q", "a b"]], ["a"], on_missing_answer="skip")
@@ -248,17 +250,87 @@ def test_answers_that_a_window_cuts_off_are_not_its_target(tokenizer):
         assert context[start:end] == "word100"
 
 
-def test_probability_counts_every_window(tokenizer):
+@pytest.mark.parametrize("stride", [0, 8, 16, 20])
+def test_probabilities_add_up_to_1_over_windows(xlmr_folder, stride):
+    """Each span is looked for in one window, however many show it."""
     context = " ".join(f"word{number}" for number in range(60))
-    windows = cut_windows(tokenizer, Texts(["q"], [context]), 64, 16)
-    n_windows = len(windows.first_tokens)
-    assert n_windows > 1
-    found = np.zeros((n_windows, 5), np.float32)  # every window: one span of score 0 among e**0
-    found[:, 3:] = windows.context_starts[:, None]
-    (spans,) = choose_answers(windows, found, [context], 10, None)
-    assert len(spans) == n_windows
-    np.testing.assert_allclose([span.score for span in spans], 1 / (n_windows + 1), rtol=1e-6)
-    assert isinstance(spans[0], AnswerSpan)
+    model = MiniLMQuestionAnswerer(
+        str(xlmr_folder),
+        trainable=1,
+        epochs=1,
+        max_length=64,
+        stride=stride,
+        max_answer_length=4,
+        random_state=0,
+    ).fit([["q", context]], ["word7"])
+    (spans,) = model.predict_spans([["q", context]], n_best=2000)
+    (with_none,) = model.set_params(no_answer_threshold=-1e9).predict_spans([["q", context]], n_best=2000)
+    assert with_none[0].text == ""
+    assert len({(span.start, span.end) for span in spans}) == len(spans) > 400
+    total = sum(span.score for span in spans) + with_none[0].score
+    assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_scores_that_are_not_finite_are_an_error(tokenizer):
+    windows = cut_windows(tokenizer, Texts(["q"], ["a context"]), 64, 16)
+    with pytest.raises(FloatingPointError, match="context 'a context' are not finite"):
+        choose_answers(windows, np.full((1, 5), np.nan, np.float32), ["a context"], 1, None)
+
+
+def test_an_answer_that_no_window_holds_is_named(xlmr_folder):
+    context = " ".join(f"word{number}" for number in range(100))
+    answer = context[context.index("word20") : context.index("word60")].strip()
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), epochs=1, max_length=64, stride=16)
+    X, y = [["q", context], ["q", context]], ["word3", answer]
+    with pytest.raises(ValueError, match=r"row 1: the answer 'word20 .* is too long for windows"):
+        model.fit(X, y)
+    with pytest.warns(UserWarning, match=r"1 of 2 rows; .* left out"):
+        model.fit(X, y, on_missing_answer="drop")
+
+
+def test_whitespace_behind_an_answer_does_not_count(tokenizer):
+    texts = Texts(["q"], ["Morgen kommt Ada heute an."])
+    windows = cut_windows(tokenizer, texts, 64, 16)
+    expected = windows.targets(check_answers([("Ada", 13)], texts.second)[0])
+    np.testing.assert_array_equal(windows.targets(check_answers([("Ada ", 13)], texts.second)[0]), expected)
+
+
+def test_questions_set_aside_choose_the_epoch(xlmr_folder):
+    options = dict(max_length=64, stride=8, random_state=0, trainable=1, epochs=3)
+    plain = MiniLMQuestionAnswerer(str(xlmr_folder), **options).fit(QUESTIONS, ANSWERS)
+    watched = MiniLMQuestionAnswerer(str(xlmr_folder), **options)
+    watched.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS[:3], y_val=ANSWERS[:3])
+    assert watched.weights_digest_ == plain.weights_digest_
+    scores = [record["validation_score"] for record in watched.history_]
+    assert len(scores) == 3
+    assert all(0 <= score <= 1 for score in scores)
+    stopped = MiniLMQuestionAnswerer(str(xlmr_folder), early_stopping=True, **options)
+    stopped.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS[:3], y_val=ANSWERS[:3])
+    losses = [np.inf] + [record["validation_loss"] for record in stopped.history_]
+    if stopped.best_epoch_:
+        ranks = [(s, -loss) for s, loss in zip([0.0, *scores], losses, strict=True)]
+        assert ranks[stopped.best_epoch_] == max(ranks[1:])
+    with pytest.raises(ValueError, match="early_stopping=True needs questions"):
+        stopped.fit(QUESTIONS, ANSWERS)
+    with pytest.raises(ValueError, match="belong together"):
+        stopped.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS)
+    with pytest.raises(ValueError, match=r"in 1 of 1 rows of X_val; .* row 0: the answer 'x'"):
+        stopped.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS[:1], y_val=["x"])
+
+
+def test_windows_of_predictions_are_checked_too(answerer):
+    for parameters, message in (({"max_length": 513}, "512 positions"), ({"stride": 383}, "stride=383")):
+        model = clone(answerer).set_params(**parameters)
+        for name, value in vars(answerer).items():
+            if name.endswith("_"):
+                setattr(model, name, value)
+        with pytest.raises(ValueError, match=message):
+            model.predict(QUESTIONS[:1])
+
+
+def test_other_vocabularies_are_refused(transformers_folder):
+    with pytest.raises(ValueError, match="reads no question together with its context"):
+        MiniLMQuestionAnswerer(str(transformers_folder)).fit(QUESTIONS, ANSWERS)
 
 
 def test_quiet_by_default(capsys, xlmr_folder):

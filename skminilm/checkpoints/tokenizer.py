@@ -82,6 +82,17 @@ class TokenBatch:
         """Where each sequence begins and the last ends, int64 (n_sequences + 1,)."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
+    def take(self, sequences: np.ndarray) -> TokenBatch:
+        """Return some sequences, each as a text of its own."""
+        offsets = self.offsets
+        parts = [self.input_ids[offsets[i] : offsets[i + 1]] for i in sequences]
+        return TokenBatch(np.concatenate(parts), self.lengths[sequences], self.lengths[sequences])
+
+    def join(self, other: TokenBatch) -> TokenBatch:
+        """Return the sequences of both, each as a text of its own."""
+        lengths = np.concatenate([self.lengths, other.lengths])
+        return TokenBatch(np.concatenate([self.input_ids, other.input_ids]), lengths, lengths)
+
 
 @dataclass(frozen=True)
 class LocatedTokens:
@@ -105,14 +116,15 @@ class Tokenizer(Protocol):
 
     Attributes
     ----------
-    pair_template : tuple of three lists of int
-        The special tokens before, between and after the sequences of a pair.
+    pair_template : tuple of three lists of int, or None
+        The special tokens before, between and after the sequences of a pair;
+        None where pairs are not for the vocabulary.
     """
 
-    pair_template: tuple[list[int], list[int], list[int]]
+    pair_template: tuple[list[int], list[int], list[int]] | None
 
     def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
-        """Return the tokens of each text, with their places."""
+        """Return the tokens of each text, with their places; where there are pairs."""
 
     def encode(
         self,
@@ -258,6 +270,8 @@ class SentencePieceTokenizer:
 class LibraryTokenizer:
     """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only."""
 
+    pair_template = None
+
     def __init__(self, serialized: str) -> None:
         import tokenizers
 
@@ -287,19 +301,9 @@ class LibraryTokenizer:
         ids = [encoding.ids for encoding in encodings]
         return _assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text)
 
-    @property
-    def pair_template(self) -> tuple[list[int], list[int], list[int]]:
-        """Pairs are not for this vocabulary: an error."""
-        raise _no_pairs()
-
     def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
-        """Return the tokens of each text, with their places. See :class:`Tokenizer`."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        located = []
-        for encoding in encodings:
-            places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-            located.append(LocatedTokens(np.array(encoding.ids, np.int32), places[:, 0], places[:, 1]))
-        return located
+        """Raise an error: without pairs there are no places to look for."""
+        raise _no_pairs()
 
 
 def _no_pairs() -> ValueError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,39 +13,47 @@ from .packed_model import PackedModel
 from .packing import Pack
 
 
-def context_logits(
-    logits: torch.Tensor, lengths: torch.Tensor, context_starts: torch.Tensor, context_stops: torch.Tensor
-) -> torch.Tensor:
-    """Lay out the logits of tokens by sequence, minus infinity where no answer can begin or end.
-
-    Position 0, that of the first special token, stands for "no answer here"
-    and keeps its logits.
+def lay_out(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Lay out the logits of tokens by sequence.
 
     Parameters
     ----------
     logits : Tensor of float32, shape (n_tokens, 2)
         For begin and end, the sequences one after the other.
-    lengths, context_starts, context_stops : Tensor of int64, shape (n_sequences,)
-        Tokens of each sequence, and which of them are its context.
+    lengths : Tensor of int64, shape (n_sequences,)
 
     Returns
     -------
     Tensor of float32, shape (2, n_sequences, longest)
     """
-    padded = torch.nn.utils.rnn.pad_sequence(logits.split(lengths.tolist()), batch_first=True)
-    positions = torch.arange(padded.shape[1], device=logits.device)
-    allowed = (positions >= context_starts[:, None]) & (positions < context_stops[:, None])
+    return torch.nn.utils.rnn.pad_sequence(logits.split(lengths.tolist()), batch_first=True).permute(2, 0, 1)
+
+
+def between(logits: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:
+    """Replace logits outside of [start, stop) by minus infinity.
+
+    Position 0, that of the first special token, stands for "no answer here"
+    and keeps its logit.
+
+    Parameters
+    ----------
+    logits : Tensor of float32, shape (n_sequences, length)
+    starts, stops : Tensor of int64, shape (n_sequences,)
+    """
+    positions = torch.arange(logits.shape[1], device=logits.device)
+    allowed = (positions >= starts[:, None]) & (positions < stops[:, None])
     allowed[:, 0] = True
-    return padded.permute(2, 0, 1).masked_fill(~allowed, -math.inf)
+    return logits.masked_fill(~allowed, -math.inf)
 
 
-def best_spans(logits: torch.Tensor, max_tokens: int, n_best: int) -> torch.Tensor:
+def best_spans(start: torch.Tensor, end: torch.Tensor, max_tokens: int, n_best: int) -> torch.Tensor:
     """Find the best spans of each sequence by the sum of the logits of begin and end.
 
     Parameters
     ----------
-    logits : Tensor of float32, shape (2, n_sequences, length)
-        Of :func:`context_logits`.
+    start, end : Tensor of float32, shape (n_sequences, length)
+        Logits; minus infinity where no answer begins or ends, see
+        :func:`between`.
     max_tokens : int
         That a span may have.
     n_best : int
@@ -59,7 +66,6 @@ def best_spans(logits: torch.Tensor, max_tokens: int, n_best: int) -> torch.Tens
         scores (minus infinity where there are fewer), the first and the last
         tokens.
     """
-    start, end = logits
     no_answer = start[:, 0] + end[:, 0]
     start, end = start[:, 1:], end[:, 1:]
     # scores[:, i, k] is that of the span of k + 1 tokens that begins at i.
@@ -82,8 +88,9 @@ def best_spans(logits: torch.Tensor, max_tokens: int, n_best: int) -> torch.Tens
 def find_best_spans(
     model: PackedModel,
     batch: TokenBatch,
-    context_starts: np.ndarray,
-    context_stops: np.ndarray,
+    starts: np.ndarray,
+    own_stops: np.ndarray,
+    stops: np.ndarray,
     coef: np.ndarray,
     intercept: np.ndarray,
     max_tokens: int,
@@ -95,8 +102,8 @@ def find_best_spans(
     ----------
     model : PackedModel
     batch : TokenBatch
-    context_starts, context_stops : ndarray of int64, shape (n_sequences,)
-        See :func:`context_logits`.
+    starts, own_stops, stops : ndarray of int64, shape (n_sequences,)
+        Spans begin in [start, own_stop) and end before stop.
     coef : ndarray of float32, shape (2, hidden_size)
     intercept : ndarray of float32, shape (2,)
         The head.
@@ -110,14 +117,16 @@ def find_best_spans(
 
     def spans(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         logits = F.linear(hidden[: pack.n_tokens].float(), *head)
-        starts, stops = to_device(context_starts[pack.rows]), to_device(context_stops[pack.rows])
-        return best_spans(context_logits(logits, pack.lengths, starts, stops), max_tokens, n_best)
+        begin, end = lay_out(logits, pack.lengths)
+        first, own, last = (to_device(array[pack.rows]) for array in (starts, own_stops, stops))
+        return best_spans(between(begin, first, own), between(end, first, last), max_tokens, n_best)
 
     found = np.empty((len(batch.lengths), 2 + 3 * n_best), np.float32)
     offsets = batch.offsets
-    under_way: list[tuple[np.ndarray, Callable[[], np.ndarray]]] = []
-    for rows in model.plan(batch.lengths, model.default_batch_tokens):
-        under_way.append((rows, model.start_reduced(batch, offsets, rows, spans)))
+    under_way = [
+        (rows, model.start_reduced(batch, offsets, rows, spans))
+        for rows in model.plan(batch.lengths, model.default_batch_tokens)
+    ]
     for rows, result in under_way:
         found[rows] = result()
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..engine.spans import best_spans, context_logits
+from ..engine.spans import best_spans, between, lay_out
 
 
 class Objective(ABC):
@@ -120,12 +120,13 @@ class SpanObjective(Objective):
 
     def predictions(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the first and the last token of the best span of each row, (n_rows, 2)."""
-        found = best_spans(self._logits(outputs, targets), self.max_answer_length, 1)
+        found = best_spans(*self._logits(outputs, targets), self.max_answer_length, 1)
         no_answer, best, span = found[:, 0], found[:, 2], found[:, 3:5]
         return torch.where((no_answer > best)[:, None], 0.0, span)
 
-    def _logits(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return context_logits(outputs, targets[:, 4], targets[:, 2], targets[:, 3])
+    def _logits(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        starts, ends = lay_out(outputs, targets[:, 4])
+        return between(starts, targets[:, 2], targets[:, 3]), between(ends, targets[:, 2], targets[:, 3])
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return the weighted share of rows whose span is exact."""
