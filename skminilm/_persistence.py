@@ -43,7 +43,7 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path).expanduser().resolve()  # through links, so that they stay links
     is_empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_empty and not _is_saved_estimator(path):
+    if path.exists() and not is_empty and not is_saved_estimator(path):
         raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
     arrays: dict[str, np.ndarray] = {}
     content = {
@@ -69,7 +69,7 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
             raise
 
 
-def _is_saved_estimator(path: Path) -> bool:
+def is_saved_estimator(path: Path) -> bool:
     """Tell whether a folder holds what `save_estimator` writes, and nothing else."""
     if not path.is_dir() or not {file.name for file in path.iterdir()} <= {_STATE_FILE, _ARRAYS_FILE}:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Iterable
 from numbers import Real
@@ -12,6 +13,7 @@ import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -23,6 +25,7 @@ from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_labels, check_texts, encode_classes, label_array, shorten
 
 _SIMILARITY_TEMPERATURE = 0.005
+_SLICE_PAIRS = 8192
 _ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
 
 
@@ -44,10 +47,12 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         The candidates. A dict says in words what each label means, for labels
         that say little themselves (``{0: "sports", 1: "politics"}``). None:
         the labels that `fit` finds in y.
-    nli : MiniLMClassifier or path, default=None
+    nli : MiniLMClassifier, FrozenEstimator or path, default=None
         A classifier fitted on pairs of premise and hypothesis, one of whose
         classes is "entailment"; or the folder of its ``save``. It is not
-        fitted again, and clones share it.
+        fitted again; clones of this estimator have it as it is. As a value of
+        a grid, which scikit-learn clones by itself, wrap it in
+        :class:`sklearn.frozen.FrozenEstimator`.
     hypothesis_template : str, default="This text is about {}."
         A sentence with ``{}`` where the label goes.
     multi_label : bool, default=False
@@ -71,8 +76,12 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         One a label.
     vectors_ : ndarray of float32, shape (n_labels, 384), or None
         Of the hypotheses; None with `nli`.
+    multilabel_ : bool
+        `multi_label` in `fit`.
     encoder_state_ : dict or None
         Fingerprint and settings of the encoder; None with `nli`.
+    nli_digest_ : str or None
+        sha256 of what `nli` has learned.
     offsets_ : ndarray of float32, shape (n_labels,)
         Mean similarity of each hypothesis to the texts of `fit`, which is
         taken off its scores: some labels are nearer than others to any text.
@@ -97,7 +106,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         "model": "no_validation",
         "revision": [str, None],
         "labels": "no_validation",
-        "nli": [MiniLMClassifier, str, os.PathLike, None],
+        "nli": [MiniLMClassifier, FrozenEstimator, str, os.PathLike, None],
         "hypothesis_template": [str],
         "multi_label": ["boolean"],
         "temperature": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
@@ -162,26 +171,30 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         if y is not None and texts is not None:
             self._check_targets(y, len(texts), classes)
         hypotheses = [_fill(self.hypothesis_template, name) for name in names]
-        attributes = {"classes_": classes, "hypotheses_": hypotheses}
-        if self.nli is None:
-            if self.multi_label:
-                raise ValueError(
-                    "multi_label=True needs nli: the similarity of vectors can tell which label is nearest, not "
-                    "whether one holds. Give a MiniLMClassifier fitted on premises and hypotheses."
-                )
-            encoder = self._encoder()
-            vectors = encoder.fit_transform(hypotheses)
-            offsets = np.zeros(len(names), np.float32)
-            if texts is not None:
-                offsets = encoder.transform(texts.first).mean(axis=0) @ vectors.T
-            state = {"fingerprint_": encoder.fingerprint_, "defaults_": encoder.defaults_}
-            attributes |= {"vectors_": vectors, "offsets_": offsets, "encoder_state_": state}
+        attributes = {
+            "classes_": classes,
+            "hypotheses_": hypotheses,
+            "multilabel_": self.multi_label,
+            "vectors_": None,
+            "offsets_": np.zeros(len(names), np.float32),
+            "encoder_state_": None,
+            "nli_digest_": None,
+        }
+        if self.nli is not None:
+            attributes["nli_digest_"] = _digest(self._open_nli())
+        elif self.multi_label:
+            raise ValueError(
+                "multi_label=True needs nli: the similarity of vectors can tell which label is nearest, not "
+                "whether one holds. Give a MiniLMClassifier fitted on premises and hypotheses."
+            )
         else:
-            self._open_nli()
-            attributes |= {
-                "vectors_": None,
-                "offsets_": np.zeros(len(names), np.float32),
-                "encoder_state_": None,
+            encoder = self._encoder()
+            vectors = attributes["vectors_"] = encoder.fit_transform(hypotheses)
+            if texts is not None:
+                attributes["offsets_"] = encoder.transform(texts.first).mean(axis=0) @ vectors.T
+            attributes["encoder_state_"] = {
+                "fingerprint_": encoder.fingerprint_,
+                "defaults_": encoder.defaults_,
             }
         if texts is not None:
             attributes |= self._column_attributes(texts)
@@ -219,10 +232,22 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         self._validate_params()
         texts = _check_single(check_texts(X))
         self._check_columns(texts)
+        if (self.nli is None) != (self.nli_digest_ is None) or self.multi_label != self.multilabel_:
+            raise ValueError("nli or multi_label was changed since fit: fit again.")
         if self.nli is None:
             return self._encoder(self.encoder_state_).transform(texts.first) @ self.vectors_.T - self.offsets_
         nli = self._open_nli()
-        pairs = [(text, hypothesis) for text in texts.first for hypothesis in self.hypotheses_]
+        if _digest(nli) != self.nli_digest_:
+            raise ValueError("nli is another classifier than in fit: fit again.")
+        # Slice by slice: the vectors of pairs take much more memory than their scores.
+        n_together = max(1, _SLICE_PAIRS // len(self.hypotheses_))
+        slices = range(0, len(texts), n_together)
+        return np.concatenate(
+            [self._entailment(nli, texts.first[start : start + n_together]) for start in slices]
+        )
+
+    def _entailment(self, nli: MiniLMClassifier, texts: list[str]) -> np.ndarray:
+        pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses_]
         probabilities = np.maximum(nli.predict_proba(pairs), np.finfo(np.float32).tiny)
         classes = nli.classes_.tolist()
         scores = np.log(probabilities[:, classes.index(_ENTAILMENT)])
@@ -251,12 +276,17 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
 
     def _open_nli(self) -> MiniLMClassifier:
         nli = self.nli
+        if isinstance(nli, FrozenEstimator):
+            nli = nli.estimator
         if not isinstance(nli, MiniLMClassifier):
             nli = MiniLMClassifier.load(nli)
         try:
             check_is_fitted(nli)
         except NotFittedError as error:
-            raise ValueError("nli is not fitted: fit it on pairs of premise and hypothesis first.") from error
+            raise ValueError(
+                "nli is not fitted: fit it on pairs of premise and hypothesis first. In a grid of values, which are "
+                "cloned, give FrozenEstimator(nli)."
+            ) from error
         needed = [_ENTAILMENT, _CONTRADICTION] if self.multi_label else [_ENTAILMENT]
         for name in needed:
             if nli.multilabel_ or name not in nli.classes_.tolist():
@@ -322,6 +352,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.
         parameters = self.get_params(deep=False)
         nli = parameters.pop("nli")
+        if isinstance(nli, MiniLMClassifier):
+            nli = copy.copy(nli)  # with the same arrays, but parameters of its own
         copied = type(self)(nli=nli, **{name: clone(value, safe=False) for name, value in parameters.items()})
         if hasattr(self, "_metadata_request"):
             copied._metadata_request = copy.deepcopy(self._metadata_request)
@@ -334,6 +366,13 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         tags.target_tags.required = self.labels is None
         tags.classifier_tags.multi_label = self.multi_label
         return tags
+
+
+def _digest(nli: MiniLMClassifier) -> str:
+    digest = hashlib.sha256(f"{nli.fingerprint_} {nli.weights_digest_} {nli.classes_.tolist()}".encode())
+    digest.update(np.ascontiguousarray(nli.coef_))
+    digest.update(np.ascontiguousarray(nli.intercept_))
+    return digest.hexdigest()
 
 
 def _check_single(texts: Texts) -> Texts:

@@ -333,3 +333,54 @@ def test_mlqa_lists_the_files_looked_for(tmp_path):
     result = call("mlqa", "--data-dir", tmp_path, "--output-dir", tmp_path / "out", "--test-set", "mlqa")
     assert result.exit_code == 1
     assert "xquad" not in result.output
+
+
+def test_an_interrupted_training_is_no_result(compact, xlmr_folder, tmp_path, monkeypatch):
+    def interrupted(self, *arguments, **options):
+        import warnings
+
+        warnings.warn("Training interrupted by user.", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(MiniLMClassifier, "fit", interrupted)
+    command = ["xnli", "--data-dir", compact, "--model", xlmr_folder, "--output-dir", tmp_path / "out", *FAST]
+    result = call(*command, "--from-dev", "--train-rows", 20, "--test-rows", 10)
+    assert result.exit_code != 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_would_do_nothing_are_refused(official, tmp_path):
+    result = call("xnli", "--data-dir", official, "--output-dir", tmp_path / "out", "--train-rows", 20)
+    assert result.exit_code == 1
+    assert "with --from-dev alone" in result.stderr
+    result = call(
+        "xnli", "--data-dir", tmp_path / "nowhere", "--output-dir", tmp_path / "out", "--pooling", "foo"
+    )
+    assert result.exit_code == 1
+    assert "pooling" in result.stderr  # said before the data is looked for
+
+
+def test_a_model_folder_with_something_else_is_left_alone(compact, xlmr_folder, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        "xnli",
+        "--data-dir",
+        compact,
+        "--model",
+        xlmr_folder,
+        "--output-dir",
+        out,
+        *FAST,
+        "--max-rows",
+        8,
+    ]
+    command += ["--from-dev", "--train-rows", 20, "--test-rows", 10, "--trainable", 1]
+    assert call(*command).exit_code == 0
+    before = (out / "results.json").read_text()
+    (out / "model" / "notes.txt").write_text("mine")
+    result = call(*command)
+    assert result.exit_code == 1
+    assert "holds something else" in result.stderr
+    assert (out / "results.json").read_text() == before
+    (out / "model" / "notes.txt").unlink()
+    assert call(*command).exit_code == 0
+    assert "not written yet" not in (out / "results.json").read_text()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
@@ -108,7 +109,11 @@ def test_labels_by_themselves(nli):
 
 def test_nli_is_shared_by_clones_and_kept(nli, tmp_path):
     model = clone(MiniLMZeroShotClassifier(labels=LABELS, nli=nli))
-    assert model.nli is nli
+    assert model.nli.weights_digest_ == nli.weights_digest_
+    assert model.nli.coef_ is nli.coef_
+    model.set_params(nli__verbose=1)
+    assert nli.verbose == 0
+    model.set_params(nli__verbose=0)
     assert np.isfinite(
         cross_val_score(model, TEXTS, ["politics", "sports", "cooking", "politics"], cv=2)
     ).all()
@@ -122,6 +127,38 @@ def test_nli_is_shared_by_clones_and_kept(nli, tmp_path):
     nli.save(tmp_path / "nli")
     from_folder = MiniLMZeroShotClassifier(labels=LABELS, nli=str(tmp_path / "nli")).fit()
     np.testing.assert_array_equal(from_folder.predict_proba(TEXTS), expected)
+
+
+def test_nli_in_a_grid(nli):
+    y = ["politics", "sports", "cooking", "politics"]
+    grid = {"nli": [None, FrozenEstimator(nli)]}
+    search = GridSearchCV(MiniLMZeroShotClassifier(labels=LABELS), grid, cv=2, error_score="raise")
+    assert np.isfinite(search.fit(TEXTS, y).cv_results_["mean_test_score"]).all()
+    with pytest.raises(ValueError, match=r"give FrozenEstimator\(nli\)"):
+        GridSearchCV(MiniLMZeroShotClassifier(labels=LABELS), {"nli": [nli]}, cv=2, error_score="raise").fit(
+            TEXTS, y
+        )
+
+
+def test_what_changed_since_fit_is_refused(nli, tmp_path):
+    for changed in ({"nli": None}, {"multi_label": True}):
+        model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
+        with pytest.raises(ValueError, match="changed since fit"):
+            model.set_params(**changed).predict(TEXTS)
+    nli.save(tmp_path / "nli")
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=tmp_path / "nli").fit()
+    model.predict(TEXTS)
+    other = MiniLMClassifier(trainable="head", epochs=1, random_state=1)
+    other.fit([("a", "b"), ("c", "d")], ["entailment", "contradiction"]).save(tmp_path / "nli")
+    with pytest.raises(ValueError, match="another classifier than in fit"):
+        model.predict(TEXTS)
+
+
+def test_slices_change_nothing(nli, monkeypatch):
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
+    expected = model.predict_proba(TEXTS)
+    monkeypatch.setattr("skminilm._zero_shot._SLICE_PAIRS", 4)
+    np.testing.assert_allclose(model.predict_proba(TEXTS), expected, rtol=1e-5)
 
 
 def test_search_and_pipeline():

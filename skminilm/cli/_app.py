@@ -75,7 +75,7 @@ def _readable_errors() -> Iterator[None]:
     """End with the message alone where a file or an option is at fault."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, ArithmeticError, MemoryError) as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
@@ -92,8 +92,14 @@ def xnli(
             "--from-dev", help="With XNLI dev alone: train on its first pairs, score its last ones."
         ),
     ] = False,
-    train_rows: Annotated[int, typer.Option(help="Pairs to train on, with --from-dev.")] = 2000,
-    test_rows: Annotated[int, typer.Option(help="Pairs to score in each language, with --from-dev.")] = 490,
+    train_rows: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Pairs to train on, with --from-dev. Default: 2000."),
+    ] = None,
+    test_rows: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Pairs to score in each language, with --from-dev. Default: 490."),
+    ] = None,
     max_rows: MaxRows = None,
     epochs: Epochs = 5,
     batch_size: BatchSize = 128,

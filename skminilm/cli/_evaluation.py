@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ def fit(estimator: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Fit, and return what the results say of it."""
     console.print(f"Training on {len(arguments[0]):,} rows.")
     begin = time.perf_counter()
-    estimator.fit(*arguments, **options)
+    with warnings.catch_warnings():
+        # What was interrupted is no result.
+        warnings.filterwarnings("error", "Training interrupted", UserWarning)
+        try:
+            estimator.fit(*arguments, **options)
+        except UserWarning as interruption:
+            raise KeyboardInterrupt from interruption
     fitted = {"seconds": round(time.perf_counter() - begin, 1), "n_epochs": estimator.n_iter_}
     return {**fitted, "best_epoch": estimator.best_epoch_, "history": estimator.history_}
 

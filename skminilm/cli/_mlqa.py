@@ -7,7 +7,10 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
+from .._encoding import open_checkpoint
 from .._question_answerer import MiniLMQuestionAnswerer
+from .._validation import check_texts
+from .._windows import cut_windows
 from ..datasets import load_mlqa, load_squad, load_xquad
 from ..datasets._files import find_file
 from ..metrics._by_language import rows_by_language
@@ -37,11 +40,14 @@ def run_mlqa(
 ) -> None:
     """Run the evaluation; see the command for the options."""
     check_output_dir(output_dir)
+    answerer = MiniLMQuestionAnswerer(model, **parameters)
+    answerer._validate_params()  # before much is read
     test, name = _read_test(data_dir, test_set)
     training = load_squad(train_file or find_file(data_dir, TRAINING_FILES), languages=train_languages)
     training, test = (first_of_each_language(part, max_rows) for part in (training, test))
-    ratio = warmup_ratio(warmup_steps, len(training.data), parameters["batch_size"], parameters["epochs"])
-    answerer = MiniLMQuestionAnswerer(model, warmup_ratio=ratio, **parameters)
+    n_windows = _count_windows(model, training, parameters["max_length"], parameters["stride"])
+    ratio = warmup_ratio(warmup_steps, n_windows, parameters["batch_size"], parameters["epochs"])
+    answerer.set_params(warmup_ratio=ratio)
     fitted = fit(answerer, training.data, training.target)
     scores = rows_by_language(answerer, test.data, test.answers, test.languages)
     published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
@@ -65,6 +71,14 @@ def run_mlqa(
         "published": {"f1": published, "mean": published_mean, "unit": "percent"} if published else None,
     }
     finish(output_dir, "mlqa", answerer, results)
+
+
+def _count_windows(model: str, training: Bunch, max_length: int, stride: int) -> int:
+    """Return how many windows the questions of a data set become: what steps are made of."""
+    tokenizer = open_checkpoint(model, None).tokenizer
+    if tokenizer is None or tokenizer.pair_template is None:
+        return len(training.data)  # the fit says what is wrong
+    return len(cut_windows(tokenizer, check_texts(training.data), max_length, stride).batch.lengths)
 
 
 def _read_test(data_dir: Path, test_set: str) -> tuple[Bunch, str]:

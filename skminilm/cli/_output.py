@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .._persistence import package_versions
+from .._persistence import is_saved_estimator, package_versions
 from ..checkpoints._checkpoint import file_sha256
 
 _RESULTS, _MODEL = "results.json", "model"
@@ -30,6 +30,9 @@ def check_output_dir(output_dir: Path) -> None:
     results = output_dir / _RESULTS
     if not others and any(output_dir.iterdir()) and not _is_result(results):
         others = [results.name if results.exists() else _MODEL]
+    model = output_dir / _MODEL
+    if not others and model.exists() and not is_saved_estimator(model):
+        others = [_MODEL]
     if others:
         raise FileExistsError(
             f"{output_dir} holds something else than an earlier result ({', '.join(others[:3])}): nothing is "
@@ -53,12 +56,13 @@ def write_output(output_dir: Path, command: str, estimator: Any, results: dict[s
         "settings": estimator.get_params(deep=False),
         "versions": {"python": platform.python_version(), **package_versions()},
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
     path = output_dir / _RESULTS
-    # The file is what makes a folder one of ours, so it is there, and says so, while the model is replaced.
-    path.write_text(json.dumps({"skminilm_command": command, "unfinished": True}), encoding="utf-8")
-    estimator.save(output_dir / _MODEL)
-    path.write_text(text + "\n", encoding="utf-8")
+    # The file is what makes a folder one of ours, and says meanwhile that the model is not of this run.
+    for state in ({"model": "not written yet"}, {}):
+        text = json.dumps({**content, **state}, indent=1, ensure_ascii=False, default=str)
+        path.write_text(text + "\n", encoding="utf-8")
+        if state:
+            estimator.save(output_dir / _MODEL)
     return path
 
 

@@ -27,18 +27,23 @@ def run_xnli(
     output_dir: Path,
     *,
     from_dev: bool,
-    train_rows: int,
-    test_rows: int,
+    train_rows: int | None,
+    test_rows: int | None,
     max_rows: int | None,
     warmup_steps: int | None,
     parameters: dict[str, Any],
 ) -> None:
     """Run the evaluation; see the command for the options."""
     check_output_dir(output_dir)
+    MiniLMClassifier(model, **parameters)._validate_params()  # before much is read
     if from_dev:
+        train_rows = 2000 if train_rows is None else train_rows
+        test_rows = 490 if test_rows is None else test_rows
         training, dev, test = split_dev(
             load_xnli(data_dir, split="dev"), train_language, train_rows, test_rows
         )
+    elif train_rows is not None or test_rows is not None:
+        raise ValueError("--train-rows and --test-rows divide XNLI dev: give them with --from-dev alone.")
     else:
         training, dev, test = _read_splits(data_dir, train_language)
     training, dev, test = (
