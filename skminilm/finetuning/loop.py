@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from .networks import TrainableNetwork
 from .objectives import Objective
-from .parameters import FlatParameters
+from .parameters import FlatParameters, LossScale, norm
 from .workers import Workers
 
 _MAX_GRADIENT_NORM = 1.0
@@ -183,12 +184,7 @@ class _Training:
         self._numpy_targets, self._numpy_weights = targets, row_weights
         self._targets = torch.from_numpy(targets).to(device)
         self._weights = torch.from_numpy(row_weights.astype(np.float32)).to(device)
-        groups = [
-            {"params": [part.master], "lr": part.learning_rate, "weight_decay": part.weight_decay}
-            for part in self._parameters
-        ]
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=options.loss_scaling)
+        self._loss_scale = LossScale(options.loss_scaling)
         self._mean_weight = float(row_weights[rows.training].mean())
         self._steps_per_epoch = math.ceil(len(rows.training) / options.batch_size)
         self._n_steps = self._steps_per_epoch * options.epochs
@@ -224,19 +220,14 @@ class _Training:
         except TrainingDivergedError as error:
             error.last_good = self._result() if self._history else None
             raise
-        self._release_optimizer()
+        for part in self._parameters:  # before the results take memory
+            part.release_steps()
         if refit and self._kept_epoch and not interrupted:
             try:
                 self._refit(refit, max(ranks, default=None))
             except KeyboardInterrupt:  # what was trained is kept with its own head
                 interrupted = True
         return self._result(interrupted=interrupted)
-
-    def _release_optimizer(self) -> None:
-        """Free what only steps need, before the results take memory."""
-        self._optimizer = None
-        for part in self._parameters:
-            part.release_gradient()
 
     def _refit(self, refit: Refit, best: tuple[float, float] | None) -> None:
         """Fit the head anew to the vectors of the trained network."""
@@ -280,14 +271,12 @@ class _Training:
 
     def _run_step(self, batch: np.ndarray) -> tuple[float, float]:
         rate = self._rate()
-        for group, part in zip(self._optimizer.param_groups, self._parameters, strict=True):
-            group["lr"] = part.learning_rate * rate
         self._step += 1
         weight = float(self._numpy_weights[batch].sum())
-        norm = len(batch) * self._mean_weight  # not the batch's own sum: weights count between batches too
+        total = len(batch) * self._mean_weight  # not the batch's own sum: weights count between batches too
         while True:
             try:
-                loss = self._backward(self._workers.share(batch), norm)
+                loss = self._backward(self._workers.share(batch), total)
                 break
             except torch.OutOfMemoryError as error:
                 if not self._network.shrink_parts():
@@ -298,36 +287,41 @@ class _Training:
             self._clear_gradients()
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
-        for part in self._parameters:
-            part.collect_gradient()
-        loss = self._add_up(loss)
+        gradients = [part.take_gradients() for part in self._parameters]
+        loss, gradients = self._add_up(loss, gradients)
         if not math.isfinite(loss):
             raise self._diverged(f"The loss became {loss}")
-        self._scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_([part.master for part in self._parameters], _MAX_GRADIENT_NORM)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        for part in self._parameters:
-            part.publish()
+        length = norm(chain.from_iterable(gradients)) / self._loss_scale.value
+        scale = min(1.0, _MAX_GRADIENT_NORM / (length + 1e-6)) / self._loss_scale.value
+        overflowed = not math.isfinite(length)
+        self._loss_scale.update(overflowed)
+        if not overflowed:
+            for part, some in zip(self._parameters, gradients, strict=True):
+                part.step(some, rate, scale)
+        elif not self._loss_scale.enabled:
+            raise self._diverged("The gradient became infinite or NaN")
         return loss / max(weight, 1e-12), weight
 
-    def _backward(self, batch: np.ndarray, norm: float) -> float:
+    def _backward(self, batch: np.ndarray, total_weight: float) -> float:
         """Add up the gradients of the parts of a step; return its sum of weighted losses."""
         total = 0.0
         for rows, outputs in self._outputs(batch):
             losses = self._objective.losses(outputs, self._targets[rows])
             loss = (losses * self._weights[rows]).sum()
             total += float(loss.detach())
-            self._scaler.scale(loss / norm).backward()
+            (loss * (self._loss_scale.value / total_weight)).backward()
         return total
 
-    def _add_up(self, loss: float) -> float:
-        """Add the gradients and the loss of all workers."""
+    def _add_up(
+        self, loss: float, gradients: list[list[torch.Tensor]]
+    ) -> tuple[float, list[list[torch.Tensor]]]:
+        """Add the losses and the gradients of all workers."""
         if self._workers.n_workers == 1:
-            return loss
+            return loss, gradients
         total = torch.tensor([loss], dtype=torch.float64, device=self._network.device)
-        self._workers.add_up([total, *(part.master.grad for part in self._parameters)])
-        return float(total)
+        gradients = [[gradient.float() for gradient in some] for some in gradients]
+        self._workers.add_up([total, *chain.from_iterable(gradients)])
+        return float(total), gradients
 
     def _outputs(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for part, vectors in self._network.vectors(rows):
@@ -361,7 +355,7 @@ class _Training:
 
     def _clear_gradients(self) -> None:
         for part in self._parameters:
-            part.clear_gradient()
+            part.clear_gradients()
 
     def _keep(self, epoch: int) -> None:
         self._kept_epoch = epoch

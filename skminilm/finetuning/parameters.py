@@ -1,18 +1,24 @@
-"""Parameters as the optimizer likes them: side by side in one vector."""
+"""Parameters in float32 with views in the precision of the computation, and how a step changes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from torch.optim.adamw import adamw
+
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class FlatParameters:
     """Parameters side by side in one float32 vector, with views in the precision of the computation.
 
-    A step of the optimizer, the gradients' norm and the casts are one call
-    each instead of one for each of a hundred tensors.
+    A step goes parameter by parameter, from its gradient to its new view: no
+    gradient is held in float32 for all of them, and each is in the
+    processor's cache on the way. (torch.optim.AdamW takes the same kernel, but
+    wants gradients in the precision of the parameters, and takes seconds to
+    make.)
 
     Parameters
     ----------
@@ -21,12 +27,11 @@ class FlatParameters:
     dtype : torch.dtype
         Of the views.
     learning_rate, weight_decay : float
-        For the optimizer.
 
     Attributes
     ----------
     master : Tensor of float32, shape (n,)
-        What the optimizer changes; its gradient is float32 too.
+        What steps change.
     views : dict of str to torch.nn.Parameter
         The parameters by name, leaves of the computation.
     """
@@ -40,40 +45,76 @@ class FlatParameters:
     ) -> None:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self._weight_decay = weight_decay
         self.master = torch.cat([tensor.detach().float().flatten() for tensor in tensors.values()])
-        self.master.grad = torch.zeros_like(self.master)
         same = dtype == torch.float32
         self._computed = self.master if same else self.master.to(dtype)
         self.views = {
             name: torch.nn.Parameter(values.detach()) for name, values in self._split(self._computed).items()
         }
-        self._gradients = list(self._split(self.master.grad).values())
+        self._moments: list[torch.Tensor] = []  # first, second; from the first step on
+        self._n_steps = [torch.zeros((), device=self.master.device) for _ in self._shapes]
 
     def _split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split([shape.numel() for shape in self._shapes.values()])
         named = zip(self._shapes.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named}
 
-    def collect_gradient(self) -> None:
-        """Bring the gradient of the views, 0 where there is none, into `master.grad`, and clear it."""
-        for target, view in zip(self._gradients, self.views.values(), strict=True):
-            if view.grad is None:
-                target.zero_()
-            else:
-                target.copy_(view.grad)
-        self.clear_gradient()
+    def take_gradients(self) -> list[torch.Tensor]:
+        """Return the gradient of each view, 0 where there is none, and forget it."""
+        gradients = [
+            torch.zeros_like(view) if view.grad is None else view.grad for view in self.views.values()
+        ]
+        self.clear_gradients()
+        return gradients
 
-    def clear_gradient(self) -> None:
+    def clear_gradients(self) -> None:
         """Forget the gradient of the views."""
         for view in self.views.values():
             view.grad = None
 
-    def release_gradient(self) -> None:
-        """Free the memory of the gradient: there will be no further step."""
-        self.clear_gradient()
-        self.master.grad = None
-        self._gradients = []
+    def step(self, gradients: Iterable[torch.Tensor], rate: float, scale: float) -> None:
+        """Change the parameters by AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101), and the views.
+
+        Parameters
+        ----------
+        gradients : iterable of Tensor
+            Of the views, in their order; they may be overwritten.
+        rate : float
+            Of `learning_rate`, from 0 to 1.
+        scale : float
+            What gradients are multiplied by.
+        """
+        if not self._moments:
+            self._moments = [torch.zeros_like(self.master) for _ in range(2)]
+        parts = (self._split(flat).values() for flat in (self.master, *self._moments))
+        with torch.no_grad():
+            for view, gradient, n_steps, master, first, second in zip(
+                self.views.values(), gradients, self._n_steps, *parts, strict=True
+            ):
+                adamw(
+                    [master],
+                    [gradient.float().mul_(scale)],
+                    [first],
+                    [second],
+                    [],
+                    [n_steps],
+                    fused=True,
+                    amsgrad=False,
+                    maximize=False,
+                    lr=self.learning_rate * rate,
+                    beta1=_BETA_1,
+                    beta2=_BETA_2,
+                    eps=_EPSILON,
+                    weight_decay=self._weight_decay,
+                )
+                if self._computed is not self.master:
+                    view.copy_(master)
+
+    def release_steps(self) -> None:
+        """Free the memory that only steps need: there will be no further one."""
+        self.clear_gradients()
+        self._moments = []
 
     def publish(self) -> None:
         """Bring a changed `master` into the views."""
@@ -84,3 +125,39 @@ class FlatParameters:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the parameters as float32 arrays of their own."""
         return {name: part.cpu().numpy().copy() for name, part in self._split(self.master).items()}
+
+
+def norm(gradients: Iterable[torch.Tensor]) -> float:
+    """Return the Euclidean norm of all gradients together."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+class LossScale:
+    """What the loss is multiplied by so that gradients in float16 do not vanish.
+
+    Halved where gradients overflow, doubled after many steps without (Micikevicius
+    et al., 2018, arXiv:1710.03740, section 3.2; the constants are those of
+    torch.amp.GradScaler).
+
+    Parameters
+    ----------
+    enabled : bool
+        Otherwise it is 1.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.value = 65_536.0 if enabled else 1.0
+        self._n_good = 0
+
+    def update(self, overflowed: bool) -> None:
+        """Hear of a step."""
+        if not self.enabled:
+            return
+        self._n_good = 0 if overflowed else self._n_good + 1
+        if overflowed:
+            self.value /= 2
+        elif self._n_good == 2000:
+            self.value *= 2
+            self._n_good = 0
