@@ -118,13 +118,41 @@ def _attend(
             present = torch.ones(1, 1, 1, length, dtype=torch.bool) if mask is None else mask
             mask = F.pad(present, (0, fill), value=False)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # One batch dimension and the scale inside the product spare passes over memory.
     query, key, value = (x.reshape(-1, length, head_size) for x in (query, key, value))
-    scale = 1 / math.sqrt(head_size)
-    scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
-    if mask is not None:
-        n_heads = len(scores) // len(mask)
-        scores = scores.unflatten(0, (-1, n_heads)).masked_fill(~mask, -math.inf).flatten(0, 1)
-    # In float32: torch's softmax over few bfloat16 numbers is three times slower than with both casts.
-    attended = torch.bmm(scores.float().softmax(dim=-1).to(scores.dtype), value)
-    return attended.view(-1, shape[1], length, head_size)
+    return _AttentionByProducts.apply(query, key, value, mask).view(-1, shape[1], length, head_size)
+
+
+class _AttentionByProducts(torch.autograd.Function):
+    """Attention as matrix products, one batch dimension for sequences and heads.
+
+    Of what the backward pass needs, the probabilities are kept in the
+    precision of the computation, and nothing in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask):
+        scale = 1 / math.sqrt(query.shape[-1])
+        scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
+        if mask is not None:
+            n_heads = len(scores) // len(mask)
+            scores.unflatten(0, (-1, n_heads)).masked_fill_(~mask, -math.inf)
+        # In float32: torch's softmax over few bfloat16 numbers is three times slower than with both casts.
+        probabilities = scores.float().softmax(dim=-1).to(scores.dtype)
+        attended = torch.bmm(probabilities, value)
+        ctx.save_for_backward(query, key, value, probabilities, attended)
+        return attended
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, probabilities, attended = ctx.saved_tensors
+        scale = 1 / math.sqrt(query.shape[-1])
+        of_value = torch.bmm(probabilities.transpose(1, 2), gradient)
+        of_scores = torch.bmm(gradient, value.transpose(1, 2)).float()
+        # The sum over a row of probabilities times their gradients is that of outputs times theirs
+        # (Dao et al., 2022, arXiv:2205.14135, appendix B.2).
+        inner = torch.linalg.vecdot(gradient.float(), attended.float()).unsqueeze(-1)
+        of_scores = of_scores.sub_(inner).mul_(probabilities).to(query.dtype)
+        empty = query.new_empty(1)
+        of_query = torch.baddbmm(empty, of_scores, key, beta=0, alpha=scale)
+        of_key = torch.baddbmm(empty, of_scores.transpose(1, 2), query, beta=0, alpha=scale)
+        return of_query, of_key, of_value, None
