@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
@@ -71,8 +72,9 @@ class _LanguageSplitter(BaseCrossValidator):
         """
         return sum(1 for _ in self._masks(self._languages(groups)))
 
+    @abstractmethod
     def _masks(self, languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        raise NotImplementedError
+        """Yield the rows to train and to test on, and a name for the test."""
 
     def _languages(self, groups: Any) -> np.ndarray:
         if groups is None:
