@@ -129,7 +129,10 @@ class FlatParameters:
 
 def norm(gradients: Iterable[torch.Tensor]) -> float:
     """Return the Euclidean norm of all gradients together."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norms = [
+        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)).float()
+        for gradient in gradients
+    ]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
