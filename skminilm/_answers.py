@@ -1,13 +1,17 @@
-"""Answers as users give them, and as they are found."""
+"""Questions and answers as users give them, and answers as they are found."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ._encoding import callers_level
 from ._rows import as_rows, check_same_length
-from ._validation import is_missing, shorten
+from ._validation import Texts, check_texts, is_missing, shorten
 
 
 class Answer(NamedTuple):
@@ -123,3 +127,38 @@ def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, st
             f"{found} (positions count code points)"
         )
     return Answer(text, start), ""
+
+
+def check_questions(X: Any) -> Texts:
+    """Return X as questions and contexts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        X has not two columns, or one of them is empty in some row.
+    """
+    texts = check_texts(X)
+    if texts.second is None:
+        raise ValueError("X has one column: give two, questions and contexts.")
+    for name, column in (("question", texts.first), ("context", texts.second)):
+        for row, text in enumerate(column):
+            if not text.strip():
+                raise ValueError(f"X has an empty {name}: row {row} is {text!r}. Leave that row out.")
+    return texts
+
+
+def keep_found(problems: list[str], on_missing_answer: str, where: str) -> np.ndarray:
+    """Return which rows have no problem, bool (n_rows,); raise, or warn, where some have."""
+    bad = [problem for problem in problems if problem]
+    kept = np.array([not problem for problem in problems])
+    if not bad:
+        return kept
+    found = f"in {len(bad)} of {len(problems)} rows{where}; the first: {bad[0]}."
+    if on_missing_answer == "raise" or not kept.any():
+        raise ValueError(
+            f"The answer is missing {found} Mend or leave out such rows; on_missing_answer='drop' leaves them out."
+        )
+    warnings.warn(
+        f"The answer is missing {found} These rows were left out.", UserWarning, stacklevel=callers_level()
+    )
+    return kept

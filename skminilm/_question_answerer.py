@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,15 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
-from ._answers import AnswerSpan, check_answers
+from ._answers import AnswerSpan, check_answers, check_questions, keep_found
 from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
 from ._encoding import callers_level, open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
 from ._trained_network import TrainedNetworkEstimator
-from ._validation import Texts, check_texts, shorten
-from ._windows import Windows, cut_windows
+from ._validation import Texts, shorten
+from ._windows import Windows, cut_windows, slices_of
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
 from .metrics import mlqa_exact_match, mlqa_f1
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from .engine import Compute
     from .finetuning import TrainingResult
 
-_SLICE_CHARACTERS = 4_000_000
 _SPARE_SPANS = 4
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
@@ -237,14 +235,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         settings, compute = self._settings(checkpoint), self._compute()
         if self.save_weights == "full":
             check_embeddable(checkpoint)
-        texts = _check_questions(X)
+        texts = check_questions(X)
         training = self._learnable(checkpoint, texts, y, on_missing_answer, "")
         n_training = len(training.batch.lengths)
         rows, batch, targets = np.arange(n_training), training.batch, training.targets
         if X_val is not None:
-            other = self._learnable(
-                checkpoint, _check_questions(X_val), y_val, on_missing_answer, " of X_val"
-            )
+            other = self._learnable(checkpoint, check_questions(X_val), y_val, on_missing_answer, " of X_val")
             batch, targets = batch.join(other.batch), np.concatenate([targets, other.targets])
         validation = np.arange(n_training, len(targets))
 
@@ -297,14 +293,14 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self._validate_params()
         if not isinstance(n_best, Integral) or isinstance(n_best, bool) or n_best < 1:
             raise ValueError(f"n_best={n_best!r}: expected an int of at least 1.")
-        texts = _check_questions(X)
+        texts = check_questions(X)
         self._check_columns(texts)
         checkpoint = self._fitted_checkpoint()
         self._settings(checkpoint)  # max_length and stride may be others than in fit
         answers: list[list[AnswerSpan]] = []
         n_cut = 0
         with tqdm(total=len(texts), desc="answer", unit="question", disable=not self.verbose) as bar:
-            for rows in _slices(texts):
+            for rows in slices_of(texts):
                 some = texts.take(rows)
                 windows = self._windows(checkpoint, some)
                 # A few more than asked for: two may differ by whitespace alone.
@@ -373,7 +369,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 f"row {row}: the answer {shorten(answers[row].text)} is too long for windows that share "
                 f"stride={self.stride} tokens, so that none holds all of it"
             )
-        kept = _keep_found(problems, on_missing_answer, where)
+        kept = keep_found(problems, on_missing_answer, where)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
         chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
         return _Learnable(windows.batch.take(chosen), targets[chosen])
@@ -447,49 +443,3 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         tags.target_tags.required = True
         tags.input_tags.one_d_array = False
         return tags
-
-
-def _check_questions(X: Any) -> Texts:
-    """Return X as questions and contexts.
-
-    Raises
-    ------
-    TypeError, ValueError
-        X has not two columns, or one of them is empty in some row.
-    """
-    texts = check_texts(X)
-    if texts.second is None:
-        raise ValueError("X has one column: give two, questions and contexts.")
-    for name, column in (("question", texts.first), ("context", texts.second)):
-        for row, text in enumerate(column):
-            if not text.strip():
-                raise ValueError(f"X has an empty {name}: row {row} is {text!r}. Leave that row out.")
-    return texts
-
-
-def _keep_found(problems: list[str], on_missing_answer: str, where: str) -> np.ndarray:
-    """Return which rows have no problem, bool (n_rows,); raise, or warn, where some have."""
-    bad = [problem for problem in problems if problem]
-    kept = np.array([not problem for problem in problems])
-    if not bad:
-        return kept
-    found = f"in {len(bad)} of {len(problems)} rows{where}; the first: {bad[0]}."
-    if on_missing_answer == "raise" or not kept.any():
-        raise ValueError(
-            f"The answer is missing {found} Mend or leave out such rows; on_missing_answer='drop' leaves them out."
-        )
-    warnings.warn(
-        f"The answer is missing {found} These rows were left out.", UserWarning, stacklevel=callers_level()
-    )
-    return kept
-
-
-def _slices(texts: Texts) -> Iterator[range]:
-    """Yield rows that are read together: the places of their tokens take many times their memory."""
-    characters = np.cumsum([len(a) + len(b) for a, b in zip(texts.first, texts.second, strict=True)])
-    start = 0
-    while start < len(texts):
-        done = characters[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(characters, done + _SLICE_CHARACTERS, side="right")))
-        yield range(start, stop)
-        start = stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,8 @@ import numpy as np
 from ._answers import Answer
 from ._validation import Texts
 from .checkpoints.tokenizer import LocatedTokens, TokenBatch, Tokenizer
+
+_SLICE_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,14 @@ def _locate_each(tokenizer: Tokenizer, texts: list[str]) -> list[LocatedTokens]:
     position = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     located = tokenizer.locate(list(position))
     return [located[position[text]] for text in texts]
+
+
+def slices_of(texts: Texts) -> Iterator[range]:
+    """Yield rows that are read together: the places of their tokens take many times their memory."""
+    characters = np.cumsum([len(a) + len(b) for a, b in zip(texts.first, texts.second, strict=True)])
+    start = 0
+    while start < len(texts):
+        done = characters[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(characters, done + _SLICE_CHARACTERS, side="right")))
+        yield range(start, stop)
+        start = stop
