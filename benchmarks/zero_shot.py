@@ -22,7 +22,7 @@ def main():
     parser = options_parser(__doc__)
     parser.add_argument("--split", choices=["dev", "test"], default="dev")
     parser.add_argument("--nli", help="folder of a MiniLMClassifier fitted on premises and hypotheses")
-    parser.add_argument("--rows", type=int, help="score the first so many texts of each language")
+    parser.add_argument("--rows", type=int, help="score so many texts of each language, drawn at random")
     options = parser.parse_args()
     default = MiniLMZeroShotClassifier().hypothesis_template
     figures = {}
@@ -30,9 +30,9 @@ def main():
         data = read(options.data, task)
         rows = data[data.split == splits[options.split]]
         if options.rows:
-            rows = rows[rows.groupby("lang").cumcount() < options.rows]
+            rows = rows.groupby("lang").sample(options.rows, random_state=0)
         texts = data.text[data.split == "train"].sample(700, random_state=0).tolist()
-        labels = sorted(set(rows.label))
+        labels = sorted(set(data.label))
         for template in TEMPLATES if options.split == "dev" else [default]:
             models = {"similarity": {}, "similarity, centred": {"X": texts}}
             if options.nli and template != "{}":
