@@ -125,6 +125,23 @@ def save_sentence_transformer(
     SentenceTransformer(modules=parts, device="cpu", **options).save(str(folder))
 
 
+def training_arguments(folder: str, *, bf16: bool, **options):
+    """Return the Trainer's arguments for a quiet run that keeps nothing, on a GPU where there is one."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=folder,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+
+
 def write_reference(folder: Path) -> Path:
     """Write the bundled checkpoint as a sentence-transformers folder (mean pooling, unit length)."""
     folder, network = Path(folder), Path(folder) / "network"

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from _competitors import machine
 from _data import options_parser, read, write_figures
-from _reference import write_reference
+from _reference import training_arguments, write_reference
 
 EPOCHS, PAIR_EPOCHS, BATCH, LEARNING_RATE = 3, 5, 32, 5e-5  # of the Trainer recipe
 PAIRS = {"xnli": ("xnli_dev", "premise", "hypothesis", 2000), "pawsx": ("pawsx_dev", "s1", "s2", 1500)}
@@ -71,7 +71,6 @@ def trainer(*, bf16: bool = False, frozen_table: bool = False, max_length: int =
             BertForSequenceClassification,
             DataCollatorWithPadding,
             Trainer,
-            TrainingArguments,
             set_seed,
         )
 
@@ -93,17 +92,12 @@ def trainer(*, bf16: bool = False, frozen_table: bool = False, max_length: int =
             for i in range(len(X))
         ]
         with tempfile.TemporaryDirectory() as out:
-            arguments = TrainingArguments(
-                output_dir=out,
+            arguments = training_arguments(
+                out,
+                bf16=bf16,
                 num_train_epochs=EPOCHS if isinstance(X[0], str) else PAIR_EPOCHS,
                 per_device_train_batch_size=BATCH,
                 learning_rate=LEARNING_RATE,
-                bf16=bf16,
-                use_cpu=not torch.cuda.is_available(),
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
                 seed=seed,
             )
             collator = DataCollatorWithPadding(tokenizer)

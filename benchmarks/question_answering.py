@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from _competitors import machine
 from _data import options_parser, write_figures
-from _reference import write_reference
+from _reference import training_arguments, write_reference
 
 from skminilm import MiniLMQuestionAnswerer
 from skminilm.datasets import load_tydiqa_goldp, load_xquad
@@ -44,7 +44,6 @@ def run_qa(X, y, seed, folder):
         BertForQuestionAnswering,
         DataCollatorWithPadding,
         Trainer,
-        TrainingArguments,
         set_seed,
     )
 
@@ -79,17 +78,12 @@ def run_qa(X, y, seed, folder):
         ids = encoded["input_ids"][window]
         rows.append({"input_ids": ids, "start_positions": span[0], "end_positions": span[1]})
     with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            output_dir=out,
+        arguments = training_arguments(
+            out,
+            bf16=True,
             num_train_epochs=EPOCHS,
             per_device_train_batch_size=BATCH,
             learning_rate=LEARNING_RATE,
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
             seed=seed,
         )
         collator = DataCollatorWithPadding(tokenizer)

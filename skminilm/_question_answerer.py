@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 _SPARE_SPANS = 4
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
-
-
-@dataclass(frozen=True)
-class _Learnable:
-    """Windows, and the targets of ``finetuning.SpanObjective``."""
-
-    batch: TokenBatch
-    targets: np.ndarray
 
 
 class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
@@ -236,13 +228,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         texts = check_questions(X)
-        training = self._learnable(checkpoint, texts, y, on_missing_answer, "")
-        n_training = len(training.batch.lengths)
-        rows, batch, targets = np.arange(n_training), training.batch, training.targets
+        batch, targets = self._learnable(checkpoint, texts, y, on_missing_answer, "")
+        n_training = len(targets)
         if X_val is not None:
-            other = self._learnable(checkpoint, check_questions(X_val), y_val, on_missing_answer, " of X_val")
-            batch, targets = batch.join(other.batch), np.concatenate([targets, other.targets])
-        validation = np.arange(n_training, len(targets))
+            others = check_questions(X_val)
+            other, other_targets = self._learnable(checkpoint, others, y_val, on_missing_answer, " of X_val")
+            batch, targets = batch.join(other), np.concatenate([targets, other_targets])
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
             return {
@@ -253,7 +244,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             }
 
         def train(hooks: FitProgress) -> TrainingResult:
-            return self._train(batch, targets, rows, validation, checkpoint, compute, random, hooks)
+            return self._train(batch, targets, n_training, checkpoint, compute, random, hooks)
 
         self._run(train, FitProgress(self, X, y, self.epochs, n_training, attributes), attributes)
         return self
@@ -359,8 +350,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     def _learnable(
         self, checkpoint: Checkpoint, texts: Texts, y: Any, on_missing_answer: str, where: str
-    ) -> _Learnable:
-        """Return windows with what is learned of them, without rows whose answer is missing."""
+    ) -> tuple[TokenBatch, np.ndarray]:
+        """Return windows and their targets (see ``Windows.targets``), without rows whose answer is missing."""
         answers, problems = check_answers(y, texts.second)
         windows = self._windows(checkpoint, texts)
         targets = windows.targets(answers)
@@ -372,14 +363,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         kept = keep_found(problems, on_missing_answer, where)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
         chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
-        return _Learnable(windows.batch.take(chosen), targets[chosen])
+        return windows.batch.take(chosen), targets[chosen]
 
     def _train(
         self,
         batch: TokenBatch,
         targets: np.ndarray,
-        rows: np.ndarray,
-        validation: np.ndarray,
+        n_training: int,
         checkpoint: Checkpoint,
         compute: Compute,
         random: np.random.RandomState,
@@ -406,7 +396,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             SpanObjective(self.max_answer_length),
             targets,
             np.ones(len(targets)),
-            Rows(rows, validation),
+            Rows(np.arange(n_training), np.arange(n_training, len(targets))),
             options,
             workers=workers,
             hooks=hooks,

@@ -136,14 +136,8 @@ def mlqa_exact_match(y_true: Any, y_pred: Any, languages: Any = "en", *, sample_
 
     Parameters
     ----------
-    y_true : list or array-like of length n_rows
-        References, as in :func:`mlqa_f1`.
-    y_pred : list or array-like of str, length n_rows
-        Answers; None or ``""`` stands for no answer.
-    languages : str or array-like of str, default="en"
-        Language of the answers, one code for all rows or one a row.
-    sample_weight : array-like of float, shape (n_rows,), default=None
-        Weight of each row in the mean.
+    y_true, y_pred, languages, sample_weight
+        As in :func:`mlqa_f1`.
 
     Returns
     -------
