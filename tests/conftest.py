@@ -219,12 +219,12 @@ def resident_mib():
 def plain_hidden_states(weights, pack, config):
     """The forward pass on matrices as they are, with gradients: what training runs."""
     from skminilm.engine.forward import embed, encoder_layer
-    from skminilm.engine.linear import plain_linear
+    from skminilm.engine.linear import PlainLinear
 
     dtype = weights["layers.0.output_norm.weight"].dtype
     hidden = embed(weights, pack, config.layer_norm_eps, dtype)
     for layer in range(config.num_hidden_layers):
-        hidden = encoder_layer(hidden, weights, layer, pack, config, plain_linear(weights))
+        hidden = encoder_layer(hidden, weights, layer, pack, config, PlainLinear(weights))
     return hidden
 
 

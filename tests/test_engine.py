@@ -298,8 +298,8 @@ def test_prepacked_and_plain_products_agree(dtype):
     with torch.inference_mode():
         prepacked = {"layers.0.x.weight": linear.prepack(weights["layers.0.x.weight"])}
         for options in ({}, {"gelu": True}, {"residual": residual}):
-            found = linear.prepacked_linear(prepacked, weights)(x, "layers.0.x", **options)
-            expected = linear.plain_linear(weights)(x, "layers.0.x", **options)
+            found = linear.PrepackedLinear(prepacked, weights)(x, "layers.0.x", **options)
+            expected = linear.PlainLinear(weights)(x, "layers.0.x", **options)
             torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
 
 

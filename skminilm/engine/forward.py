@@ -59,8 +59,7 @@ def encoder_layer(
 
     attended = attention(linear(hidden, prefix + "qkv"), pack, config.num_attention_heads)
     hidden = norm(linear(attended, prefix + "attention_output", residual=hidden), "attention_norm")
-    inner = linear(hidden, prefix + "intermediate", gelu=True)
-    return norm(linear(inner, prefix + "output", residual=hidden), "output_norm")
+    return norm(linear.feed_forward(hidden, prefix), "output_norm")
 
 
 def attention(qkv: torch.Tensor, pack: Pack, n_heads: int) -> torch.Tensor:

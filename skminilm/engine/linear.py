@@ -2,55 +2,113 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 
-class Linear(Protocol):
+class Linear(ABC):
     """Computes ``x @ weight.T + bias`` with the weights that a name stands for."""
 
+    @abstractmethod
     def __call__(
         self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the product (n_tokens, n_outputs), through GELU or added to `residual` where asked."""
 
+    def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
+        """Return what the feed-forward part of a layer adds to `x`, and `x`: (n_tokens, hidden_size)."""
+        inner = self(x, prefix + "intermediate", gelu=True)
+        return self(inner, prefix + "output", residual=x)
 
-def plain_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
-    """Return torch's own product, with gradients, on any device."""
 
-    def linear(
-        x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
+class PlainLinear(Linear):
+    """torch's own product, with gradients, on any device.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
+
+    def __call__(
+        self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
-        y = F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        """See :class:`Linear`."""
+        y = F.linear(x, *self._weights_of(name))
         if gelu:
             y = F.gelu(y)
         return y if residual is None else y + residual
 
-    return linear
+    def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
+        """See :class:`Linear`."""
+        if not torch.is_grad_enabled():
+            return super().feed_forward(x, prefix)
+        inner = self(x, prefix + "intermediate")
+        return _LinearOfGelu.apply(inner, *self._weights_of(prefix + "output")) + x
+
+    def _weights_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+
+
+class _LinearOfGelu(torch.autograd.Function):
+    """``gelu(x) @ weight.T + bias``, where the backward pass computes GELU again.
+
+    What would be kept instead is the widest activation of a layer.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        of_x = of_weight = of_bias = None
+        if needs_weight:
+            of_weight = gradient.t() @ F.gelu(x)
+        if needs_bias:
+            of_bias = gradient.sum(0)
+        if needs_x:
+            of_x = torch.ops.aten.gelu_backward(gradient @ weight, x)
+        return of_x, of_weight, of_bias
 
 
 def prepack(matrix: torch.Tensor) -> torch.Tensor:
-    """Lay a weight out for :func:`prepacked_linear`."""
+    """Lay a weight out for :class:`PrepackedLinear`."""
     return _ops()._reorder_linear_weight(matrix.contiguous())
 
 
-def prepacked_linear(matrices: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> Linear:
-    """Return the product on prepacked matrices, with the biases among `weights`, without gradients.
+class PrepackedLinear(Linear):
+    """The product on prepacked matrices, without gradients.
 
     torch lays a matrix out anew in each call, which for one text costs more
     than the product; and MKL, its default for float32, is slow on AMD. GELU
     and the residual are computed before the product is rounded.
+
+    Parameters
+    ----------
+    matrices : mapping of str to Tensor
+        What :func:`prepack` returned.
+    weights : mapping of str to Tensor
+        With the biases.
     """
 
-    def linear(
-        x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return _product(x, matrices[f"{name}.weight"], weights[f"{name}.bias"], gelu, residual)
+    def __init__(self, matrices: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+        self._matrices = matrices
+        self._weights = weights
 
-    return linear
+    def __call__(
+        self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See :class:`Linear`."""
+        return _product(x, self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"], gelu, residual)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
@@ -75,7 +133,7 @@ def _try_prepacked(dtype: torch.dtype) -> bool:
             packed = prepack(weight)
             for gelu, added in ((False, None), (True, None), (False, residual)):
                 found = _product(x, packed, bias, gelu, added)
-                expected = plain_linear({"w.weight": weight.float(), "w.bias": bias.float()})(
+                expected = PlainLinear({"w.weight": weight.float(), "w.bias": bias.float()})(
                     x.float(), "w", gelu=gelu, residual=None if added is None else added.float()
                 )
                 tolerance = 1e-4 if dtype == torch.float32 else 0.05

@@ -15,7 +15,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.tokenizer import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
-from .linear import can_prepack, plain_linear, prepack, prepacked_linear
+from .linear import Linear, PlainLinear, PrepackedLinear, can_prepack, prepack
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -189,7 +189,9 @@ class PackedModel(StreamingModel):
                 prepacked[name] = prepack(moved)
             else:
                 self.weights[name] = moved
-        self._linear = prepacked_linear(prepacked, self.weights) if prepacks else plain_linear(self.weights)
+        self._linear: Linear = (
+            PrepackedLinear(prepacked, self.weights) if prepacks else PlainLinear(self.weights)
+        )
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""

@@ -351,7 +351,7 @@ class _Training:
         return learning_rate_factor(self._step, self._n_steps, self._options.warmup_ratio)
 
     def _is_finite(self) -> bool:
-        return all(bool(part.master.isfinite().all()) for part in self._parameters)
+        return all(part.is_finite() for part in self._parameters)
 
     def _clear_gradients(self) -> None:
         for part in self._parameters:

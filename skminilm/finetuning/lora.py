@@ -42,7 +42,7 @@ def _module_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-class AdaptedLayers:
+class AdaptedLayers(Linear):
     """The layers' matrices with adapters that change nothing yet.
 
     Parameters
@@ -68,11 +68,10 @@ class AdaptedLayers:
         """Return the adapters by name."""
         return {name: part.weight.detach() for name, part in self._parts()}
 
-    def use(self, adapters: Mapping[str, torch.nn.Parameter]) -> Linear:
-        """Return the product with the matrices and these adapters, with gradients for the latter."""
+    def use(self, adapters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Let products take these adapters, with gradients for them."""
         for name, part in self._parts():
             part.weight = adapters[name]
-        return self._linear
 
     def _parts(self) -> Iterator[tuple[str, torch.nn.Linear]]:
         for name, module_name in self._modules.items():
@@ -80,9 +79,10 @@ class AdaptedLayers:
             yield f"{name}.weight.lora_A", module.lora_A["default"]
             yield f"{name}.weight.lora_B", module.lora_B["default"]
 
-    def _linear(
+    def __call__(
         self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """See :class:`Linear`."""
         y = self._adapted.get_submodule(self._modules[name])(x)
         if gelu:
             y = F.gelu(y)

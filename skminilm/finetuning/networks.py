@@ -14,7 +14,7 @@ from ..checkpoints import BertConfig
 from ..checkpoints.tokenizer import TokenBatch
 from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
-from ..engine.linear import Linear, plain_linear
+from ..engine.linear import Linear, PlainLinear
 from ..engine.packed_model import WORD, WORD_ROWS, dense_rows
 from ..engine.packing import Pack, make_pack, plan_packs
 from ..engine.pooling import pool, unit_length
@@ -161,9 +161,10 @@ class TrainableEncoder(TrainableNetwork):
         self.parameters = self._parameters(trained)
         views = {name: view for part in self.parameters for name, view in part.views.items()}
         self._weights: Mapping[str, torch.Tensor] = {**self._frozen, **views}
-        self._linear: Linear = plain_linear(self._weights)
+        self._linear: Linear = PlainLinear(self._weights)
         if options.trainable == LORA:
-            self._linear = layers.use(views)
+            layers.use(views)
+            self._linear = layers
 
     def _split(
         self, weights: Iterable[tuple[str, torch.Tensor]]

@@ -116,6 +116,11 @@ class FlatParameters:
         self.clear_gradients()
         self._moments = []
 
+    def is_finite(self) -> bool:
+        """Tell whether no parameter is infinite or NaN."""
+        # By the extremes: `isfinite` of all would take more memory than a step.
+        return bool(torch.stack(torch.aminmax(self.master)).isfinite().all())
+
     def publish(self) -> None:
         """Bring a changed `master` into the views."""
         if self._computed is not self.master:
