@@ -93,27 +93,45 @@ def test_gradient_checkpointing_changes_nothing(split, trainable):
     assert changed(plain, MiniLMClassifier(gradient_checkpointing=True, **options).fit(X, y)) < 1e-5
 
 
-def test_steps_that_do_not_fit_are_cut_into_parts(split, monkeypatch):
+def limit_memory(monkeypatch, fits):
+    """Let packs of more than so many tokens run out of memory: {with gradients: tokens}; return the sizes that ran."""
     import torch
 
-    X, y, _, _ = split
-    options = dict(trainable=3, epochs=1, precision="fp32", random_state=0)
-    whole = MiniLMClassifier(**options).fit(X, y)
-    original, tokens, fits = TrainableEncoder._last_hidden_state, [], [128]
+    original, tokens = TrainableEncoder._last_hidden_state, {True: [], False: []}
 
     def small_memory(self, pack):
-        if pack.n_tokens > fits[0]:
+        if pack.n_tokens > fits.get(torch.is_grad_enabled(), pack.n_tokens):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        tokens.append(pack.n_tokens)
+        tokens[torch.is_grad_enabled()].append(pack.n_tokens)
         return original(self, pack)
 
     monkeypatch.setattr(TrainableEncoder, "_last_hidden_state", small_memory)
+    return tokens
+
+
+def test_steps_that_do_not_fit_are_cut_into_parts(split, monkeypatch):
+    X, y, _, _ = split
+    options = dict(trainable=3, epochs=1, precision="fp32", random_state=0)
+    whole = MiniLMClassifier(**options).fit(X, y)
+    fits = {True: 128}
+    tokens = limit_memory(monkeypatch, fits)
     in_parts = MiniLMClassifier(**options).fit(X, y)
-    assert max(tokens) > 64  # halved until it fits, and no further
+    assert max(tokens[True]) > 64  # halved until it fits, and no further
     assert changed(whole, in_parts) < 1e-5
-    fits[0] = 8
+    fits[True] = 8
     with pytest.raises(MemoryError, match=r"One text of a step does not fit .* gradient_checkpointing=True"):
         MiniLMClassifier(**options).fit(X, y)
+
+
+def test_validation_and_the_last_fit_of_the_head_are_cut_into_parts_too(split, monkeypatch):
+    X, y, X_new, y_new = split
+    options = dict(trainable=1, epochs=1, precision="fp32", random_state=0)
+    whole = MiniLMClassifier(**options).fit(X, y, X_val=X_new, y_val=y_new)
+    tokens = limit_memory(monkeypatch, {False: 128})
+    in_parts = MiniLMClassifier(**options).fit(X, y, X_val=X_new, y_val=y_new)
+    assert 64 < max(tokens[False]) <= 128 < max(tokens[True])
+    assert in_parts.history_[0]["validation_loss"] == pytest.approx(whole.history_[0]["validation_loss"])
+    np.testing.assert_allclose(in_parts.coef_, whole.coef_, atol=1e-3)
 
 
 def test_float16_with_a_scaled_loss_learns_what_float32_learns(split, monkeypatch):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -87,6 +88,7 @@ class TrainingHooks:
 
 
 Refit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Result = TypeVar("Result")
 
 
 class TrainingDivergedError(FloatingPointError):
@@ -234,16 +236,20 @@ class _Training:
         self._load(self._kept)
         for part in self._parameters:
             part.publish()
-        vectors = np.empty((len(self._targets), self._head.views["coef"].shape[1]), np.float32)
-        with torch.no_grad():
-            for rows, some in self._network.vectors(self._rows.training):
-                vectors[rows] = some.float().cpu().numpy()
+        vectors = self._in_parts_that_fit(self._training_vectors)
         coef, intercept = refit(vectors[self._rows.training])
         values = np.concatenate([coef.ravel(), intercept.ravel()]).astype(np.float32)
         with torch.no_grad():
             self._head.master.copy_(torch.from_numpy(values))
         if best is None or _rank(*self._validate()) >= best:
             self._keep(self._kept_epoch)
+
+    def _training_vectors(self) -> np.ndarray:
+        vectors = np.empty((len(self._targets), self._head.views["coef"].shape[1]), np.float32)
+        with torch.no_grad():
+            for rows, some in self._network.vectors(self._rows.training):
+                vectors[rows] = some.float().cpu().numpy()
+        return vectors
 
     def _run_epoch(self, shuffle: np.random.RandomState, hooks: TrainingHooks) -> None:
         began = time.perf_counter()
@@ -274,19 +280,7 @@ class _Training:
         self._step += 1
         weight = float(self._numpy_weights[batch].sum())
         total = len(batch) * self._mean_weight  # not the batch's own sum: weights count between batches too
-        while True:
-            try:
-                loss = self._backward(self._workers.share(batch), total)
-                break
-            except torch.OutOfMemoryError as error:
-                if not self._network.shrink_parts():
-                    raise MemoryError(
-                        f"One text of a step does not fit in the memory of {self._network.device}. Free memory "
-                        "there, or use gradient_checkpointing=True, a lower max_length or device='cpu'."
-                    ) from error
-            self._clear_gradients()
-            if self._network.device.type == "cuda":
-                torch.cuda.empty_cache()
+        loss = self._in_parts_that_fit(lambda: self._backward(self._workers.share(batch), total))
         gradients = [part.take_gradients() for part in self._parameters]
         loss, gradients = self._add_up(loss, gradients)
         if not math.isfinite(loss):
@@ -301,6 +295,22 @@ class _Training:
         elif not self._loss_scale.enabled:
             raise self._diverged("The gradient became infinite or NaN")
         return loss / max(weight, 1e-12), weight
+
+    def _in_parts_that_fit(self, compute: Callable[[], Result]) -> Result:
+        """Return what `compute` returns; where memory is too small it begins again with smaller parts."""
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError as error:
+                if not self._network.shrink_parts():
+                    raise MemoryError(
+                        f"One text of a step does not fit in the memory of {self._network.device}. Free memory "
+                        "there, or use gradient_checkpointing=True, a lower max_length or device='cpu'."
+                    ) from error
+            # Outside of the handler, which holds on to the tensors of the failed attempt.
+            self._clear_gradients()
+            if self._network.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _backward(self, batch: np.ndarray, total_weight: float) -> float:
         """Add up the gradients of the parts of a step; return its sum of weighted losses."""
@@ -330,19 +340,20 @@ class _Training:
 
     def _validate(self) -> tuple[float, float]:
         """Return loss and score of the validation texts."""
-        rows = self._rows.validation
+        rows, losses, predictions = self._in_parts_that_fit(self._predict_validation)
+        weights = self._numpy_weights[rows]
+        loss = float(np.average(losses, weights=weights))
+        return loss, self._objective.score(predictions, self._numpy_targets[rows], weights)
+
+    def _predict_validation(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         order, losses, predictions = [], [], []
         with torch.no_grad():
-            for part, outputs in self._outputs(rows):
+            for part, outputs in self._outputs(self._rows.validation):
                 targets = self._targets[part]
                 order.append(part.cpu().numpy())
                 losses.append(self._objective.losses(outputs, targets).cpu().numpy())
                 predictions.append(self._objective.predictions(outputs, targets).float().cpu().numpy())
-        rows = np.concatenate(order)
-        weights = self._numpy_weights[rows]
-        loss = float(np.average(np.concatenate(losses), weights=weights))
-        score = self._objective.score(np.concatenate(predictions), self._numpy_targets[rows], weights)
-        return loss, score
+        return np.concatenate(order), np.concatenate(losses), np.concatenate(predictions)
 
     def _validation_of(self, epoch: int) -> tuple[float, float]:
         return self._history[epoch]["validation_loss"], self._history[epoch]["validation_score"]
