@@ -27,7 +27,7 @@ from .checkpoints.embedded import check_embeddable
 from .metrics import mlqa_exact_match, mlqa_f1
 
 if TYPE_CHECKING:
-    from .checkpoints.tokenizer import TokenBatch
+    from .checkpoints.token_batch import TokenBatch
     from .engine import Compute
     from .finetuning import TrainingResult
 

@@ -24,7 +24,7 @@ from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import embed_checkpoint
 
 if TYPE_CHECKING:
-    from .checkpoints.tokenizer import TokenBatch
+    from .checkpoints.token_batch import TokenBatch
     from .engine import Compute
     from .finetuning import TrainableNetwork, TrainingResult
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._answers import Answer
 from ._validation import Texts
-from .checkpoints.tokenizer import LocatedTokens, TokenBatch, Tokenizer
+from .checkpoints.token_batch import LocatedTokens, TokenBatch, Tokenizer
 
 _SLICE_CHARACTERS = 4_000_000
 

@@ -7,12 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm.checkpoints import load_checkpoint
-from skminilm.checkpoints.tokenizer import (
-    SentencePieceTokenizer,
-    build_model_proto,
-    read_tokenizer,
-    verify_golden_ids,
-)
+from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
+from skminilm.checkpoints.tokenizer import read_tokenizer, verify_golden_ids
 
 GOLDEN = json.loads(files("skminilm.checkpoints").joinpath("golden_token_ids.json").read_text())
 

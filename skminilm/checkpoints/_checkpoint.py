@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from .tokenizer import TokenBatch, Tokenizer
+    from .token_batch import TokenBatch, Tokenizer
 
 POOLINGS = ("mean", "cls", "max")
 PAIR = "pair"  # compares the two texts of a pair; for fine-tuning

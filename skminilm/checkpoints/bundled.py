@@ -26,7 +26,8 @@ from ._checkpoint import (
 )
 from .presets import BUNDLED, PRESETS
 from .q4 import BLOCK, BLOCK_BYTES, dequantize_q4
-from .tokenizer import SentencePieceTokenizer, build_model_proto, verify_golden_ids
+from .sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
+from .tokenizer import verify_golden_ids
 
 if TYPE_CHECKING:
     import torch

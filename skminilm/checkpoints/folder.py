@@ -15,7 +15,8 @@ from ._checkpoint import (
     file_sha256,
 )
 from .presets import Preset
-from .tokenizer import TOKENIZER_FILES, XLMR_VOCABULARY, read_tokenizer, verify_golden_ids
+from .sentencepiece_tokenizer import XLMR_VOCABULARY
+from .tokenizer import TOKENIZER_FILES, read_tokenizer, verify_golden_ids
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..checkpoints.tokenizer import TokenBatch
+from ..checkpoints.token_batch import TokenBatch
 from .hardware import Compute
 from .packed_model import PackedModel
 from .packing import Pack, plan_packs

@@ -12,7 +12,7 @@ import torch
 
 from .._folders import cache_folder
 from ..checkpoints import Checkpoint, tokenize
-from ..checkpoints.tokenizer import TokenBatch
+from ..checkpoints.token_batch import TokenBatch
 from ._names import HIDDEN_MASKED
 from ._openvino_import import check_installed, import_silently
 from .forward import embed

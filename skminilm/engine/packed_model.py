@@ -12,7 +12,7 @@ import torch
 from ..checkpoints import BertConfig, Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from ..checkpoints.q4 import dequantize_q4
-from ..checkpoints.tokenizer import TokenBatch
+from ..checkpoints.token_batch import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
 from .linear import Linear, PlainLinear, PrepackedLinear, can_prepack, prepack

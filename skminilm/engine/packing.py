@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..checkpoints.tokenizer import TokenBatch
+from ..checkpoints.token_batch import TokenBatch
 
 _MIN_LENGTH_RATIO = 0.75  # of a padded batch: shortest to longest
 

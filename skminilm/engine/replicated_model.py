@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..checkpoints.tokenizer import TokenBatch
+from ..checkpoints.token_batch import TokenBatch
 from .packed_model import PackedModel
 from .streaming import StreamingModel
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from ..checkpoints import EncodingSettings, tokenize
-from ..checkpoints.tokenizer import TokenBatch, Tokenizer
+from ..checkpoints.token_batch import TokenBatch, Tokenizer
 from .hardware import return_free_memory
 from .packing import plan_packs
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from ..checkpoints import BertConfig
-from ..checkpoints.tokenizer import TokenBatch
+from ..checkpoints.token_batch import TokenBatch
 from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
 from ..engine.linear import Linear, PlainLinear

@@ -1,0 +1,55 @@
+"""Other vocabularies than XLM-R's, on the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .token_batch import LocatedTokens, TokenBatch
+from .token_limits import assemble
+
+
+class LibraryTokenizer:
+    """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only."""
+
+    pair_template = None
+
+    def __init__(self, serialized: str) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        special = self._tokenizer.encode("").ids
+        middle = len(special) // 2 + len(special) % 2
+        self._prefix, self._suffix = special[:middle], special[middle:]
+
+    def state(self) -> tuple[str, bytes]:
+        """Return what :func:`restore_tokenizer` takes."""
+        return "tokenizers", self._tokenizer.to_str().encode()
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        max_length: int,
+        long_text: str = "truncate",
+    ) -> TokenBatch:
+        """Return the ids of texts. See :class:`Tokenizer`."""
+        if second is not None:
+            raise _no_pairs()
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        return assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text)
+
+    def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
+        """Raise an error: without pairs there are no places to look for."""
+        raise _no_pairs()
+
+
+def _no_pairs() -> ValueError:
+    # BERT's own vocabulary tells the two texts apart by token types, which the packed engine does not have.
+    return ValueError(
+        "Sentence pairs need a checkpoint with XLM-R's vocabulary; this one has another. "
+        "Join the two columns into one text, or use model='bundled'."
+    )
