@@ -63,10 +63,13 @@ def test_spans_are_places_in_the_context(answerer):
     for (_, context), spans in zip(QUESTIONS, answerer.predict_spans(QUESTIONS, n_best=5), strict=True):
         assert 1 <= len(spans) <= 5
         assert len({(span.start, span.end) for span in spans}) == len(spans)
-        assert [span.score for span in spans] == sorted((span.score for span in spans), reverse=True)
-        assert sum(span.score for span in spans) <= 1 + 1e-6
+        scores = np.array([span.score for span in spans])
+        assert (np.diff(scores) <= 0).all()
+        assert scores.sum() <= 1 + 1e-6
         for span in spans:
-            assert span.text == context[span.start : span.end] == span.text.strip()
+            assert context[span.start : span.end] == span.text
+            assert not span.text[0].isspace()
+            assert not span.text[-1].isspace()
 
 
 def test_long_contexts_are_read_in_windows(answerer):
