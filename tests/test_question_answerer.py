@@ -61,7 +61,7 @@ def test_answers_are_learned_in_every_script(answerer):
 
 def test_spans_are_places_in_the_context(answerer):
     for (_, context), spans in zip(QUESTIONS, answerer.predict_spans(QUESTIONS, n_best=5), strict=True):
-        assert 1 <= len(spans) <= 5
+        assert 0 < len(spans) <= 5
         assert len({(span.start, span.end) for span in spans}) == len(spans)
         scores = np.array([span.score for span in spans])
         assert (np.diff(scores) <= 0).all()
