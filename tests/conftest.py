@@ -257,3 +257,70 @@ def typed_columns(values):
         "pyarrow chunked dictionary": pa.chunked_array([dictionary]),
         "pyarrow dictionary table": pa.table({"name": dictionary}),
     }
+
+
+@pytest.fixture
+def write_hub_copy(tmp_path, monkeypatch):
+    """Write configurations of a data set as the Hugging Face hub has them, with the card that declares them."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+    def write(folder, features, configs):
+        """`configs` holds the rows of each split of each configuration; a second call adds to the first."""
+        readme = folder / "README.md"
+        card = readme.read_text().split("---\n")[1] if readme.exists() else "configs:\n"
+        for config, splits in configs.items():
+            card += f"- config_name: {config}\n  data_files:\n"
+            for split, rows in splits.items():
+                path = folder / config / f"{split}-00000-of-00001.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rows = [dict(zip(features, row, strict=True)) for row in rows]
+                datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(path)
+                card += f"  - split: {split}\n    path: {config}/{split}-*\n"
+        readme.write_text(f"---\n{card}---\n# A copy\n", encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_xnli_copy(write_hub_copy):
+    """Write XNLI as facebook/xnli has it: (premise, hypothesis, label) of each split of each language."""
+    from datasets import ClassLabel, Translation, TranslationVariableLanguages, Value
+
+    labels = ClassLabel(names=["entailment", "neutral", "contradiction"])
+
+    def write(folder, configs):
+        languages = list(configs)
+        together = (
+            dict.fromkeys(languages, "p"),
+            {"language": languages, "translation": ["h"] * len(languages)},
+            0,
+        )
+        write_hub_copy(
+            folder,
+            {
+                "premise": Translation(languages),
+                "hypothesis": TranslationVariableLanguages(languages),
+                "label": labels,
+            },
+            {"all_languages": {"test": [together]}},
+        )
+        features = {"premise": Value("string"), "hypothesis": Value("string"), "label": labels}
+        return write_hub_copy(folder, features, configs)
+
+    return write
+
+
+@pytest.fixture
+def write_questions_copy(write_hub_copy):
+    """Write questions as facebook/mlqa has them: (context, question, answers, id) of each split of each config."""
+    from datasets import Sequence, Value
+
+    features = {
+        "context": Value("string"),
+        "question": Value("string"),
+        "answers": Sequence({"answer_start": Value("int32"), "text": Value("string")}),
+        "id": Value("string"),
+    }
+    return lambda folder, configs: write_hub_copy(folder, features, configs)

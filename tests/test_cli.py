@@ -14,6 +14,7 @@ pytest.importorskip("rich")
 from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer  # noqa: E402
 from skminilm.cli._app import app  # noqa: E402
 from skminilm.cli._evaluation import warmup_ratio  # noqa: E402
+from skminilm.cli._output import describe_files  # noqa: E402
 from skminilm.cli._xnli import split_dev  # noqa: E402
 from skminilm.datasets import load_xnli  # noqa: E402
 
@@ -319,6 +320,54 @@ def test_mlqa_with_compact_files(tmp_path, xlmr_folder):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["train"]["languages"] == ["de"]
     assert [row["language"] for row in results["scores"]] == ["zh"]
+
+
+def test_data_sets_of_the_hub(tmp_path, xlmr_folder, requests, write_xnli_copy, write_questions_copy):
+    splits = {"train": range(24), "validation": range(24, 36), "test": range(36, 48)}
+    configs = {
+        language: {split: pairs(requests, language, items) for split, items in splits.items()}
+        for language in LANGUAGES
+    }
+    data = write_xnli_copy(tmp_path / "xnli", configs)
+    command = ["--model", xlmr_folder, "--output-dir", tmp_path / "xnli_out", *FAST, "--epochs", 1]
+    result = call("xnli", "--data-dir", data, *command, "--train-language", "sw")
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "xnli_out" / "results.json").read_text())
+    assert results["data"]["train"]["languages"] == ["sw"]
+    assert results["data"]["dev"]["n_rows"] == 36
+    assert [(row["language"], row["n"]) for row in results["scores"]] == [(name, 12) for name in LANGUAGES]
+    assert len(results["data"]["test"]["files"]) == 3
+
+    rows = {
+        language: [
+            (context, question, {"answer_start": [context.index(answer)], "text": [answer]}, "q")
+            for context, question, answer in [entry]
+        ]
+        for language, entry in CONTEXTS.items()
+    }
+    mlqa = write_questions_copy(
+        tmp_path / "mlqa", {f"mlqa.{n}.{n}": {"test": some} for n, some in rows.items()}
+    )
+    train = write_questions_copy(tmp_path / "squad", {"plain_text": {"train": rows["en"] * 8}})
+    command = ["--model", xlmr_folder, "--output-dir", tmp_path / "mlqa_out", *FAST_QA, "--epochs", 1]
+    result = call("mlqa", "--data-dir", mlqa, *command)
+    assert result.exit_code == 1
+    assert "--train-file, such as rajpurkar/squad" in result.output
+    result = call("mlqa", "--data-dir", mlqa, "--train-file", train, *command)
+    assert result.exit_code == 0, result.output
+    assert "trained on squad, 8 questions" in " ".join(result.output.split())
+    results = json.loads((tmp_path / "mlqa_out" / "results.json").read_text())
+    assert results["options"]["test_set"] == "mlqa"
+    assert [row["language"] for row in results["scores"]] == list(CONTEXTS)
+
+
+def test_files_of_the_hub_are_told_by_their_address(tmp_path):
+    (tmp_path / "x").write_bytes(b"")
+    address = "hf://datasets/facebook/xnli@0123/en/test-00000-of-00001.parquet"
+    here, there = describe_files([tmp_path / "x", address])
+    assert here["path"] == str(tmp_path / "x")
+    assert len(here["sha256"]) == 64
+    assert there == {"path": address}
 
 
 def test_mlqa_lists_the_files_looked_for(tmp_path):

@@ -82,7 +82,12 @@ def _readable_errors() -> Iterator[None]:
 
 @app.command()
 def xnli(
-    data_dir: Annotated[Path, typer.Option(help="Holds XNLI-1.0 and XNLI-MT-1.0, or xnli_dev.tsv.gz.")],
+    data_dir: Annotated[
+        Path,
+        typer.Option(
+            help="Holds XNLI-1.0 and XNLI-MT-1.0, or xnli_dev.tsv.gz; or a name on the hub: facebook/xnli."
+        ),
+    ],
     output_dir: OutputDir,
     model: Model = "bundled",
     train_language: Annotated[str, typer.Option(help="Two-letter code.")] = "en",
@@ -155,13 +160,20 @@ def xnli(
 
 @app.command()
 def mlqa(
-    data_dir: Annotated[Path, typer.Option(help="Holds MLQA_V1, or XQuAD (xquad.*.json or xquad.jsonl.gz).")],
+    data_dir: Annotated[
+        Path,
+        typer.Option(
+            help="Holds MLQA_V1, or XQuAD (xquad.*.json or xquad.jsonl.gz); or a name on the hub: facebook/mlqa or "
+            "google/xquad."
+        ),
+    ],
     output_dir: OutputDir,
     model: Model = "bundled",
     train_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="In the layout of SQuAD. Default: the training file of SQuAD or TyDi QA in the data folder."
+            help="In the layout of SQuAD, or a name on the hub: rajpurkar/squad. Default: the training file of "
+            "SQuAD or TyDi QA in the data folder."
         ),
     ] = None,
     train_language: Annotated[

@@ -13,6 +13,7 @@ from .._validation import check_texts
 from .._windows import cut_windows
 from ..datasets import load_mlqa, load_squad, load_xquad
 from ..datasets._files import find_file
+from ..datasets._hub import is_hub_dataset
 from ..metrics._by_language import rows_by_language
 from ._evaluation import describe, finish, first_of_each_language, fit, report, warmup_ratio
 from ._output import check_output_dir
@@ -42,8 +43,14 @@ def run_mlqa(
     check_output_dir(output_dir)
     answerer = MiniLMQuestionAnswerer(model, **parameters)
     answerer._validate_params()  # before much is read
+    if train_file is None and is_hub_dataset(data_dir):
+        raise ValueError(
+            f"{data_dir} is a data set of the Hugging Face hub, without a file to train on: give one with "
+            "--train-file, such as rajpurkar/squad."
+        )
     test, name = _read_test(data_dir, test_set)
-    training = load_squad(train_file or find_file(data_dir, TRAINING_FILES), languages=train_languages)
+    train_file = train_file or find_file(data_dir, TRAINING_FILES)
+    training = load_squad(train_file, languages=train_languages)
     training, test = (first_of_each_language(part, max_rows) for part in (training, test))
     n_windows = _count_windows(model, training, parameters["max_length"], parameters["stride"])
     ratio = warmup_ratio(warmup_steps, n_windows, parameters["batch_size"], parameters["epochs"])
@@ -52,7 +59,7 @@ def run_mlqa(
     scores = rows_by_language(answerer, test.data, test.answers, test.languages)
     published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
     part = "" if max_rows is None else f" (first {max_rows:,} a language)"
-    title = f"{name.upper()} test{part}: in %, trained on {training.files[0].name}, {len(training.data):,} questions"
+    title = f"{name.upper()} test{part}: in %, trained on {train_file.name}, {len(training.data):,} questions"
     caption = "published: F1 on MLQA test, Multilingual-MiniLM-L12-H384 trained on the English SQuAD 1.1"
     average = report(
         scores,

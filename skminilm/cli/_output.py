@@ -66,6 +66,9 @@ def write_output(output_dir: Path, command: str, estimator: Any, results: dict[s
     return path
 
 
-def describe_files(files: Iterable[Path]) -> list[dict[str, str]]:
-    """Return the path and the sha256 of each file."""
-    return [{"path": str(path), "sha256": file_sha256(path)} for path in files]
+def describe_files(files: Iterable[Path | str]) -> list[dict[str, str]]:
+    """Return the path and the sha256 of each file; of the hub the address, which says the commit."""
+    return [
+        {"path": str(file), **({"sha256": file_sha256(file)} if isinstance(file, Path) else {})}
+        for file in files
+    ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,14 @@ def field(record: Any, name: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{where}: the field {name!r} is {shorten(value)}, expected {kind.__name__}.")
     return value
+
+
+def by_language(names: Iterable[str], name_of: Callable[[str], str]) -> dict[str, str]:
+    """Return those of some names that `name_of` makes of a language, by that language."""
+    # Where it names the language twice, both must be the same.
+    pattern = re.escape(name_of("LANGUAGE")).replace("LANGUAGE", "([a-z]{2,3})", 1).replace("LANGUAGE", r"\1")
+    matches = [re.fullmatch(pattern, name) for name in names]
+    return {match[1]: match[0] for match in matches if match}
 
 
 def select_languages(present: Sequence[str], languages: Any, source: Any) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,17 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from .._validation import shorten
-from ._files import field, find_file, missing_files, parse_object, read_jsonl, read_text, select_languages
+from ._files import (
+    by_language,
+    field,
+    find_file,
+    missing_files,
+    parse_object,
+    read_jsonl,
+    read_text,
+    select_languages,
+)
+from ._hub import config_names, is_hub_dataset, read_languages, read_split
 
 # What the ids of TyDi QA begin with.
 _TYDI_LANGUAGES = {
@@ -39,19 +48,24 @@ class _Row:
     language: str
 
 
-def load_squad(path: Any, *, languages: Any = None) -> Bunch:
+def load_squad(path: Any, *, split: str = "train", languages: Any = None) -> Bunch:
     """Read a file in the layout of SQuAD [1]_ [2]_, or of one question a line.
 
-    Nothing is downloaded. Files of SQuAD 1.1 and 2.0, MLQA, XQuAD and TyDi QA
-    (gold passage) have this layout. A name that ends in ``.jsonl`` or
-    ``.jsonl.gz`` means one JSON object a line with the fields context,
-    question, id, answer_text, answer_start, and where they apply lang and
-    answers (the texts of all answers).
+    Nothing is downloaded but for a name on the Hugging Face hub. Files of SQuAD
+    1.1 and 2.0, MLQA, XQuAD and TyDi QA (gold passage) have this layout. A name
+    that ends in ``.jsonl`` or ``.jsonl.gz`` means one JSON object a line with the
+    fields context, question, id, answer_text, answer_start, and where they apply
+    lang and answers (the texts of all answers).
 
     Parameters
     ----------
     path : str or path
-        The file; unpacked where its name ends in ``.gz``.
+        The file; unpacked where its name ends in ``.gz``. Or the name of a data
+        set on the Hugging Face hub with one configuration and the fields of SQuAD
+        (``"rajpurkar/squad"``, ``"rajpurkar/squad_v2"``), or a folder with a copy
+        of its repository.
+    split : str, default="train"
+        Of a data set of the hub, as it calls it; a file is read as a whole.
     languages : str or list of str, default=None
         Two-letter codes of the rows to read. None: all. The language of a row is
         its field lang, or what its id begins with (``swahili-...``, TyDi QA), or en.
@@ -79,16 +93,21 @@ def load_squad(path: Any, *, languages: Any = None) -> Bunch:
             Rows with the same number have the same id. In XQuAD and MLQA they
             are the same question in different languages; that several questions
             share a context is not marked.
-        files : list of Path
-            What was read.
+        files : list of Path, or of str
+            What was read. Of the hub the addresses ``hf://datasets/...``, which say
+            the commit.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        There is no such file or data set.
     ValueError
         A field is missing or wrong, an answer is not where the file says, or a
         language is missing; the file, the line or question, and the field are named.
+    ConnectionError
+        The hub cannot be reached.
+    ImportError
+        Data sets of the hub need the library ``datasets``.
 
     References
     ----------
@@ -97,13 +116,18 @@ def load_squad(path: Any, *, languages: Any = None) -> Bunch:
     .. [2] P. Rajpurkar et al., "Know What You Don't Know: Unanswerable Questions
        for SQuAD", ACL 2018, arXiv:1806.03822.
     """
+    if is_hub_dataset(path):
+        names = config_names(path)
+        if len(names) > 1:
+            raise ValueError(
+                f"{path} has several configurations ({', '.join(names[:20])}), and load_squad reads a data set with "
+                "one: use load_mlqa, load_xquad or load_tydiqa_goldp."
+            )
+        return _hub_config(path, names[0], split, languages)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file. Give the path of one, such as SQuAD's train-v1.1.json.")
-    rows = list(_read(path))
-    present = list(dict.fromkeys(row.language for row in rows))
-    chosen = select_languages(present, languages, path)
-    return _bunch((row for row in rows if row.language in chosen), [path])
+    return _bunch(_in_languages(_read(path), languages, path), [path])
 
 
 def load_mlqa(
@@ -115,7 +139,10 @@ def load_mlqa(
     ----------
     data_dir : str or path
         ``MLQA_V1``, or the folder that holds it. The files are
-        ``<split>/<split>-context-<language>-question-<language>.json``.
+        ``<split>/<split>-context-<language>-question-<language>.json``. Or a name
+        on the Hugging Face hub, ``"facebook/mlqa"``, or a folder with a copy of
+        such a repository: one configuration ``mlqa.<context>.<question>`` for each
+        pair of languages.
     split : {"dev", "test"}, default="test"
     languages : str or list of str, default=None
         Two-letter codes of the contexts. None: all that are there.
@@ -142,6 +169,12 @@ def load_mlqa(
     if split not in ("dev", "test"):
         raise ValueError(f"split is {split!r}: MLQA has 'dev' and 'test'. Train on SQuAD, see load_squad.")
 
+    if is_hub_dataset(data_dir):
+        split = "validation" if split == "dev" else split
+        return _hub_languages(
+            data_dir, lambda language: f"mlqa.{language}.{question_language or language}", split, languages
+        )
+
     def name(language: str) -> str:
         return f"{split}-context-{language}-question-{question_language or language}.json"
 
@@ -157,7 +190,9 @@ def load_xquad(data_dir: Any, *, languages: Any = None) -> Bunch:
     data_dir : str or path
         The folder with ``xquad.<language>.json``
         (https://github.com/google-deepmind/xquad), or with ``xquad.jsonl.gz``,
-        which has the layout that :func:`load_squad` describes.
+        which has the layout that :func:`load_squad` describes. Or a name on the
+        Hugging Face hub, ``"google/xquad"``, or a folder with a copy of such a
+        repository: one configuration ``xquad.<language>`` each.
     languages : str or list of str, default=None
         Two-letter codes. None: all that are there.
 
@@ -178,6 +213,8 @@ def load_xquad(data_dir: Any, *, languages: Any = None) -> Bunch:
     .. [1] M. Artetxe et al., "On the Cross-lingual Transferability of
        Monolingual Representations", ACL 2020, arXiv:1910.11856.
     """
+    if is_hub_dataset(data_dir):
+        return _hub_languages(data_dir, lambda language: f"xquad.{language}", "validation", languages)
     compact = Path(data_dir) / "xquad.jsonl.gz"
     if compact.is_file():
         return load_squad(compact, languages=languages)
@@ -196,7 +233,9 @@ def load_tydiqa_goldp(data_dir: Any, *, split: str = "train", languages: Any = N
         The folder with ``tydiqa-goldp-v1.1-<split>.json``
         (https://github.com/google-research-datasets/tydiqa), or, for training,
         with ``tydiqa_goldp.jsonl.gz``, which has the layout that
-        :func:`load_squad` describes.
+        :func:`load_squad` describes. Or a name on the Hugging Face hub,
+        ``"google-research-datasets/tydiqa"``, or a folder with a copy of that
+        repository: its configuration ``secondary_task``.
     split : {"train", "dev"}, default="train"
     languages : str or list of str, default=None
         Two-letter codes. None: all that are there.
@@ -227,6 +266,8 @@ def load_tydiqa_goldp(data_dir: Any, *, split: str = "train", languages: Any = N
     """
     if split not in ("train", "dev"):
         raise ValueError(f"split is {split!r}: expected 'train' or 'dev'.")
+    if is_hub_dataset(data_dir):
+        return _hub_config(data_dir, "secondary_task", "validation" if split == "dev" else split, languages)
     names = [f"tydiqa-goldp-v1.1-{split}.json"]
     if split == "train":
         names.append("tydiqa_goldp.jsonl.gz")
@@ -237,22 +278,56 @@ def _one_file_a_language(
     data_dir: Any, folders: list[Path], name: Any, languages: Any, others: Iterable[Path] = ()
 ) -> Bunch:
     """Read the files of the first folder that has any."""
-    pattern = re.compile(
-        re.escape(name("LANGUAGE")).replace("LANGUAGE", "([a-z]+)", 1).replace("LANGUAGE", r"\1")
-    )
     for folder in folders:
-        matches = [pattern.fullmatch(file.name) for file in sorted(folder.glob("*.json"))]
-        found = {match[1]: folder / match[0] for match in matches if match}
+        found = by_language(sorted(file.name for file in folder.glob("*.json")), name)
         if found:
             chosen = select_languages(list(found), languages, folder)
-            files = [found[language] for language in chosen]
-            rows = [row for language in chosen for row in _read(found[language], language)]
+            files = [folder / found[language] for language in chosen]
+            rows = [
+                row for language, file in zip(chosen, files, strict=True) for row in _read(file, language)
+            ]
             return _bunch(rows, files)
     looked_for = [*(folder / name("<language>") for folder in folders), *others]
     raise missing_files(data_dir, [str(file.relative_to(data_dir)) for file in looked_for])
 
 
-def _bunch(rows: Iterable[_Row], files: list[Path]) -> Bunch:
+def _hub_languages(source: Any, name_of: Callable[[str], str], split: str, languages: Any) -> Bunch:
+    """Read one configuration a language of a data set of the hub."""
+    rows: list[_Row] = []
+    files: list[Any] = []
+    for language, records, read in read_languages(source, name_of, split, languages):
+        rows += _hub_rows(records, f"{source}, {name_of(language)} {split}", language)
+        files += read
+    return _bunch(rows, files)
+
+
+def _hub_config(source: Any, config: str, split: str, languages: Any) -> Bunch:
+    """Read one configuration, whose ids tell the language."""
+    records, files = read_split(source, config, split)
+    where = f"{source}, {config} {split}"
+    return _bunch(_in_languages(_hub_rows(records, where, None), languages, source), files)
+
+
+def _hub_rows(records: Iterable[dict], source: str, language: str | None) -> Iterator[_Row]:
+    for number, record in enumerate(records):
+        question_id = field(record, "id", str, f"{source}, row {number}")
+        where = f"{source}, question {question_id!r}"
+        question, context = (field(record, name, str, where) for name in ("question", "context"))
+        columns = field(record, "answers", dict, where)
+        texts, starts = (field(columns, name, list, where) for name in ("text", "answer_start"))
+        answers = list(zip(texts, starts, strict=True))
+        for text, start in answers:
+            _check_offset(context, text, start, where)
+        yield _Row(question, context, answers, question_id, language or _language_of(question_id))
+
+
+def _in_languages(rows: Iterable[_Row], languages: Any, source: Any) -> list[_Row]:
+    rows = list(rows)
+    chosen = select_languages(list(dict.fromkeys(row.language for row in rows)), languages, source)
+    return [row for row in rows if row.language in chosen]
+
+
+def _bunch(rows: Iterable[_Row], files: list[Any]) -> Bunch:
     rows = list(rows)
     if not rows:
         raise ValueError(f"{files[0]} has no questions. Download it again.")

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ._files import field, find_file, read_jsonl, read_tsv, select_languages
+from ._hub import is_hub_dataset, read_languages
 
 TARGET_NAMES = ["contradiction", "entailment", "neutral"]
 
@@ -18,19 +19,23 @@ Row = tuple[str, str, str, str, "str | None"]
 
 
 def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, return_X_y: bool = False) -> Any:
-    """Read XNLI [1]_, or the machine-translated MultiNLI to train on, from a folder.
+    """Read XNLI [1]_, or the machine-translated MultiNLI to train on.
 
-    Nothing is downloaded. The files are those of XNLI-1.0 and XNLI-MT-1.0
-    (https://github.com/facebookresearch/XNLI), under their names there:
+    Nothing is downloaded from a folder. The files are those of XNLI-1.0 and
+    XNLI-MT-1.0 (https://github.com/facebookresearch/XNLI), under their names there:
 
     - ``XNLI-1.0/xnli.dev.tsv`` and ``xnli.test.tsv``, or the same as ``.jsonl``;
     - ``XNLI-MT-1.0/multinli/multinli.train.<language>.tsv``;
     - or ``xnli_<split>.tsv.gz`` with the columns lang, split, label, premise, hypothesis.
 
+    Or a name on the Hugging Face hub, ``"facebook/xnli"``, or a folder with a copy
+    of such a repository: one configuration a language, with the columns premise,
+    hypothesis and label, and the splits train, validation and test.
+
     Parameters
     ----------
     data_dir : str or path
-        The folder with these folders, or the one with the files.
+        The folder with these folders, or the one with the files; or the name.
     split : {"train", "dev", "test"}, default="test"
         Train: 392,702 pairs a language. Dev: 2,490. Test: 5,010.
     languages : str or list of str, default=None
@@ -50,20 +55,26 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
         languages : ndarray of str, shape (n_rows,)
             Two-letter codes.
         groups : ndarray of int64, shape (n_rows,)
-            Rows with the same number are the same pair in different languages.
+            Rows with the same number are the same pair in different languages:
+            by their id where there is one, otherwise by their place.
             In dev and test three pairs share a premise: this is not marked.
         target_names : list of str
             The three.
-        files : list of Path
-            What was read.
+        files : list of Path, or of str
+            What was read. Of the hub the addresses ``hf://datasets/...``, which say
+            the commit.
 
     Raises
     ------
     FileNotFoundError
-        No file was found; those looked for are listed.
+        No file was found (those looked for are listed), or no data set.
     ValueError
         A file has other columns, or a line a wrong field (file, line and field
         are named), or a language is missing.
+    ConnectionError
+        The hub cannot be reached.
+    ImportError
+        Data sets of the hub need the library ``datasets``.
 
     References
     ----------
@@ -72,7 +83,12 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"split is {split!r}: expected 'train', 'dev' or 'test'.")
-    if split == "train":
+    files: list[Any]
+    if is_hub_dataset(data_dir):
+        rows, files = _hub_rows(
+            data_dir, split, "en" if split == "train" and languages is None else languages
+        )
+    elif split == "train":
         languages = [languages or "en"] if isinstance(languages or "en", str) else list(languages)
         files = [_find_training_file(data_dir, language) for language in languages]
         rows = [
@@ -102,6 +118,22 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
     )
 
 
+def _hub_rows(source: Any, split: str, languages: Any) -> tuple[list[Row], list[Any]]:
+    split = "validation" if split == "dev" else split
+    rows: list[Row] = []
+    files: list[Any] = []
+    for language, records, read in read_languages(source, lambda language: language, split, languages):
+        for number, record in enumerate(records):
+            where = f"{source}, {language} {split}, row {number}"
+            premise, hypothesis, label = (
+                field(record, name, str, where) for name in ("premise", "hypothesis", "label")
+            )
+            _check_label(label, "label", where)
+            rows.append((language, label, premise, hypothesis, None))
+        files += read
+    return rows, files
+
+
 def _evaluation_names(split: str) -> list[str]:
     official = [f"{folder}xnli.{split}.{kind}" for folder in ("XNLI-1.0/", "") for kind in ("tsv", "jsonl")]
     return [*official, f"xnli_{split}.tsv.gz"]
@@ -116,7 +148,7 @@ def _translated(path: Path, language: str) -> Iterator[Row]:
     for line, (premise, hypothesis, label) in read_tsv(path, ["premise", "hypo", "label"]):
         if label == "contradictory":  # as the files of XNLI-MT-1.0 have it
             label = "contradiction"
-        _check_label(label, "label", path, line)
+        _check_label(label, "label", f"{path}, line {line}")
         yield language, label, premise, hypothesis, None
 
 
@@ -126,12 +158,12 @@ def _evaluation_rows(path: Path, split: str) -> Iterator[Row]:
         for line, record in read_jsonl(path):
             where = f"{path}, line {line}"
             language, label, premise, hypothesis = (field(record, name, str, where) for name in names)
-            _check_label(label, "gold_label", path, line)
+            _check_label(label, "gold_label", where)
             pair = record.get("pairID")
             yield language, label, premise, hypothesis, None if pair is None else str(pair)
     elif path.suffix == ".tsv":
         for line, (language, label, premise, hypothesis, pair) in read_tsv(path, names, ["pairID"]):
-            _check_label(label, "gold_label", path, line)
+            _check_label(label, "gold_label", f"{path}, line {line}")
             yield language, label, premise, hypothesis, pair
     else:
         columns = ["lang", "split", "label", "premise", "hypothesis"]
@@ -140,15 +172,13 @@ def _evaluation_rows(path: Path, split: str) -> Iterator[Row]:
                 raise ValueError(
                     f"{path}, line {line}: the field 'split' is {written!r}, expected {split!r}."
                 )
-            _check_label(label, "label", path, line)
+            _check_label(label, "label", f"{path}, line {line}")
             yield language, label, premise, hypothesis, None
 
 
-def _check_label(label: str, name: str, path: Path, line: int) -> None:
+def _check_label(label: str, name: str, where: str) -> None:
     if label not in TARGET_NAMES:
-        raise ValueError(
-            f"{path}, line {line}: the field {name!r} is {label!r}, expected {', '.join(TARGET_NAMES)}."
-        )
+        raise ValueError(f"{where}: the field {name!r} is {label!r}, expected {', '.join(TARGET_NAMES)}.")
 
 
 def _groups(rows: list[Row]) -> np.ndarray:
