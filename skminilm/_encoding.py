@@ -194,17 +194,27 @@ class Truncation:
         The texts that were, of how many.
     max_tokens, longest : int
         Tokens of the longest one, and its row.
+    n_pairs : int
+        With how many other texts, in pairs that follow one another, each of them was encoded; 1 without others.
     """
 
     n_texts: int = 0
     n_all: int = 0
     max_tokens: int = 0
     longest: int = 0
+    n_pairs: int = 1
 
     def count(self, lengths: np.ndarray, settings: EncodingSettings) -> None:
-        """Fill this in from the tokens of each text before truncation."""
+        """Fill this in from the tokens of each text, or each pair, before truncation."""
+        lengths = lengths.reshape(-1, self.n_pairs).max(axis=1)
         self.n_texts, self.n_all = int((lengths > settings.max_length).sum()), len(lengths)
         self.max_tokens, self.longest = int(lengths.max()), int(lengths.argmax())
+
+    def add(self, part: Truncation) -> None:
+        """Take in what was counted of the texts behind these."""
+        if part.max_tokens > self.max_tokens:
+            self.max_tokens, self.longest = part.max_tokens, self.n_all + part.longest
+        self.n_texts, self.n_all = self.n_texts + part.n_texts, self.n_all + part.n_all
 
     def warn(self, settings: EncodingSettings, n_rows: int | None = None) -> None:
         """Warn once if texts lost tokens.

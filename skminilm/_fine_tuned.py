@@ -320,6 +320,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             Of norm 1. With ``pooling="pair"`` of shape (n_texts, 1536) and not
             normalised.
         """
+        return self._encode(X)
+
+    def _encode(self, X: Any, truncation: Truncation | None = None) -> np.ndarray:
+        """Return the vectors that the head sees; where `truncation` is given, it is filled in instead of a warning."""
         from .engine import TunedWeights
 
         check_is_fitted(self)
@@ -335,9 +339,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             cache=memory_cache,
             tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
             verbose=self.verbose,
+            truncation=truncation,
+            warns=truncation is None,
         )
 
-    def _outputs(self, X: Any) -> np.ndarray:
-        """Return what the head makes of the texts, float32 (n_texts, n_outputs)."""
-        vectors = self.encode(X)
+    def _outputs(self, X: Any, truncation: Truncation | None = None) -> np.ndarray:
+        """Return what the head makes of the texts, float32 (n_texts, n_outputs); see `_encode`."""
+        vectors = self._encode(X, truncation)
         return vectors @ self.coef_.T + self.intercept_

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -19,10 +19,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
+from ._encoding import Truncation
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_labels, check_texts, encode_classes, label_array, shorten
+from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005
 _SLICE_PAIRS = 8192
@@ -241,18 +243,24 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
             raise ValueError("nli is another classifier than in fit: fit again.")
         # Slice by slice: the vectors of pairs take much more memory than their scores.
         n_together = max(1, _SLICE_PAIRS // len(self.hypotheses_))
-        slices = range(0, len(texts), n_together)
-        return np.concatenate(
-            [self._entailment(nli, texts.first[start : start + n_together]) for start in slices]
-        )
+        truncation = Truncation()
+        scores = [
+            self._entailment(nli, texts.first[start : start + n_together], truncation)
+            for start in range(0, len(texts), n_together)
+        ]
+        truncation.warn(EncodingSettings(**nli.settings_))
+        return np.concatenate(scores)
 
-    def _entailment(self, nli: MiniLMClassifier, texts: list[str]) -> np.ndarray:
+    def _entailment(self, nli: MiniLMClassifier, texts: list[str], truncation: Truncation) -> np.ndarray:
+        """Return the scores of some texts, and count those that were cut off."""
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses_]
-        probabilities = np.maximum(nli.predict_proba(pairs), np.finfo(np.float32).tiny)
+        part = Truncation(n_pairs=len(self.hypotheses_))
+        logarithms = log_softmax(nli._outputs(pairs, part), axis=1)
+        truncation.add(part)
         classes = nli.classes_.tolist()
-        scores = np.log(probabilities[:, classes.index(_ENTAILMENT)])
+        scores = logarithms[:, classes.index(_ENTAILMENT)]
         if self.multi_label:
-            scores -= np.log(probabilities[:, classes.index(_CONTRADICTION)])
+            scores = scores - logarithms[:, classes.index(_CONTRADICTION)]
         return scores.reshape(len(texts), len(self.hypotheses_))
 
     def _temperature(self) -> float:

@@ -161,6 +161,19 @@ def test_slices_change_nothing(nli, monkeypatch):
     np.testing.assert_allclose(model.predict_proba(TEXTS), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("n_pairs", [4, 8192])
+def test_one_warning_counts_the_texts_of_all_slices(nli, monkeypatch, n_pairs):
+    monkeypatch.setattr("skminilm._zero_shot._SLICE_PAIRS", n_pairs)
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
+    with pytest.warns(UserWarning, match="were cut off") as caught:
+        model.predict_proba([TEXTS[0] * 20, *TEXTS, TEXTS[1] * 60, TEXTS[2]])
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith("2 of 7 texts have more than max_length=128 tokens")
+    assert "the longest, row 5, has" in message
+    assert caught[0].filename == __file__
+
+
 def test_search_and_pipeline():
     y = ["politics", "sports", "cooking", "politics"] * 3
     search = GridSearchCV(
