@@ -20,7 +20,7 @@ from ._encoding import callers_level, open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
 from ._trained_network import TrainedNetworkEstimator
-from ._validation import Texts, shorten
+from ._validation import Texts, check_row_weights, shorten
 from ._windows import Windows, cut_windows, slices_of
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
@@ -175,7 +175,14 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     @with_callbacks
     def fit(
-        self, X: Any, y: Any, *, X_val: Any = None, y_val: Any = None, on_missing_answer: str = "raise"
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        on_missing_answer: str = "raise",
     ) -> MiniLMQuestionAnswerer:
         """Train on questions whose answers are in their contexts.
 
@@ -188,6 +195,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             context; or the text alone, which stands for its first occurrence;
             or a list of several answers, of which the first is learned; or
             None (or "") where the context has no answer.
+        sample_weight : array-like of float, shape (n_questions,), default=None
+            Weight of each question in the loss: of each window of its context.
         X_val, y_val : like X and y, default=None
             Questions set aside: their loss and score stand in `history_`, and
             ``early_stopping=True`` goes by them.
@@ -203,7 +212,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         Raises
         ------
         TypeError, ValueError
-            X, y or a parameter is not usable; the message names row and value.
+            X, y, sample_weight or a parameter is not usable; the message names row and value.
         OSError
             The checkpoint is missing or damaged.
         FloatingPointError
@@ -228,12 +237,20 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         texts = check_questions(X)
-        batch, targets = self._learnable(checkpoint, texts, y, on_missing_answer, "")
-        n_training = len(targets)
+        question_weights = check_row_weights(sample_weight, len(texts))
+        batch, targets, rows = self._learnable(checkpoint, texts, y, on_missing_answer, "")
+        n_training, weights = len(targets), question_weights[rows]
+        if not weights.any():
+            raise ValueError(
+                "sample_weight is zero in every row that is left: give some row a positive weight."
+            )
         if X_val is not None:
             others = check_questions(X_val)
-            other, other_targets = self._learnable(checkpoint, others, y_val, on_missing_answer, " of X_val")
+            other, other_targets, _ = self._learnable(
+                checkpoint, others, y_val, on_missing_answer, " of X_val"
+            )
             batch, targets = batch.join(other), np.concatenate([targets, other_targets])
+            weights = np.concatenate([weights, np.ones(len(other_targets))])
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
             return {
@@ -244,7 +261,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             }
 
         def train(hooks: FitProgress) -> TrainingResult:
-            return self._train(batch, targets, n_training, checkpoint, compute, random, hooks)
+            return self._train(batch, targets, weights, n_training, checkpoint, compute, random, hooks)
 
         self._run(train, FitProgress(self, X, y, self.epochs, n_training, attributes), attributes)
         return self
@@ -350,8 +367,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     def _learnable(
         self, checkpoint: Checkpoint, texts: Texts, y: Any, on_missing_answer: str, where: str
-    ) -> tuple[TokenBatch, np.ndarray]:
-        """Return windows and their targets (see ``Windows.targets``), without rows whose answer is missing."""
+    ) -> tuple[TokenBatch, np.ndarray, np.ndarray]:
+        """Return windows, their targets (see ``Windows.targets``) and rows, without rows whose answer is missing."""
         answers, problems = check_answers(y, texts.second)
         windows = self._windows(checkpoint, texts)
         targets = windows.targets(answers)
@@ -363,12 +380,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         kept = keep_found(problems, on_missing_answer, where)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
         chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
-        return windows.batch.take(chosen), targets[chosen]
+        return windows.batch.take(chosen), targets[chosen], windows.batch.text_of_sequence[chosen]
 
     def _train(
         self,
         batch: TokenBatch,
         targets: np.ndarray,
+        weights: np.ndarray,
         n_training: int,
         checkpoint: Checkpoint,
         compute: Compute,
@@ -395,7 +413,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             np.zeros(2, np.float32),
             SpanObjective(self.max_answer_length),
             targets,
-            np.ones(len(targets)),
+            weights,
             Rows(np.arange(n_training), np.arange(n_training, len(targets))),
             options,
             workers=workers,

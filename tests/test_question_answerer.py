@@ -9,10 +9,12 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
 
 from skminilm import MiniLMQuestionAnswerer
 from skminilm._answers import check_answers
@@ -191,6 +193,95 @@ def test_answers_that_are_missing_can_be_left_out(xlmr_folder):
         model.fit([["q", "a b"]], ["x"], on_missing_answer="drop")
     with pytest.raises(ValueError, match="on_missing_answer='skip'"):
         model.fit([["q", "a b"]], ["a"], on_missing_answer="skip")
+
+
+# One step an epoch: then weights and repeated rows are the same sum.
+WEIGHED = dict(
+    trainable=1,
+    epochs=2,
+    batch_size=64,
+    max_length=64,
+    stride=8,
+    precision="fp32",
+    random_state=0,
+    device="cpu",
+)
+TWO_WINDOWS = [
+    "Where was Marie Curie born?",
+    f"Marie Curie was born in Warsaw. {' '.join(['Nothing.'] * 60)}",
+]
+
+
+def fitted_loss(folder, X, y, **options):
+    model = MiniLMQuestionAnswerer(str(folder), **WEIGHED).fit(X, y, **options)
+    return model.coef_, [record["loss"] for record in model.history_]
+
+
+def test_weight_0_leaves_a_question_out_of_the_loss(xlmr_folder):
+    X, y = [*QUESTIONS[:3], TWO_WINDOWS], [*ANSWERS[:3], "Marie"]
+    expected = fitted_loss(xlmr_folder, X[:3], y[:3])
+    found = fitted_loss(xlmr_folder, X, y, sample_weight=[1, 1, 1, 0])
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(fitted_loss(xlmr_folder, X, y)[0], expected[0], atol=1e-4)
+
+
+def test_a_question_of_weight_3_counts_as_three(xlmr_folder):
+    X, y = [QUESTIONS[0], TWO_WINDOWS], [ANSWERS[0], "Warsaw"]
+    expected = fitted_loss(xlmr_folder, [X[0], X[1], X[1], X[1]], [y[0], y[1], y[1], y[1]])
+    for weights in ([1, 3], np.array([0.5, 1.5])):
+        found = fitted_loss(xlmr_folder, X, y, sample_weight=weights)
+        for got, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_follow_the_rows_that_are_kept(xlmr_folder):
+    X, y = [["q", "a b"], *QUESTIONS[:2]], ["x", *ANSWERS[:2]]
+    expected = fitted_loss(xlmr_folder, X[1:], y[1:], sample_weight=[1, 4])
+    with pytest.warns(UserWarning, match="1 of 3 rows; .* left out"):
+        found = fitted_loss(xlmr_folder, X, y, sample_weight=[9, 1, 4], on_missing_answer="drop")
+    np.testing.assert_array_equal(found[0], expected[0])
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="sample_weight is zero in every row that is left"),
+    ):
+        fitted_loss(xlmr_folder, X, y, sample_weight=[9, 0, 0], on_missing_answer="drop")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1], r"sample_weight has the shape \(1,\), expected \(2,\)"),
+        ([1, -1], r"sample_weight of row 1 is -1\.0"),
+        ([1, np.nan], "sample_weight of row 1 is nan"),
+        ([0, 0], "sample_weight is zero in every row"),
+    ],
+)
+def test_wrong_weights_are_refused(answerer, xlmr_folder, weights, message):
+    with pytest.raises(ValueError, match=message):
+        fitted_loss(xlmr_folder, QUESTIONS[:2], ANSWERS[:2], sample_weight=weights)
+    with pytest.raises(ValueError, match=message):
+        answerer.score(QUESTIONS[:2], ANSWERS[:2], sample_weight=weights)
+
+
+def test_weights_are_routed(xlmr_folder):
+    X, y, weights = QUESTIONS[:2], ANSWERS[:2], [1, 5]
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = MiniLMQuestionAnswerer(str(xlmr_folder), **WEIGHED)
+        model.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        piped = Pipeline([("qa", model)]).fit(X, y, sample_weight=weights)
+        right = [*piped.predict(X[:1]), "elsewhere"]
+        assert piped.score(X, right, sample_weight=[1, 3]) == 0.25
+    expected = fitted_loss(xlmr_folder, X, y, sample_weight=weights)
+    np.testing.assert_array_equal(piped["qa"].coef_, expected[0])
+    assert not np.array_equal(expected[0], fitted_loss(xlmr_folder, X, y)[0])
+
+
+def test_scores_are_weighted(answerer):
+    y = [ANSWERS[0], "elsewhere"]
+    assert answerer.score(QUESTIONS[:2], y) == 0.5
+    assert answerer.score(QUESTIONS[:2], y, sample_weight=[3, 1]) == 0.75
+    assert answerer.exact_match(QUESTIONS[:2], y, sample_weight=[1, 3]) == 0.25
 
 
 def test_long_questions_are_cut_with_a_warning(answerer):
