@@ -135,11 +135,15 @@ def check_questions(X: Any) -> Texts:
     Raises
     ------
     TypeError, ValueError
-        X has not two columns, or one of them is empty in some row.
+        X has not two columns, their names say the other order, or one of them is empty in some row.
     """
     texts = check_texts(X)
     if texts.second is None:
         raise ValueError("X has one column: give two, questions and contexts.")
+    if texts.names == ("context", "question"):  # as the files of SQuAD have them
+        raise ValueError(
+            "X has the columns context, question: give the question first, X[['question', 'context']]."
+        )
     for name, column in (("question", texts.first), ("context", texts.second)):
         for row, text in enumerate(column):
             if not text.strip():

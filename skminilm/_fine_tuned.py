@@ -24,6 +24,7 @@ from ._encoding import (
 )
 from ._parameters import NumberInterval
 from ._targets import Targets
+from ._text_columns import check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_row_weights, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
@@ -132,13 +133,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 other_values = targets.encode(y_val, len(other))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"X_val and y_val are not usable: {error}") from error
-            if other.n_columns != texts.n_columns:
-                raise ValueError("X and X_val must have the same number of columns.")
-            if None not in (texts.names, other.names) and texts.names != other.names:
-                raise ValueError(
-                    f"X and X_val must have the same columns: X has {', '.join(texts.names)}, X_val "
-                    f"{', '.join(other.names)}. Select, order or rename them."
-                )
+            check_same_columns(texts, other)
             values = np.concatenate([targets.values, other_values])
             weights = np.concatenate([row_weights, np.ones(len(other))])
             return _Data(texts.join(other), n, values, weights, np.arange(n), np.arange(n, n + len(other)))

@@ -19,6 +19,7 @@ from ._callbacks import FitProgress, with_callbacks
 from ._encoding import callers_level, open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
+from ._text_columns import check_same_columns
 from ._trained_network import TrainedNetworkEstimator
 from ._validation import Texts, check_row_weights, shorten
 from ._windows import Windows, cut_windows, slices_of
@@ -246,6 +247,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             )
         if X_val is not None:
             others = check_questions(X_val)
+            check_same_columns(texts, others)
             other, other_targets, _ = self._learnable(
                 checkpoint, others, y_val, on_missing_answer, " of X_val"
             )

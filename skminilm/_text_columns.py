@@ -11,6 +11,23 @@ from ._encoding import callers_level
 from ._validation import Texts
 
 
+def check_same_columns(texts: Texts, other: Texts) -> None:
+    """Refuse an X_val with other columns than X.
+
+    Raises
+    ------
+    ValueError
+        Their numbers differ, or their names where both have some.
+    """
+    if other.n_columns != texts.n_columns:
+        raise ValueError("X and X_val must have the same number of columns.")
+    if None not in (texts.names, other.names) and texts.names != other.names:
+        raise ValueError(
+            f"X and X_val must have the same columns: X has {', '.join(texts.names)}, X_val "
+            f"{', '.join(other.names)}. Select, order or rename them."
+        )
+
+
 class TextColumnsMixin:
     """`n_features_in_` and `feature_names_in_` where each column holds texts."""
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import joblib
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import sklearn
 from hypothesis import given, settings
@@ -39,6 +40,17 @@ CONTEXTS = {
 QUESTIONS = [[question, context] for question, context, _ in CONTEXTS.values()]
 ANSWERS = [answer for _, _, answer in CONTEXTS.values()]
 LONG = " ".join(["Nothing is said here about it."] * 60)
+# One step an epoch: then weights and repeated rows are the same sum.
+WEIGHED = dict(
+    trainable=1,
+    epochs=2,
+    batch_size=64,
+    max_length=64,
+    stride=8,
+    precision="fp32",
+    random_state=0,
+    device="cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +150,36 @@ def test_grid_search_over_a_frame(xlmr_folder):
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
+def test_columns_are_taken_in_the_order_of_fit(xlmr_folder, make_frame):
+    columns = {"q": [question for question, _ in QUESTIONS[:3]], "c": [text for _, text in QUESTIONS[:3]]}
+    frame, y = make_frame(columns), ANSWERS[:3]
+    swapped = frame[["c", "q"]]
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), **WEIGHED).fit(frame, y, X_val=frame, y_val=y)
+    assert model.feature_names_in_.tolist() == ["q", "c"]
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        assert model.predict_spans(QUESTIONS[:3]) == model.predict_spans(frame)
+    for use in (
+        model.predict,
+        model.predict_spans,
+        lambda X: model.score(X, y),
+        lambda X: model.exact_match(X, y),
+    ):
+        with pytest.raises(
+            ValueError, match=r"Names in fit: q, c\. Names in X: c, q\. .* by X\[\['q', 'c'\]\]"
+        ):
+            use(swapped)
+    with pytest.raises(ValueError, match=r"X and X_val must have the same columns: X has q, c, X_val c, q"):
+        model.fit(frame, y, X_val=swapped, y_val=y)
+
+
+@pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
+def test_columns_whose_names_say_another_order_are_refused(make_frame):
+    frame = make_frame({"context": ["Ada comes."], "question": ["Who comes?"]})
+    with pytest.raises(ValueError, match=r"columns context, question.* X\[\['question', 'context'\]\]"):
+        MiniLMQuestionAnswerer().fit(frame, [None])
+
+
 def test_lora(xlmr_folder):
     pytest.importorskip("peft")
     model = MiniLMQuestionAnswerer(str(xlmr_folder), trainable="lora", epochs=1, max_length=64, stride=8)
@@ -195,17 +237,6 @@ def test_answers_that_are_missing_can_be_left_out(xlmr_folder):
         model.fit([["q", "a b"]], ["a"], on_missing_answer="skip")
 
 
-# One step an epoch: then weights and repeated rows are the same sum.
-WEIGHED = dict(
-    trainable=1,
-    epochs=2,
-    batch_size=64,
-    max_length=64,
-    stride=8,
-    precision="fp32",
-    random_state=0,
-    device="cpu",
-)
 TWO_WINDOWS = [
     "Where was Marie Curie born?",
     f"Marie Curie was born in Warsaw. {' '.join(['Nothing.'] * 60)}",
