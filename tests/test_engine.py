@@ -123,6 +123,14 @@ def test_packs_cover_each_text_once_within_the_budget(lengths, budget):
         assert (np.diff(lengths[rows]) <= 0).all()
 
 
+@given(lengths=st.lists(st.integers(1, 64), min_size=20, max_size=300))
+@settings(deadline=None)
+def test_packs_are_of_like_size(lengths):
+    lengths = np.array(lengths)
+    sizes = [lengths[rows].sum() for rows in plan_packs(lengths, 512)]
+    assert len(sizes) == 1 or min(sizes) >= 512 / 2 - 64
+
+
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), max_waste=st.floats(0, 3, allow_nan=False)
 )

@@ -70,21 +70,35 @@ class Pack:
 
 
 def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yield the rows of each pack: longest first, at most `max_tokens` together.
+    """Yield the rows of each pack: longest first, at most `max_tokens` together, packs of like size.
 
     A single text longer than `max_tokens` is a pack of its own. Texts of
-    equal length keep their order.
+    equal length keep their order. A small pack behind full ones would nearly
+    always be of another size, see :func:`round_up`.
     """
     order = np.argsort(-lengths, kind="stable")
+    rest, n_packs = int(lengths.sum()), _count_packs(lengths[order], max_tokens)
     start, total = 0, 0
     for position, row in enumerate(order):
         length = int(lengths[row])
-        if total and total + length > max_tokens:
+        is_full = total + length > max_tokens
+        if total and (is_full or (n_packs > 1 and total + length / 2 > rest / n_packs)):
             yield order[start:position]
+            rest, n_packs = rest - total, n_packs - 1
             start, total = position, 0
         total += length
     if start < len(order):
         yield order[start:]
+
+
+def _count_packs(lengths: np.ndarray, max_tokens: int) -> int:
+    """Return how many packs texts in this order fill."""
+    n_packs, total = 0, max_tokens
+    for length in lengths.tolist():
+        total += length
+        if total > max_tokens:
+            n_packs, total = n_packs + 1, length
+    return n_packs
 
 
 def plan_padded(lengths: np.ndarray, max_tokens: int, length_step: int) -> Iterator[np.ndarray]:

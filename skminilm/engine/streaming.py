@@ -147,6 +147,8 @@ def plan_chunks(
     while start < len(order):
         size = packs * batch_tokens * _CHARACTERS_PER_TOKEN
         stop = max(start + 1, int(np.searchsorted(ends, done + size, side="right")))
+        if ends[-1] - ends[stop - 1] < size / 2:  # a small rest is no chunk of its own
+            stop = len(order)
         yield order[start:stop]
         start, done, packs = stop, int(ends[stop - 1]), min(2 * packs, _MAX_CHUNK_PACKS)
 
