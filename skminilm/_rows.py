@@ -7,6 +7,7 @@ from typing import Any
 
 import narwhals as nw
 
+from ._containers import view
 from ._validation import is_missing, shorten
 
 
@@ -18,12 +19,10 @@ def as_rows(values: Any, name: str) -> list:
     TypeError
         It is no collection, or one in which rows have no place.
     """
-    if not hasattr(values, "__dataframe__") and hasattr(values, "to_pylist"):  # a pyarrow array
-        return values.to_pylist()
-    native = nw.from_native(values, allow_series=True, eager_only=True, pass_through=True)
-    if isinstance(native, nw.Series):
-        return native.to_list()
-    if isinstance(native, nw.DataFrame) or getattr(values, "ndim", 1) != 1:
+    values = view(values)
+    if isinstance(values, nw.Series):
+        return values.to_list()
+    if isinstance(values, nw.DataFrame) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} has the shape {values.shape}: expected one value a row, shape (n_rows,).")
     if isinstance(values, str | bytes | dict | set | frozenset) or not isinstance(values, Iterable):
         raise TypeError(f"{name} is a {type(values).__name__}, {shorten(values)}: expected one value a row.")

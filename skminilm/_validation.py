@@ -13,6 +13,8 @@ import numpy as np
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import type_of_target
 
+from ._containers import view
+
 _EXPECTED_X = (
     "Expected a list, array, or data-frame column of str with one text a row, or two columns for pairs"
 )
@@ -92,15 +94,13 @@ def shorten(value: object, limit: int = 60) -> str:
 
 def _columns(X: Any) -> tuple[list[list], tuple[str, ...] | None]:
     """Split any supported container into one or two lists of values; beside them a frame's names."""
-    if not hasattr(X, "__dataframe__") and hasattr(X, "to_pylist"):  # a pyarrow array
-        X = X.to_pylist()
-    native = nw.from_native(X, allow_series=True, eager_only=True, pass_through=True)
-    if isinstance(native, nw.Series):
-        return [native.to_list()], None
-    if isinstance(native, nw.DataFrame):
-        _check_n_columns(len(native.columns))
-        columns = [native.get_column(name).to_list() for name in native.columns]
-        return columns, tuple(native.columns) if all(isinstance(n, str) for n in native.columns) else None
+    X = view(X)
+    if isinstance(X, nw.Series):
+        return [X.to_list()], None
+    if isinstance(X, nw.DataFrame):
+        _check_n_columns(len(X.columns))
+        columns = [X.get_column(name).to_list() for name in X.columns]
+        return columns, tuple(X.columns) if all(isinstance(n, str) for n in X.columns) else None
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
         array = np.asarray(X)
         if array.ndim == 1:
@@ -229,6 +229,7 @@ def encode_classes(y: Any, n_rows: int, classes: np.ndarray) -> np.ndarray:
 
 def is_multilabel(y: Any) -> bool:
     """Tell whether y has several columns."""
+    y = view(y)
     shape = getattr(y, "shape", None)
     if shape is None and isinstance(y, list | tuple) and y and isinstance(y[0], list | tuple | np.ndarray):
         return len(y[0]) > 1
@@ -289,11 +290,9 @@ def _number_array(y: Any, expected: str) -> np.ndarray:
         raise ValueError(f"y is None: expected {expected}.")
     if isinstance(y, str | bytes | dict | set | frozenset):
         raise TypeError(f"y is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
-    native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
-    if isinstance(native, nw.Series | nw.DataFrame):
-        y = native.to_numpy()
-    elif hasattr(y, "to_pylist"):  # a pyarrow array
-        y = y.to_pylist()
+    y = view(y)
+    if isinstance(y, nw.Series | nw.DataFrame):
+        y = y.to_numpy()
     elif hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
     try:
@@ -311,16 +310,14 @@ def label_array(y: Any) -> np.ndarray:
     """Return y as an array of shape (n,) whose labels are of one type."""
     if y is None:
         raise ValueError("y is None: a classifier needs one label a text.")
-    native = nw.from_native(y, allow_series=True, eager_only=True, pass_through=True)
-    if isinstance(native, nw.Series):
-        y = native.to_list()
-    elif isinstance(native, nw.DataFrame):
-        columns = [native.get_column(name).to_list() for name in native.columns]
-        y = np.empty((len(native), len(columns)), dtype=object)
+    y = view(y)
+    if isinstance(y, nw.Series):
+        y = y.to_list()
+    elif isinstance(y, nw.DataFrame):
+        columns = [y.get_column(name).to_list() for name in y.columns]
+        y = np.empty((len(y), len(columns)), dtype=object)
         for number, column in enumerate(columns):
             y[:, number] = column
-    elif hasattr(y, "to_pylist"):  # a pyarrow array
-        y = y.to_pylist()
     if isinstance(y, str | bytes | dict | set | frozenset) or not (
         hasattr(y, "shape") or isinstance(y, Iterable)
     ):

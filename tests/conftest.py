@@ -256,6 +256,8 @@ def typed_columns(values):
         "pyarrow dictionary": dictionary,
         "pyarrow chunked dictionary": pa.chunked_array([dictionary]),
         "pyarrow dictionary table": pa.table({"name": dictionary}),
+        "pyarrow record batch": pa.record_batch({"name": pa.array(values)}),
+        "pyarrow dictionary record batch": pa.record_batch({"name": dictionary}),
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import typed_columns
 from sklearn.exceptions import DataConversionWarning
 
+from skminilm._rows import as_rows
 from skminilm._validation import (
     check_classes,
     check_labels,
@@ -17,6 +18,18 @@ from skminilm._validation import (
 )
 
 TEXTS = ["one", "zwei", "три"]
+
+
+class OnlyArray:
+    """What NumPy can read, and nothing else is known of."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=dtype)
+
+
 COLUMNS = {
     **typed_columns(TEXTS),
     "list": TEXTS,
@@ -36,6 +49,7 @@ COLUMNS = {
     "pyarrow array": pa.array(TEXTS),
     "pyarrow": pa.chunked_array([TEXTS]),
     "pyarrow table": pa.table({"text": TEXTS}),
+    "object with __array__": OnlyArray(TEXTS),
 }
 
 
@@ -58,12 +72,15 @@ def test_numpy_string_dtype():
         np.array([["a", "b"], ["c", "d"]]),
         pd.DataFrame({"x": ["a", "c"], "y": ["b", "d"]}),
         pl.DataFrame({"x": ["a", "c"], "y": ["b", "d"]}),
+        pa.table({"x": ["a", "c"], "y": ["b", "d"]}),
+        pa.record_batch({"x": ["a", "c"], "y": ["b", "d"]}),
     ],
-    ids=lambda X: type(X).__module__,
+    ids=lambda X: type(X).__name__,
 )
 def test_two_columns_are_pairs(X):
     checked = check_texts(X)
     assert (checked.first, checked.second) == (["a", "c"], ["b", "d"])
+    assert checked.names == (("x", "y") if hasattr(X, "columns") else None)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +103,8 @@ def test_two_columns_are_pairs(X):
         ([("a",), "b"], ValueError, "X is ragged: .* row 1 is 'b'"),
         ([("a", "b", "c")], ValueError, "X has 3 columns"),
         (pd.DataFrame({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
+        (pa.record_batch({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
+        (pa.record_batch({"x": ["a", None]}), ValueError, "missing value: row 1 is None"),
         (np.zeros((2, 2, 2)), ValueError, "X has 3 dimensions"),
         ([("a", "b"), ("c", None)], ValueError, "row 1, second column is None"),
         (["ok", "bad \ud800 half"], ValueError, r"row 1 holds a lone surrogate at position 4.*surrogatepass"),
@@ -115,6 +134,7 @@ COLUMNS_OF_LABELS = {
     "pyarrow table": pa.table({"y": LABELS}),
     "pandas frame": pd.DataFrame({"y": LABELS}),
     "polars frame": pl.DataFrame({"y": LABELS}),
+    "object with __array__": OnlyArray(LABELS),
 }
 
 
@@ -127,7 +147,7 @@ def test_labels_of_every_type(container):
     assert codes.tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame, pa.table])
+@pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame, pa.table, pa.record_batch])
 def test_a_frame_of_labels_warns_like_a_column_vector_and_keeps_numbers(make_frame):
     with pytest.warns(DataConversionWarning, match=r"its shape is \(3, 1\)"):
         found, _ = check_classes(make_frame({"y": [3, 1, 3]}), 3)
@@ -136,8 +156,23 @@ def test_a_frame_of_labels_warns_like_a_column_vector_and_keeps_numbers(make_fra
     with pytest.raises(ValueError, match=r"y has the shape \(3, 2\)"):
         check_classes(make_frame({"a": LABELS, "b": LABELS}), 3)
     assert not is_multilabel(make_frame({"y": [1, 0, 1]}))
+    assert is_multilabel(make_frame({"a": [1, 0, 1], "b": [0, 0, 1]}))
     assert check_labels(make_frame({"a": [1, 0, 1], "b": [0, 0, 1]}), 3).tolist() == [[1, 0], [0, 0], [1, 1]]
     assert check_numbers(make_frame({"y": [1.5, 2, 3]}), 3).tolist() == [[1.5], [2], [3]]
+
+
+def test_what_numpy_alone_can_read_is_numbers_and_labels_too():
+    assert check_numbers(OnlyArray([1, 2, 3]), 3).tolist() == [1, 2, 3]
+    assert is_multilabel(OnlyArray([[0, 1], [1, 1]]))
+    assert check_labels(OnlyArray([[0, 1], [1, 1]]), 2).tolist() == [[0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("values", [[["a", "b"], ["c"], []], [{"x": 1}, {"x": 2}, None]], ids=str)
+def test_rows_of_nested_values(values):
+    for column in (pa.array(values), pa.chunked_array([values]), pl.Series(values)):
+        assert as_rows(column, "y") == values
+    with pytest.raises(TypeError, match=r"y has the shape \(3, 1\)"):
+        as_rows(pa.record_batch({"y": pa.array(values)}), "y")
 
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy before 2 has no StringDType")

@@ -1,0 +1,35 @@
+"""Columns and frames of pandas, polars and pyarrow -> one view of them; called where X and y are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+
+
+def view(values: Any) -> Any:
+    """Return columns and frames as narwhals has them, and other values as they are.
+
+    Parameters
+    ----------
+    values : object
+        What the user gave.
+
+    Returns
+    -------
+    narwhals Series or DataFrame, ndarray, or `values`
+        An array for what is one by ``__array__`` alone.
+    """
+    pyarrow = (
+        nw.dependencies.get_pyarrow()
+    )  # None where nothing has imported it: then this is none of its types
+    if pyarrow is not None:  # narwhals knows two of its four containers
+        if isinstance(values, pyarrow.RecordBatch):
+            values = pyarrow.Table.from_batches([values])
+        elif isinstance(values, pyarrow.Array):
+            values = pyarrow.chunked_array([values])
+    values = nw.from_native(values, allow_series=True, eager_only=True, pass_through=True)
+    if hasattr(values, "__array__") and not hasattr(values, "shape"):
+        return np.asarray(values)
+    return values
