@@ -63,6 +63,8 @@ def check_answers(y: Any, contexts: Sequence[str]) -> tuple[list[Answer | None],
     ValueError
         y has another number of rows.
     """
+    if y is None:
+        raise ValueError("fit requires y to be passed, but the target y is None: give one answer a question.")
     values = as_rows(y, "y")
     check_same_length(values, len(contexts), "y", "answer")
     answers, problems = [], []

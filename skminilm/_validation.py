@@ -199,12 +199,24 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """
     y = label_array(y)
     _check_length(y, n_rows)
+    classes, codes = find_classes(y)
+    if len(classes) < 2:
+        raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
+    return classes, codes
+
+
+def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted classes of what :func:`label_array` returned, and each row's class code.
+
+    Raises
+    ------
+    ValueError
+        y holds real numbers.
+    """
     target_type = type_of_target(y, input_name="y")
     if target_type not in ("binary", "multiclass"):
         raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
     classes, codes = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
     return classes, codes.astype(np.int64)
 
 
@@ -287,7 +299,9 @@ def check_numbers(y: Any, n_rows: int, n_targets: int | None = None) -> np.ndarr
 
 def _number_array(y: Any, expected: str) -> np.ndarray:
     if y is None:
-        raise ValueError(f"y is None: expected {expected}.")
+        raise ValueError(
+            f"The estimator requires y to be passed, but the target y is None: expected {expected}."
+        )
     if isinstance(y, str | bytes | dict | set | frozenset):
         raise TypeError(f"y is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
     y = view(y)
@@ -309,7 +323,9 @@ def _check_length(y: np.ndarray, n_rows: int) -> None:
 def label_array(y: Any) -> np.ndarray:
     """Return y as an array of shape (n,) whose labels are of one type."""
     if y is None:
-        raise ValueError("y is None: a classifier needs one label a text.")
+        raise ValueError(
+            "A classifier requires y to be passed, but the target y is None: give one label a text."
+        )
     y = view(y)
     if isinstance(y, nw.Series):
         y = y.to_list()

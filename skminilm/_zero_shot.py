@@ -23,7 +23,7 @@ from ._encoding import Truncation
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
-from ._validation import Texts, check_labels, check_texts, encode_classes, label_array, shorten
+from ._validation import Texts, check_labels, check_texts, encode_classes, find_classes, label_array, shorten
 from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005
@@ -335,10 +335,13 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
 
     def _labels_of(self, y: Any) -> tuple[np.ndarray, list[str]]:
         if y is None:
-            raise ValueError("labels is None and there is no y: give the candidates, labels=['sports', ...].")
+            raise ValueError(
+                "labels=None requires y to be passed, but the target y is None: give the candidates, "
+                "labels=['sports', ...]."
+            )
         if self.multi_label:
             raise ValueError("multi_label=True needs labels: y does not say what its columns mean.")
-        classes = np.unique(label_array(y))
+        classes, _ = find_classes(label_array(y))
         if classes.dtype.kind not in "UT":
             raise ValueError(
                 f"y has the labels {classes.tolist()[:5]}, which say nothing in words: give "
@@ -346,7 +349,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
             )
         if len(classes) < 2:
             raise ValueError(
-                f"y has one label only, {str(classes[0])!r}: give labels, or texts of at least two."
+                f"y has one class only, {str(classes[0])!r}: give labels, or texts of at least two."
             )
         return classes, [str(name) for name in classes]
 

@@ -12,32 +12,63 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_bert
+from sklearn.utils import estimator_checks, get_tags
 from sklearn.utils.estimator_checks import estimator_checks_generator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
+from skminilm import (
+    MiniLMClassifier,
+    MiniLMEncoder,
+    MiniLMQuestionAnswerer,
+    MiniLMRegressor,
+    MiniLMZeroShotClassifier,
+)
+from skminilm._validation import label_array
 from skminilm.engine import hardware, packed_model
 
 N_FEATURES, N_BINS = 40, 64
+TRAINED = dict(max_length=64, epochs=5, random_state=0)
+SEVERAL = dict(labels=[f"c0v{number}" for number in range(5)], multi_label=True)
+
+
+def as_bins(X):
+    """Round each value to one of 64 steps."""
+    return np.clip(np.round(np.asarray(X, dtype=np.float64) * 4) + N_BINS // 2, 0, N_BINS - 1).astype(int)
 
 
 def as_texts(X):
     """Write each value as one of 64 words a column."""
-    bins = np.clip(np.round(np.asarray(X, dtype=np.float64) * 4) + N_BINS // 2, 0, N_BINS - 1).astype(int)
-    return [" ".join(f"c{j}v{value}" for j, value in enumerate(row)) for row in bins]
+    return [" ".join(f"c{j}v{value}" for j, value in enumerate(row)) for row in as_bins(X)]
+
+
+class Pairs(list):
+    """Questions and contexts."""
+
+
+def as_pairs(X):
+    """Write each row as a context, one number a column, and ask for one of them."""
+    contexts = (" ".join(str(100 * (j + 1) + value) for j, value in enumerate(row)) for row in as_bins(X))
+    return Pairs(("Which?", context) for context in contexts)
+
+
+def as_answers(y, pairs):
+    """Take as the answer the column of the context that y says."""
+    columns = np.abs(np.asarray(y, dtype=np.float64).reshape(len(pairs), -1)[:, 0]).round().astype(int)
+    words = [context.split() for _, context in pairs]
+    return [row[column % len(row)] for row, column in zip(words, columns, strict=True)]
 
 
 class _OfNumbers:
-    def fit(self, X, y=None, sample_weight=None):
-        options = {"multi_output": True, "y_numeric": self._y_numeric} if self._needs_y else {}
-        if self._needs_y:
-            X, y = validate_data(self, X, y, reset=True, **options)
-            return super().fit(as_texts(X), y, sample_weight)
-        X = validate_data(self, X, reset=True)
-        return super().fit(as_texts(X))
+    """X is checked as scikit-learn's estimators do; y goes to the estimator as it is."""
 
-    def _texts(self, X):
-        return as_texts(validate_data(self, X, reset=False))
+    _write = staticmethod(as_texts)
+
+    def _first(self, X):
+        return self._write(validate_data(self, X, reset=True))
+
+    def _later(self, X):
+        check_is_fitted(self)
+        return self._write(validate_data(self, X, reset=False))
 
     def _column_attributes(self, texts):  # those of the matrix stay
         return {name: value for name, value in vars(self).items() if name.endswith("s_in_")}
@@ -56,42 +87,73 @@ class _OfNumbers:
 
 
 class EncoderOfNumbers(_OfNumbers, MiniLMEncoder):
-    _needs_y = False
-
     def fit(self, X, y=None):
-        return super().fit(X)
+        return super().fit(self._first(X))
 
     def fit_transform(self, X, y=None):
         return self.fit(X, y).transform(X)
 
     def transform(self, X):
-        from sklearn.utils.validation import check_is_fitted
-
-        check_is_fitted(self, "fingerprint_")
-        return super().transform(self._texts(X))
+        return super().transform(self._later(X))
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "fingerprint_")
 
 
-class ClassifierOfNumbers(_OfNumbers, MiniLMClassifier):
-    _needs_y, _y_numeric = True, False
+class _WithHeadOfNumbers(_OfNumbers):
+    def fit(self, X, y=None, sample_weight=None):
+        return super().fit(self._first(X), y, sample_weight)
 
     def encode(self, X):
-        from sklearn.utils.validation import check_is_fitted
-
-        check_is_fitted(self)
-        return super().encode(self._texts(X))
+        return super().encode(self._later(X))
 
 
-class RegressorOfNumbers(_OfNumbers, MiniLMRegressor):
-    _needs_y, _y_numeric = True, True
+class ClassifierOfNumbers(_WithHeadOfNumbers, MiniLMClassifier): ...
 
-    def encode(self, X):
-        from sklearn.utils.validation import check_is_fitted
 
-        check_is_fitted(self)
-        return super().encode(self._texts(X))
+class RegressorOfNumbers(_WithHeadOfNumbers, MiniLMRegressor): ...
+
+
+class ZeroShotOfNumbers(_OfNumbers, MiniLMZeroShotClassifier):
+    """A number that is a class gets a word, as `labels` would say it."""
+
+    def fit(self, X, y=None):
+        return super().fit(self._first(X), y)
+
+    def _labels_of(self, y):
+        if y is None:
+            return super()._labels_of(y)
+        classes, codes = np.unique(label_array(y), return_inverse=True)
+        if classes.dtype.kind == "U" or (classes % 1).any():
+            return super()._labels_of(y)
+        words = np.array([f"c0v{number}" for number in range(len(classes))])
+        return classes, super()._labels_of(words[codes])[1]
+
+    def _scores(self, X):
+        return super()._scores(self._later(X))
+
+
+class AnswererOfNumbers(_OfNumbers, MiniLMQuestionAnswerer):
+    """Answers are columns of a row: y says which one, and predictions are their digits."""
+
+    _write = staticmethod(as_pairs)
+
+    def fit(self, X, y=None):
+        pairs = self._first(X)
+        return super().fit(pairs, None if y is None else as_answers(y, pairs))
+
+    def predict_spans(self, X, n_best=1):
+        return super().predict_spans(X if isinstance(X, Pairs) else self._later(X), n_best)
+
+    def predict(self, X):
+        answers = super().predict(X)
+        return (
+            answers if isinstance(X, Pairs) else np.array([float(text.replace(" ", "")) for text in answers])
+        )
+
+    def score(self, X, y):
+        pairs = self._later(X)
+        return super().score(pairs, as_answers(y, pairs))
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +177,16 @@ def folder_of_numbers(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def nli_of_numbers(xlmr_folder):
+    """A classifier of pairs, half of which are called entailed."""
+    pairs = [
+        (text, f"c0v{row % 5}") for row, text in enumerate(as_texts(np.linspace(-2, 2, 60).reshape(20, 3)))
+    ]
+    nli = MiniLMClassifier(xlmr_folder, trainable="head", **TRAINED)
+    return nli.fit(pairs, ["entailment", "contradiction"] * 10)
+
+
 @pytest.fixture
 def in_float64(monkeypatch):
     """The engine in float64, so that only real differences show."""
@@ -124,12 +196,19 @@ def in_float64(monkeypatch):
     monkeypatch.setitem(packed_model.CPU_BATCH_TOKENS, torch.float64, 2048)
 
 
-TRAINED = dict(max_length=64, epochs=5, random_state=0)
 ESTIMATORS = {
     "encoder": functools.partial(EncoderOfNumbers, max_length=64),
     "classifier": functools.partial(ClassifierOfNumbers, trainable="head", **TRAINED),
     "classifier that trains a layer": functools.partial(ClassifierOfNumbers, trainable=1, **TRAINED),
     "regressor": functools.partial(RegressorOfNumbers, trainable="head", **TRAINED),
+    "zero-shot by similarity": functools.partial(ZeroShotOfNumbers, hypothesis_template="{}"),
+    "zero-shot by entailment": functools.partial(
+        ZeroShotOfNumbers, hypothesis_template="{}", temperature=0.01
+    ),
+    "zero-shot of several labels": functools.partial(ZeroShotOfNumbers, hypothesis_template="{}", **SEVERAL),
+    "answerer": functools.partial(
+        AnswererOfNumbers, trainable=1, max_length=64, stride=8, epochs=1, random_state=0
+    ),
 }
 
 
@@ -143,15 +222,76 @@ def checks_of(make):
 
 
 ALL = {name: checks_of(make) for name, make in ESTIMATORS.items()}
+BY_ENTAILMENT = ("zero-shot by entailment", "zero-shot of several labels")
+# It takes one column a label: the y of all other checks is one class a row.
+ALL["zero-shot of several labels"] = {
+    name: check
+    for name, check in ALL["zero-shot of several labels"].items()
+    if name.startswith("check_classifiers_multilabel")
+}
 NOT_RUN = {
     "check_sample_weight_equivalence_on_dense_data": "steps are drawn by row: two rows are not one of weight 2",
     "check_sample_weights_invariance": "the same, in scikit-learn 1.6",
 }
+# They need no X, or one that they never come to: run on the estimators themselves.
+WITHOUT_X = [
+    estimator_checks.check_estimator_cloneable,
+    estimator_checks.check_estimator_repr,
+    estimator_checks.check_estimator_tags_renamed,
+    estimator_checks.check_valid_tag_types,
+    estimator_checks.check_mixin_order,
+    estimator_checks.check_no_attributes_set_in_init,
+    estimator_checks.check_parameters_default_constructible,
+    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+    estimator_checks.check_get_params_invariance,
+    estimator_checks.check_set_params,
+    estimator_checks.check_estimators_unfitted,
+]
+OF_TEXTS = [
+    MiniLMEncoder,
+    MiniLMClassifier,
+    MiniLMRegressor,
+    MiniLMZeroShotClassifier,
+    MiniLMQuestionAnswerer,
+]
+
+
+@pytest.fixture
+def make(request, in_float64):
+    """Return the estimator of a kind over its tiny network."""
+
+    def make(kind):
+        folder = request.getfixturevalue("xlmr_folder" if kind == "answerer" else "folder_of_numbers")
+        estimator = ESTIMATORS[kind](folder)
+        if kind in BY_ENTAILMENT:
+            estimator.nli = request.getfixturevalue("nli_of_numbers")
+        return estimator
+
+    return make
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, checks in ALL.items() for name in checks])
-def test_check(kind, name, folder_of_numbers, in_float64):
+def test_check(kind, name, make):
     if name in NOT_RUN:
         pytest.skip(NOT_RUN[name])
-    ALL[kind][name](ESTIMATORS[kind](folder_of_numbers))
+    ALL[kind][name](make(kind))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("check", WITHOUT_X, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("estimator", OF_TEXTS)
+def test_check_without_x(estimator, check):
+    if check is estimator_checks.check_estimators_unfitted and not get_tags(estimator()).requires_fit:
+        pytest.skip("nothing has to be fitted")
+    check(estimator.__name__, estimator())
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_what_the_checks_see_depends_on_the_row(kind, make):
+    """Outputs that are the same for every row would satisfy most checks."""
+    X = np.random.RandomState(0).normal(size=(12, 5))
+    y = (X > 0).astype(int) if "several" in kind else np.arange(12) % 3
+    model = make(kind).fit(X, y)
+    outputs = next(name for name in ("transform", "predict_proba", "predict") if hasattr(model, name))
+    assert np.ptp(getattr(model, outputs)(X), axis=0).max() > 1e-3

@@ -197,7 +197,7 @@ def test_lora(xlmr_folder):
         ([["q", "a b a"]], [("a", -1)], ValueError, "is not at -1"),
         ([["q", "a b"]], [3], TypeError, "no answer in row 0: it is 3"),
         ([["q", "a b"]], ["a", "b"], ValueError, "y has 2 rows, expected 1"),
-        ([["q", "a b"]], None, TypeError, "y is a NoneType"),
+        ([["q", "a b"]], None, ValueError, "the target y is None: give one answer"),
         ([["q", "a b"]], "a", TypeError, "y is a str"),
     ],
 )

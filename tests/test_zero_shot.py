@@ -199,9 +199,10 @@ def test_temperature_changes_probabilities_not_labels():
 @pytest.mark.parametrize(
     ("parameters", "y", "error", "message"),
     [
-        ({}, None, ValueError, "labels is None and there is no y"),
+        ({}, None, ValueError, "target y is None: give the candidates"),
         ({}, [0, 1, 0, 1], ValueError, r"labels \[0, 1\], which say nothing in words"),
-        ({}, ["a", "a", "a", "a"], ValueError, "one label only, 'a'"),
+        ({}, [0.5, 1.5, 2.5, 3.5], ValueError, "y is continuous"),
+        ({}, ["a", "a", "a", "a"], ValueError, "one class only, 'a'"),
         ({"labels": []}, None, ValueError, "labels has 0: give at least 2"),
         ({"labels": ["a"]}, None, ValueError, "labels has 1"),
         ({"labels": "sports"}, None, TypeError, "labels is 'sports'"),
