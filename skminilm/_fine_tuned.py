@@ -28,7 +28,7 @@ from ._text_columns import check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_row_weights, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
-from .checkpoints.embedded import check_embeddable
+from .checkpoints.embedded import check_embeddable, is_embedded
 
 if TYPE_CHECKING:
     from .engine import Compute
@@ -183,8 +183,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
     def _open_to_train(self) -> Checkpoint:
         embedded = getattr(self, "checkpoint_", None)
-        # By its name: where `model` was changed since, the new one is opened and compared.
-        if self.warm_start and embedded is not None and str(self.model) == embedded["name"]:
+        # Where `model` or `revision` was changed since, the new one is opened and compared.
+        if self.warm_start and embedded is not None and is_embedded(embedded, self.model, self.revision):
             return open_embedded_checkpoint(embedded)
         return open_checkpoint(self.model, self.revision)
 
@@ -195,8 +195,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             return None
         if self.fingerprint_ != checkpoint.fingerprint or self.settings_ != asdict(settings):
             raise ValueError(
-                "warm_start=True goes on from the earlier fit, which had another model, pooling, prompt or "
-                "max_length: restore them, or set warm_start=False."
+                "warm_start=True goes on from the earlier fit, which had another model or revision, pooling, "
+                "prompt or max_length: restore them, or set warm_start=False."
             )
         if self.trainable == "head" and self.weights_:
             raise ValueError(

@@ -169,10 +169,13 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         weights = result.weights if earlier is None else merge_weights(earlier.weights, result.weights)
         if self.save_weights == "fp16":
             weights = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in weights.items()}
+        embedded = None
+        if self.save_weights == "full":
+            embedded = embed_checkpoint(checkpoint, self.model, self.revision)
         return {
             "weights_": weights,
             "weights_digest_": weights_digest(weights),
-            "checkpoint_": embed_checkpoint(checkpoint) if self.save_weights == "full" else None,
+            "checkpoint_": embedded,
             "history_": history + result.history,
             "n_iter_": len(history) + len(result.history),
             "best_epoch_": len(history) + result.best_epoch,

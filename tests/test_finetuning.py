@@ -264,7 +264,7 @@ def test_warm_start_goes_on(split):
     assert any(np.abs(first[name] - classifier.weights_[name]).max() > 0 for name in first)
     with pytest.raises(ValueError, match="goes on with the classes of the earlier fit"):
         classifier.fit(X, np.where(y == "delivery", "other", y))
-    with pytest.raises(ValueError, match="had another model, pooling, prompt or max_length"):
+    with pytest.raises(ValueError, match="had another model or revision, pooling, prompt or max_length"):
         clone(classifier).set_params(trainable="head").fit(X, y).set_params(prompt="x: ").fit(X, y)
     with pytest.raises(ValueError, match="trained other weights than trainable=2"):
         classifier.set_params(trainable=2).fit(X, y)

@@ -9,11 +9,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor, _persistence
+from skminilm.checkpoints import _loaded, load_checkpoint
 from skminilm.engine import release_models
 
 SAVED = Path(__file__).parent / "data" / "saved"
@@ -200,10 +202,40 @@ def test_a_full_one_goes_on_where_the_checkpoint_is_missing(
     np.testing.assert_array_equal(loaded.predict_proba(X_new), expected)
     loaded.save(tmp_path / "again")
     np.testing.assert_array_equal(MiniLMClassifier.load(tmp_path / "again").predict_proba(X_new), expected)
-    with pytest.raises(ValueError, match="had another model, pooling, prompt or max_length"):
+    with pytest.raises(ValueError, match="had another model or revision, pooling, prompt or max_length"):
         loaded.set_params(model=make_sentence_transformers_folder(), max_length=24).fit(X, y)
     with pytest.raises((OSError, ValueError), match="model"):
         clone(loaded).set_params(model=copy).fit(X, y)
+
+
+def test_a_full_one_notices_another_revision(make_sentence_transformers_folder, tmp_path, monkeypatch):
+    X, y = ["good", "bad", "fine", "awful"], ["+", "-", "+", "-"]
+    folder, snapshots = (
+        make_sentence_transformers_folder(),
+        tmp_path / "models--somebody--model" / "snapshots",
+    )
+    for revision in "abc":
+        shutil.copytree(folder, snapshots / (40 * revision))
+    changed = snapshots / ("b" * 40) / "model.safetensors"
+    weights = {name: -array for name, array in load_file(changed).items()}
+    save_file(weights, changed, {"format": "pt"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    load_checkpoint(snapshots / ("c" * 40))  # it keeps the name it was first opened by
+    options = dict(trainable="head", max_length=24, save_weights="full", warm_start=True, **OPTIONS)
+    classifier = MiniLMClassifier("somebody/model", revision="a" * 40, **options).fit(X, y)
+    classifier.save(tmp_path / "saved")
+    classifier = MiniLMClassifier.load(tmp_path / "saved").set_params(revision="b" * 40)
+    with pytest.raises(ValueError, match="had another model or revision, pooling, prompt or max_length"):
+        classifier.fit(X, y)
+    assert classifier.n_iter_ == 1
+    assert classifier.set_params(revision="c" * 40).fit(X, y).n_iter_ == 2  # the same weights
+    shutil.rmtree(snapshots)
+    _loaded.clear()
+    assert classifier.fit(X, y).n_iter_ == 3
+    with pytest.raises(OSError, match=r"revision a+\) is not in the local cache"):
+        classifier.set_params(revision="a" * 40).fit(X, y)
+    del classifier.checkpoint_["revision"]  # as it was kept before: nothing says that it is another one
+    assert classifier.fit(X, y).n_iter_ == 4
 
 
 @pytest.mark.parametrize("file", ["estimator.json", "arrays.safetensors"])

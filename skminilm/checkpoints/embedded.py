@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -27,19 +28,35 @@ def check_embeddable(checkpoint: Checkpoint) -> None:
         )
 
 
-def embed_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a whole BERT-shaped checkpoint as a dict of arrays, numbers and str."""
+def embed_checkpoint(
+    checkpoint: Checkpoint, model: str | os.PathLike[str], revision: str | None
+) -> dict[str, Any]:
+    """Return a whole BERT-shaped checkpoint as a dict of arrays, numbers and str.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    model, revision :
+        What it was opened by, for :func:`is_embedded`.
+    """
     weights = checkpoint.read_weights()
-    kind, model = checkpoint.tokenizer.state()
+    kind, tokenizer = checkpoint.tokenizer.state()
     return {
-        "name": checkpoint.name,
+        "name": os.fspath(model),
+        "revision": revision,
         "fingerprint": checkpoint.fingerprint,
         "config": asdict(checkpoint.config),
         "defaults": asdict(checkpoint.defaults),
         "tokenizer_kind": kind,
-        "tokenizer": np.frombuffer(model, np.uint8).copy(),
+        "tokenizer": np.frombuffer(tokenizer, np.uint8).copy(),
         "weights": {name: _to_array(weights[name]) for name in weights},
     }
+
+
+def is_embedded(state: Mapping[str, Any], model: str | os.PathLike[str], revision: str | None) -> bool:
+    """Tell whether a state of :func:`embed_checkpoint` was opened by `model` and `revision`."""
+    # Earlier versions did not keep the revision: then it counts as the same.
+    return state["name"] == os.fspath(model) and state.get("revision", revision) == revision
 
 
 def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
