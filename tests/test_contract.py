@@ -245,6 +245,7 @@ WITHOUT_X = [
     estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
     estimator_checks.check_get_params_invariance,
     estimator_checks.check_set_params,
+    estimator_checks.check_param_validation,
     estimator_checks.check_estimators_unfitted,
 ]
 OF_TEXTS = [
