@@ -50,7 +50,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         As in :class:`MiniLMClassifier`. The vocabulary must be XLM-R's.
     trainable : {"encoder", "all", "lora"} or int, default="encoder"
         As in :class:`MiniLMClassifier`.
-    epochs : int, default=3
+    epochs : int, default=2
         Passes over the questions.
     batch_size : int, default=32
         Windows a step.
@@ -133,7 +133,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         *,
         revision=None,
         trainable="encoder",
-        epochs=3,
+        epochs=2,
         batch_size=32,
         learning_rate="auto",
         head_learning_rate=1e-2,
