@@ -22,7 +22,7 @@ from .lora import LORA, AdaptedLayers
 from .parameters import FlatParameters
 
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
-_MAX_TOKENS = {"cpu": 4096, "cuda": 65_536}
+_MAX_TOKENS = {"cpu": 2048, "cuda": 65_536}
 _MAX_WASTE = 0.25
 _LENGTH_STEP = 16
 
