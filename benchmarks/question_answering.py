@@ -2,6 +2,7 @@
 
 python benchmarks/question_answering.py --data DIR                     trained on TyDi QA, scored on XQuAD
 python benchmarks/question_answering.py --data DIR --only skminilm --dev   scored on contexts of TyDi QA set aside
+python benchmarks/question_answering.py --data DIR --only skminilm --hold-out ko   trained on the others, scored on Korean
 python benchmarks/question_answering.py --data DIR --rows 2000 --score 100   a part of either
 
 TyDi QA's gold passages: 8,076 questions in English, Swahili and Korean. XQuAD: 1,190 questions in each of 12 languages.
@@ -132,6 +133,7 @@ def main():
     """Print F1 and exact match by language."""
     parser = options_parser(__doc__, reference=True)
     parser.add_argument("--dev", action="store_true", help="score a tenth of TyDi QA that is not trained on")
+    parser.add_argument("--hold-out", help="score a language of TyDi QA, trained on the others")
     parser.add_argument("--rows", type=int, help="train on so many, drawn at random")
     parser.add_argument("--score", type=int, help="score the first so many questions of each language")
     parser.add_argument("--params", action="append", help="parameters of ours, JSON; may be repeated")
@@ -140,8 +142,10 @@ def main():
     options = parser.parse_args()
     data = load_tydiqa_goldp(options.data)
     train, test = np.ones(len(data.data), bool), load_xquad(options.data)
-    if options.dev:
+    if options.dev or options.hold_out:
         train, held_out = set_aside(data)
+        if options.hold_out:
+            train, held_out = data.languages != options.hold_out, data.languages == options.hold_out
         test = type(data)(**{k: v[held_out] if isinstance(v, np.ndarray) else v for k, v in data.items()})
     rows = np.flatnonzero(train)
     if options.rows:
