@@ -19,7 +19,8 @@ from .replicated_model import ReplicatedModel
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
 
-_MAX_MODELS = 4
+# Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
+_MAX_MODELS = 6
 _models: OrderedDict[tuple, StreamingModel | SentenceTransformersModel] = OrderedDict()
 _lock = threading.RLock()
 
