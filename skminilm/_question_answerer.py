@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,22 @@ if TYPE_CHECKING:
 _SPARE_SPANS = 4
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Windows that are trained on, then windows that are set aside; targets as ``Windows.targets`` has them."""
+
+    batch: TokenBatch
+    targets: np.ndarray
+    weights: np.ndarray
+    n_training: int
+
+    def set_aside(self, other: _Data) -> _Data:
+        """Return these windows with those of another, which are not trained on."""
+        targets = np.concatenate([self.targets, other.targets])
+        weights = np.concatenate([self.weights, other.weights])
+        return _Data(self.batch.join(other.batch), targets, weights, self.n_training)
 
 
 class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
@@ -238,21 +254,20 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         texts = check_questions(X)
-        question_weights = check_row_weights(sample_weight, len(texts))
-        batch, targets, rows = self._learnable(checkpoint, texts, y, on_missing_answer, "")
-        n_training, weights = len(targets), question_weights[rows]
-        if not weights.any():
+        row_weights = check_row_weights(sample_weight, len(texts))
+        data = self._learnable(checkpoint, texts, y, row_weights, on_missing_answer, "")
+        if not data.weights.any():
             raise ValueError(
                 "sample_weight is zero in every row that is left: give some row a positive weight."
             )
         if X_val is not None:
             others = check_questions(X_val)
             check_same_columns(texts, others)
-            other, other_targets, _ = self._learnable(
-                checkpoint, others, y_val, on_missing_answer, " of X_val"
+            data = data.set_aside(
+                self._learnable(
+                    checkpoint, others, y_val, np.ones(len(others)), on_missing_answer, " of X_val"
+                )
             )
-            batch, targets = batch.join(other), np.concatenate([targets, other_targets])
-            weights = np.concatenate([weights, np.ones(len(other_targets))])
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
             return {
@@ -263,9 +278,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             }
 
         def train(hooks: FitProgress) -> TrainingResult:
-            return self._train(batch, targets, weights, n_training, checkpoint, compute, random, hooks)
+            return self._train(data, checkpoint, compute, random, hooks)
 
-        self._run(train, FitProgress(self, X, y, self.epochs, n_training, attributes), attributes)
+        self._run(train, FitProgress(self, X, y, self.epochs, data.n_training, attributes), attributes)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -368,9 +383,15 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         return cut_windows(checkpoint.tokenizer, texts, self.max_length, self.stride, self.max_answer_length)
 
     def _learnable(
-        self, checkpoint: Checkpoint, texts: Texts, y: Any, on_missing_answer: str, where: str
-    ) -> tuple[TokenBatch, np.ndarray, np.ndarray]:
-        """Return windows, their targets (see ``Windows.targets``) and rows, without rows whose answer is missing."""
+        self,
+        checkpoint: Checkpoint,
+        texts: Texts,
+        y: Any,
+        row_weights: np.ndarray,
+        on_missing_answer: str,
+        where: str,
+    ) -> _Data:
+        """Return the windows of the rows whose answer is found."""
         answers, problems = check_answers(y, texts.second)
         windows = self._windows(checkpoint, texts)
         targets = windows.targets(answers)
@@ -382,14 +403,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         kept = keep_found(problems, on_missing_answer, where)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
         chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
-        return windows.batch.take(chosen), targets[chosen], windows.batch.text_of_sequence[chosen]
+        weights = row_weights[windows.batch.text_of_sequence[chosen]]
+        return _Data(windows.batch.take(chosen), targets[chosen], weights, len(chosen))
 
     def _train(
         self,
-        batch: TokenBatch,
-        targets: np.ndarray,
-        weights: np.ndarray,
-        n_training: int,
+        data: _Data,
         checkpoint: Checkpoint,
         compute: Compute,
         random: np.random.RandomState,
@@ -410,13 +429,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         )
         coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
         return train(
-            self._new_network(batch, checkpoint, None, compute, options.seed, None),
+            self._new_network(data.batch, checkpoint, None, compute, options.seed, None),
             coef,
             np.zeros(2, np.float32),
             SpanObjective(self.max_answer_length),
-            targets,
-            weights,
-            Rows(np.arange(n_training), np.arange(n_training, len(targets))),
+            data.targets,
+            data.weights,
+            Rows(np.arange(data.n_training), np.arange(data.n_training, len(data.targets))),
             options,
             workers=workers,
             hooks=hooks,
