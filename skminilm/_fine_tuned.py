@@ -338,7 +338,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             warns=truncation is None,
         )
 
-    def _outputs(self, X: Any, truncation: Truncation | None = None) -> np.ndarray:
-        """Return what the head makes of the texts, float32 (n_texts, n_outputs); see `_encode`."""
-        vectors = self._encode(X, truncation)
+    def _outputs(self, X: Any) -> np.ndarray:
+        """Return what the head makes of the texts, float32 (n_texts, n_outputs)."""
+        return self._outputs_of(self.encode(X))
+
+    def _outputs_of(self, vectors: np.ndarray) -> np.ndarray:
         return vectors @ self.coef_.T + self.intercept_

@@ -255,7 +255,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         """Return the scores of some texts, and count those that were cut off."""
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses_]
         part = Truncation(n_pairs=len(self.hypotheses_))
-        logarithms = log_softmax(nli._outputs(pairs, part), axis=1)
+        logarithms = log_softmax(nli._outputs_of(nli._encode(pairs, part)), axis=1)
         truncation.add(part)
         classes = nli.classes_.tolist()
         scores = logarithms[:, classes.index(_ENTAILMENT)]
