@@ -21,10 +21,9 @@ def view(values: Any) -> Any:
     narwhals Series or DataFrame, ndarray, or `values`
         An array for what is one by ``__array__`` alone.
     """
-    pyarrow = (
-        nw.dependencies.get_pyarrow()
-    )  # None where nothing has imported it: then this is none of its types
-    if pyarrow is not None:  # narwhals knows two of its four containers
+    # None where nothing has imported it: then this is none of its types. Of its four containers narwhals knows two.
+    pyarrow = nw.dependencies.get_pyarrow()
+    if pyarrow is not None:
         if isinstance(values, pyarrow.RecordBatch):
             values = pyarrow.Table.from_batches([values])
         elif isinstance(values, pyarrow.Array):
