@@ -121,8 +121,10 @@ def run_qa(X, y, seed, folder):
     return predict
 
 
-def set_aside(data, share: int = 10):
-    """Divide rows so that no context is in both parts: masks of the larger and of the smaller."""
+def set_aside(data, language: str | None = None, share: int = 10):
+    """Divide rows: masks of those to train on and of a language, or of a share whose contexts are in no other row."""
+    if language:
+        return data.languages != language, data.languages == language
     contexts = np.array([context for _, context in data.data])
     chosen = np.random.RandomState(0).permutation(np.unique(contexts))
     held_out = np.isin(contexts, chosen[: len(chosen) // share])
@@ -132,8 +134,9 @@ def set_aside(data, share: int = 10):
 def main():
     """Print F1 and exact match by language."""
     parser = options_parser(__doc__, reference=True)
-    parser.add_argument("--dev", action="store_true", help="score a tenth of TyDi QA that is not trained on")
-    parser.add_argument("--hold-out", help="score a language of TyDi QA, trained on the others")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--dev", action="store_true", help="score a tenth of TyDi QA that is not trained on")
+    held.add_argument("--hold-out", help="score a language of TyDi QA, trained on the others")
     parser.add_argument("--rows", type=int, help="train on so many, drawn at random")
     parser.add_argument("--score", type=int, help="score the first so many questions of each language")
     parser.add_argument("--params", action="append", help="parameters of ours, JSON; may be repeated")
@@ -143,9 +146,7 @@ def main():
     data = load_tydiqa_goldp(options.data)
     train, test = np.ones(len(data.data), bool), load_xquad(options.data)
     if options.dev or options.hold_out:
-        train, held_out = set_aside(data)
-        if options.hold_out:
-            train, held_out = data.languages != options.hold_out, data.languages == options.hold_out
+        train, held_out = set_aside(data, options.hold_out)
         test = type(data)(**{k: v[held_out] if isinstance(v, np.ndarray) else v for k, v in data.items()})
     rows = np.flatnonzero(train)
     if options.rows:
