@@ -196,6 +196,7 @@ def _logistic_regression(
     counted = row_weights > 0
     # To mean 1: the penalty must not depend on the scale of the weights.
     weights = row_weights[counted] / row_weights[counted].mean()
-    probe = LogisticRegression(C=_PROBE_C, max_iter=2000)
+    # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum.
+    probe = LogisticRegression(C=_PROBE_C, max_iter=2000, solver="newton-cg")
     probe.fit(vectors[counted], codes[counted], sample_weight=weights)
     return probe.coef_, probe.intercept_

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint, tokenize
+from skminilm.checkpoints.token_batch import TokenBatch
 from skminilm.engine import (
     Compute,
     get_model,
@@ -22,7 +23,7 @@ from skminilm.engine import (
     streaming,
     varlen,
 )
-from skminilm.engine import forward as forward_module
+from skminilm.engine.attention import attention
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, plan_padded, round_up
 from skminilm.engine.pooling import pool
@@ -100,16 +101,40 @@ def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkey
     assert np.abs(found[1] - found[0]).max() <= 2e-5
 
 
-def test_plain_and_fused_attention_agree():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 9, 8)
-    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
-    mask[1, ..., 5:] = False
+def attention_by_definition(qkv, lengths, n_heads):
+    outputs = []
+    for tokens in qkv[: sum(lengths)].split(lengths):
+        query, key, value = tokens.unflatten(1, (3, n_heads, -1)).permute(1, 2, 0, 3)
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        outputs.append((scores.softmax(-1) @ value).transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    max_waste=st.sampled_from([0.0, 0.25, 10.0]),
+    length_step=st.sampled_from([1, 16]),
+)
+@settings(deadline=None, max_examples=50)
+def test_attention_and_its_gradients_are_those_of_the_definition(lengths, max_waste, length_step):
+    n_heads, hidden_size = 2, 8
+    lengths = sorted(lengths, reverse=True)
+    n_tokens = sum(lengths)
+    batch = TokenBatch(np.zeros(n_tokens, np.int32), np.array(lengths), np.array(lengths))
+    pack = make_pack(batch, batch.offsets, np.arange(len(lengths)), CPU, max_waste, length_step)
+    generator = torch.Generator().manual_seed(n_tokens)
+    values = torch.randn(len(pack.input_ids), 3 * hidden_size, generator=generator)
+    weights = torch.randn(n_tokens, hidden_size, generator=generator)
+
+    qkv, exact = values.clone().requires_grad_(), values.double().requires_grad_()
+    found, expected = attention(qkv, pack, n_heads), attention_by_definition(exact, lengths, n_heads)
+    (found[:n_tokens] * weights).sum().backward()
+    (expected * weights).sum().backward()
+
     with torch.no_grad():
-        fused = forward_module._attend(query, key, value, mask)
-    with torch.enable_grad():
-        plain = forward_module._attend(query, key, value, mask)
-    torch.testing.assert_close(plain, fused)
+        torch.testing.assert_close(attention(values, pack, n_heads)[:n_tokens], expected.float())
+    torch.testing.assert_close(found[:n_tokens], expected.float())
+    torch.testing.assert_close(qkv.grad, exact.grad.float())
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), budget=st.integers(1, 200))

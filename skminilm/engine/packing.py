@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +36,25 @@ class AttentionGroup:
     n_sequences: int
     max_length: int
     slots: torch.Tensor | None = None
+
+    @cached_property
+    def is_token(self) -> torch.Tensor:
+        """Which slots hold a token: bool, shape (n_sequences, max_length)."""
+        is_token = torch.zeros(self.n_sequences * self.max_length, dtype=torch.bool, device=self.slots.device)
+        return is_token.index_fill_(0, self.slots, True).view(self.n_sequences, self.max_length)
+
+    @cached_property
+    def key_bias(self) -> torch.Tensor:
+        """What is added to the score of each key: 0, or minus infinity where there is no token; float32."""
+        zeros = torch.zeros(self.is_token.shape, device=self.slots.device)
+        return zeros.masked_fill_(~self.is_token, -math.inf)
+
+    @cached_property
+    def sources(self) -> torch.Tensor:
+        """The token of the pack in each slot, of any sequence where there is none: int64 (n_slots,)."""
+        sources = torch.full((self.n_sequences * self.max_length,), self.start, device=self.slots.device)
+        tokens = torch.arange(self.start, self.stop, device=self.slots.device)
+        return sources.index_copy_(0, self.slots, tokens)
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,9 @@ class TrainableEncoder(TrainableNetwork):
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield pooled vectors, or the states of all tokens, longest texts first."""
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
-            pack = make_pack(self._batch, self._offsets, rows[some], self.device, _MAX_WASTE, _LENGTH_STEP)
+            # Without gradients attention takes torch's fused kernel, which is fastest without padding.
+            layout = (_MAX_WASTE, _LENGTH_STEP) if torch.is_grad_enabled() else (0.0, 1)
+            pack = make_pack(self._batch, self._offsets, rows[some], self.device, *layout)
             yield pack.rows, self._pool(self._last_hidden_state(pack), pack)
 
     def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:

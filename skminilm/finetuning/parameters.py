@@ -134,8 +134,11 @@ class FlatParameters:
 
 def norm(gradients: Iterable[torch.Tensor]) -> float:
     """Return the Euclidean norm of all gradients together."""
+    # Asked for in float32, each gradient would be copied first. The norm of one may be too large for float16.
     norms = [
-        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)).float()
+        torch.linalg.vector_norm(
+            gradient, dtype=torch.float32 if gradient.dtype == torch.float16 else None
+        ).float()
         for gradient in gradients
     ]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
