@@ -114,9 +114,12 @@ def attention_by_definition(qkv, lengths, n_heads):
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     max_waste=st.sampled_from([0.0, 0.25, 10.0]),
     length_step=st.sampled_from([1, 16]),
+    max_plain_length=st.sampled_from([0, 8, 256]),
 )
 @settings(deadline=None, max_examples=50)
-def test_attention_and_its_gradients_are_those_of_the_definition(lengths, max_waste, length_step):
+def test_attention_and_its_gradients_are_those_of_the_definition(
+    lengths, max_waste, length_step, max_plain_length
+):
     n_heads, hidden_size = 2, 8
     lengths = sorted(lengths, reverse=True)
     n_tokens = sum(lengths)
@@ -127,7 +130,9 @@ def test_attention_and_its_gradients_are_those_of_the_definition(lengths, max_wa
     weights = torch.randn(n_tokens, hidden_size, generator=generator)
 
     qkv, exact = values.clone().requires_grad_(), values.double().requires_grad_()
-    found, expected = attention(qkv, pack, n_heads), attention_by_definition(exact, lengths, n_heads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skminilm.engine.attention._MAX_PLAIN_LENGTH", max_plain_length)
+        found, expected = attention(qkv, pack, n_heads), attention_by_definition(exact, lengths, n_heads)
     (found[:n_tokens] * weights).sum().backward()
     (expected * weights).sum().backward()
 

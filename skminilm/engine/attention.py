@@ -14,7 +14,7 @@ from .varlen import varlen_attention
 # sequences a few hidden keys more take half the time.
 _VECTOR_LENGTH = 16
 _MAX_FILLED_LENGTH = 384
-_MAX_PLAIN_LENGTH = 256
+_MAX_PLAIN_LENGTH = 192
 
 
 def attention(qkv: torch.Tensor, pack: Pack, n_heads: int) -> torch.Tensor:
@@ -33,34 +33,40 @@ def attention(qkv: torch.Tensor, pack: Pack, n_heads: int) -> torch.Tensor:
     """
     if pack.groups is None:
         return varlen_attention(qkv, pack.cu_seqlens, pack.max_length, n_heads)
-    # On a CPU the backward pass of torch's fused kernel takes ten times as long as its forward
-    # pass; plain matrix products do not, at the price of keeping length x length probabilities.
-    # In inference they lose: each shape that oneDNN meets for the first time costs more than it saves.
-    if qkv.requires_grad and qkv.device.type == "cpu" and pack.max_length <= _MAX_PLAIN_LENGTH:
-        return _AttentionByProducts.apply(qkv, pack.groups, n_heads)
-    groups, hidden_size = pack.groups, qkv.shape[1] // 3
-    outputs = []
-    # split and unbind, not indexing: their backward passes fill no zeros. (Tensor.split takes 10 us more.)
-    parts = qkv.split_with_sizes([group.stop - group.start for group in groups])
-    for group, tokens in zip(groups, parts, strict=True):
-        if group.max_length == 0:
-            outputs.append(tokens.new_zeros(len(tokens), hidden_size))
-            continue
-        shape = (group.n_sequences, group.max_length)
-        mask = None
-        if group.slots is not None:
-            padded = tokens.new_zeros(math.prod(shape), 3 * hidden_size)
-            tokens = padded.index_copy(0, group.slots, tokens)
-            mask = group.is_token[:, None, None, :]
-        heads = tokens.view(*shape, 3, n_heads, hidden_size // n_heads).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
-        attended = _fused(query, key, value, mask)
-        attended = attended.transpose(1, 2).reshape(-1, hidden_size)
-        outputs.append(attended if group.slots is None else attended[group.slots])
+    by_fused_kernel, by_products = pack.groups, []
+    if qkv.requires_grad and qkv.device.type == "cpu":
+        # The backward pass of torch's fused kernel takes ten times as long as its forward pass; plain
+        # products do not, at the price of keeping length x length probabilities.
+        n_long = sum(group.max_length > _MAX_PLAIN_LENGTH for group in pack.groups)
+        by_fused_kernel, by_products = pack.groups[:n_long], pack.groups[n_long:]  # longest first
+    sizes = [group.stop - group.start for group in by_fused_kernel]
+    # split, not indexing: its backward pass fills no zeros. (Tensor.split takes 10 us more.)
+    *parts, rest = qkv.split_with_sizes([*sizes, len(qkv) - sum(sizes)])
+    outputs = [
+        _attention_of_group(tokens, group, n_heads)
+        for tokens, group in zip(parts, by_fused_kernel, strict=True)
+    ]
+    if by_products:
+        outputs.append(_AttentionByProducts.apply(rest, by_products, n_heads))
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def _fused(
+def _attention_of_group(tokens: torch.Tensor, group: AttentionGroup, n_heads: int) -> torch.Tensor:
+    hidden_size = tokens.shape[1] // 3
+    if group.max_length == 0:
+        return tokens.new_zeros(len(tokens), hidden_size)
+    shape = (group.n_sequences, group.max_length)
+    mask = None
+    if group.slots is not None:
+        tokens = tokens.index_select(0, group.sources)
+        mask = group.is_token[:, None, None, :]
+    heads = tokens.view(*shape, 3, n_heads, hidden_size // n_heads).permute(2, 0, 3, 1, 4)
+    attended = _fused_kernel(*heads.unbind(0), mask)
+    attended = attended.transpose(1, 2).reshape(-1, hidden_size)
+    return attended if group.slots is None else attended[group.slots]
+
+
+def _fused_kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Softmax(q k' / sqrt(d)) v, each of shape (n_sequences, n_heads, length, head_size)."""
@@ -86,15 +92,17 @@ class _AttentionByProducts(torch.autograd.Function):
         hidden_size = qkv.shape[1] // 3
         head_size = hidden_size // n_heads
         scale = 1 / math.sqrt(head_size)
+        sizes = [group.stop - group.start for group in groups]
         attended = qkv.new_empty(len(qkv), hidden_size)
         kept = []
-        for group in groups:
-            own = attended[group.start : group.stop]
+        for group, tokens, own in zip(groups, qkv.split(sizes), attended.split(sizes), strict=True):
             if group.max_length == 0:
                 own.zero_()
                 continue
             shape = (group.n_sequences, group.max_length)
-            tokens = _spread(qkv, group).view(*shape, 3, n_heads, head_size)
+            if group.slots is not None:
+                tokens = tokens.index_select(0, group.sources)
+            tokens = tokens.view(*shape, 3, n_heads, head_size)
             heads = _as_float32(tokens.permute(2, 0, 3, 1, 4)).view(3, -1, shape[1], head_size)
             query, key, value = heads.unbind(0)
             scores = torch.baddbmm(heads.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
@@ -105,7 +113,7 @@ class _AttentionByProducts(torch.autograd.Function):
             _gather(by_head.transpose(1, 2), group, own)
             kept += [heads, probabilities]
         ctx.save_for_backward(*kept)
-        ctx.groups, ctx.n_heads = groups, n_heads
+        ctx.groups, ctx.sizes, ctx.n_heads = groups, sizes, n_heads
         return attended
 
     @staticmethod
@@ -115,15 +123,18 @@ class _AttentionByProducts(torch.autograd.Function):
         scale = 1 / math.sqrt(head_size)
         of_qkv = gradient.new_empty(n_tokens, 3 * hidden_size)
         kept = iter(ctx.saved_tensors)
-        for group in ctx.groups:
-            own = of_qkv[group.start : group.stop]
+        parts = zip(ctx.groups, gradient.split(ctx.sizes), of_qkv.split(ctx.sizes), strict=True)
+        for group, tokens, own in parts:
             if group.max_length == 0:
                 own.zero_()
                 continue
             heads, probabilities = next(kept), next(kept)
             query, key, value = heads.unbind(0)
             shape = (group.n_sequences, group.max_length)
-            tokens = _spread(gradient, group, zeros=True).view(*shape, ctx.n_heads, head_size)
+            if group.slots is not None:  # what is no token has no gradient
+                padded = tokens.new_zeros(math.prod(shape), hidden_size)
+                tokens = padded.index_copy_(0, group.slots, tokens)
+            tokens = tokens.reshape(*shape, ctx.n_heads, head_size)
             of_attended = _as_float32(tokens.transpose(1, 2)).view(-1, shape[1], head_size)
             of_heads = torch.empty_like(heads)
             of_query, of_key, of_value = of_heads.unbind(0)
@@ -138,19 +149,6 @@ class _AttentionByProducts(torch.autograd.Function):
                 own,
             )
         return of_qkv, None, None
-
-
-def _spread(tokens: torch.Tensor, group: AttentionGroup, *, zeros: bool = False) -> torch.Tensor:
-    """Return the tokens of a group laid out in its shape, (n_sequences * max_length, n_columns).
-
-    What is no token is 0 where that is asked for, and else any token.
-    """
-    if group.slots is None:
-        return tokens[group.start : group.stop]
-    if not zeros:
-        return tokens.index_select(0, group.sources)
-    padded = tokens.new_zeros(group.n_sequences * group.max_length, tokens.shape[1])
-    return padded.index_copy_(0, group.slots, tokens[group.start : group.stop])
 
 
 def _gather(padded: torch.Tensor, group: AttentionGroup, out: torch.Tensor) -> None:

@@ -51,10 +51,11 @@ class AttentionGroup:
 
     @cached_property
     def sources(self) -> torch.Tensor:
-        """The token of the pack in each slot, of any sequence where there is none: int64 (n_slots,)."""
-        sources = torch.full((self.n_sequences * self.max_length,), self.start, device=self.slots.device)
-        tokens = torch.arange(self.start, self.stop, device=self.slots.device)
-        return sources.index_copy_(0, self.slots, tokens)
+        """Which of the group's tokens is in each slot, any where there is none: int64 (n_slots,)."""
+        sources = torch.zeros(self.n_sequences * self.max_length, dtype=torch.int64, device=self.slots.device)
+        return sources.index_copy_(
+            0, self.slots, torch.arange(self.stop - self.start, device=self.slots.device)
+        )
 
 
 @dataclass(frozen=True)
