@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from filelock import FileLock
 
 DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
 _FILE_NAME = "vectors.sqlite3"
@@ -147,8 +148,6 @@ class DiskVectorCache:
 
     def _set_aside(self, identity: tuple[int, int] | None, error: Exception) -> None:
         aside = self._path.with_name(f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.sqlite3")
-        from filelock import FileLock  # hardly ever needed, and slow to import
-
         with FileLock(self._path.with_suffix(".lock")):
             if identity is None or self._identity() != identity:
                 return  # another process has been here

@@ -25,6 +25,7 @@ from ._validation import Texts, check_row_weights, shorten
 from ._windows import Windows, cut_windows, slices_of
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
+from .metrics import mlqa_exact_match, mlqa_f1
 
 if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
@@ -352,14 +353,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         float
             From 0 to 1.
         """
-        from .metrics import mlqa_f1  # not above: its neighbours import sklearn.model_selection
-
         return mlqa_f1(y, self.predict(X), languages, sample_weight=sample_weight)
 
     def exact_match(self, X: Any, y: Any, languages: Any = "en", sample_weight: Any = None) -> float:
         """Return the share of questions whose answer is exact, as MLQA evaluates it. See :meth:`score`."""
-        from .metrics import mlqa_exact_match
-
         return mlqa_exact_match(y, self.predict(X), languages, sample_weight=sample_weight)
 
     def _settings(self, checkpoint: Checkpoint) -> EncodingSettings:

@@ -103,7 +103,7 @@ class _AttentionByProducts(torch.autograd.Function):
             if group.slots is not None:
                 tokens = tokens.index_select(0, group.sources)
             tokens = tokens.view(*shape, 3, n_heads, head_size)
-            heads = _as_float32(tokens.permute(2, 0, 3, 1, 4)).view(3, -1, shape[1], head_size)
+            heads = _copy(tokens.permute(2, 0, 3, 1, 4), torch.float32).view(3, -1, shape[1], head_size)
             query, key, value = heads.unbind(0)
             scores = torch.baddbmm(heads.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
             if group.slots is not None:
@@ -135,7 +135,7 @@ class _AttentionByProducts(torch.autograd.Function):
                 padded = tokens.new_zeros(math.prod(shape), hidden_size)
                 tokens = padded.index_copy_(0, group.slots, tokens)
             tokens = tokens.reshape(*shape, ctx.n_heads, head_size)
-            of_attended = _as_float32(tokens.transpose(1, 2)).view(-1, shape[1], head_size)
+            of_attended = _copy(tokens.transpose(1, 2), torch.float32).view(-1, shape[1], head_size)
             of_heads = torch.empty_like(heads)
             of_query, of_key, of_value = of_heads.unbind(0)
             torch.bmm(probabilities.transpose(1, 2), of_attended, out=of_value)
@@ -156,9 +156,10 @@ def _gather(padded: torch.Tensor, group: AttentionGroup, out: torch.Tensor) -> N
     if group.slots is None:
         out.view(padded.shape).copy_(padded)
         return
-    rows = torch.empty(padded.shape, dtype=out.dtype, device=out.device).copy_(padded)
+    rows = _copy(padded, out.dtype)
     torch.index_select(rows.view(-1, out.shape[1]), 0, group.slots, out=out)
 
 
-def _as_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.float32, memory_format=torch.contiguous_format).contiguous()  # `to` alone may return x
+def _copy(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Lay a view out anew, in another precision, in one pass."""
+    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)

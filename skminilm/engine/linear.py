@@ -46,7 +46,7 @@ class PlainLinear(Linear):
 
     def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
         """See :class:`Linear`."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or x.device.type != "cpu":
             return super().feed_forward(x, prefix)
         inner = self(x, prefix + "intermediate", gelu=True)
         return _NarrowingLinear.apply(inner, *self._weights_of(prefix + "output")) + x
@@ -56,7 +56,7 @@ class PlainLinear(Linear):
 
 
 class _NarrowingLinear(torch.autograd.Function):
-    """``x @ weight.T + bias`` of an x with more columns than the result, with a backward pass made for that."""
+    """``x @ weight.T + bias`` of an x with more columns than the result, with a backward pass made for that on a CPU."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):

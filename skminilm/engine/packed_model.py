@@ -26,7 +26,7 @@ CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096}
 CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
-_MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
+MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
 
 # Low-rank adapters: weight + LORA_SCALE * lora_B @ lora_A.
 LORA_RANK = 8
@@ -177,7 +177,7 @@ class PackedModel(StreamingModel):
         self.dtype = dtype
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
-        self._max_waste = None if can_use_varlen(device, dtype) else _MAX_WASTE[device.type]
+        self._max_waste = None if can_use_varlen(device, dtype) else MAX_WASTE[device.type]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights: dict[str, torch.Tensor] = {}
         prepacked = {}

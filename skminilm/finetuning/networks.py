@@ -15,7 +15,7 @@ from ..checkpoints.token_batch import TokenBatch
 from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
 from ..engine.linear import Linear, PlainLinear
-from ..engine.packed_model import WORD, WORD_ROWS, dense_rows
+from ..engine.packed_model import MAX_WASTE, WORD, WORD_ROWS, dense_rows
 from ..engine.packing import Pack, make_pack, plan_packs
 from ..engine.pooling import pool, unit_length
 from .lora import LORA, AdaptedLayers
@@ -23,7 +23,7 @@ from .parameters import FlatParameters
 
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
 _MAX_TOKENS = {"cpu": 2048, "cuda": 65_536}
-_MAX_WASTE = 0.25
+_TRAINING_WASTE = 0.25
 _LENGTH_STEP = 16
 
 
@@ -205,8 +205,12 @@ class TrainableEncoder(TrainableNetwork):
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield pooled vectors, or the states of all tokens, longest texts first."""
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
-            # Without gradients attention takes torch's fused kernel, which is fastest without padding.
-            layout = (_MAX_WASTE, _LENGTH_STEP) if torch.is_grad_enabled() else (0.0, 1)
+            # Without gradients attention is that of inference.
+            layout = (
+                (_TRAINING_WASTE, _LENGTH_STEP)
+                if torch.is_grad_enabled()
+                else (MAX_WASTE[self.device.type], 1)
+            )
             pack = make_pack(self._batch, self._offsets, rows[some], self.device, *layout)
             yield pack.rows, self._pool(self._last_hidden_state(pack), pack)
 
