@@ -90,7 +90,8 @@ def main():
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("No CUDA device: this benchmark needs one.")
-    texts = read(options.data, "sib200").sample(options.texts, random_state=0, replace=True).text.tolist()
+    different = read(options.data, "sib200").text.drop_duplicates()  # of texts that repeat, we compute one
+    texts = different.sample(min(options.texts, len(different)), random_state=0).tolist()
     n_tokens = tokens_of(texts)
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(texts)} texts, {n_tokens:,} tokens"

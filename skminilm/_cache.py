@@ -131,7 +131,8 @@ def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVector
     if cache == "memory":
         return memory_cache
     path = Path(cache).expanduser()
-    if isinstance(cache, str) and os.sep not in cache and "/" not in cache and not path.is_dir():
+    is_name = isinstance(cache, str) and os.sep not in cache and "/" not in cache
+    if cache == "" or (is_name and not path.is_dir()):
         raise ValueError(
             f"cache={cache!r} is not known: use 'memory', None, or a folder for vectors on disk (a folder of "
             f"that name in the working directory is './{cache}')."

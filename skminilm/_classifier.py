@@ -6,9 +6,8 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import StrOptions
 
 from ._callbacks import with_callbacks
@@ -98,8 +97,9 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         with ``"fp16"`` the loss is scaled so that gradients do not vanish.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
-        present (training takes one, predictions take all of a kind). A model
-        trained on one device predicts on any other.
+        present. Training takes one, predictions take all of a kind (with an
+        int as `trainable` one). A model trained on one device predicts on any
+        other.
     save_weights : {"delta", "fp16", "full"}, default="delta"
         What a fitted classifier holds, and what is saved with it. ``"delta"``:
         what training changed, in float32 (7 MB a layer, 85 MB for
@@ -254,7 +254,8 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
             Labels: str, int or bool, at least two different ones. Several
             columns (or a sparse matrix) of 0 and 1: any number of labels a text.
         sample_weight : array-like of float, shape (n_texts,), default=None
-            Weight of each text in the loss, and in the head's start.
+            Weight of each text in the loss, and in the head's start. Only
+            their ratios count: they are scaled to mean 1.
         X_val, y_val : like X and y, default=None
             Texts set aside: their loss and score stand in `history_`, and
             ``early_stopping=True`` goes by them.
@@ -308,6 +309,11 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         logits = self._outputs(X)
         return expit(logits) if self.multilabel_ else softmax(logits, axis=1)
 
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of the probability of each class or label, float32 (n_texts, n_classes)."""
+        logits = self._outputs(X)
+        return log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1)
+
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each text, shape (n_texts,).
 
@@ -329,15 +335,15 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         return MultilabelTargets(y, len(row_weights))
 
     def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
-        class_weight = self.class_weight
-        if class_weight is None:
+        if self.class_weight is None:
             return row_weights
-        if isinstance(class_weight, dict):
-            class_weight = complete_class_weight(class_weight, targets.classes)
-        labels = targets.classes[targets.values]
-        weights = compute_class_weight(class_weight, classes=targets.classes, y=labels)
+        if isinstance(self.class_weight, dict):
+            of_classes = np.array(list(complete_class_weight(self.class_weight, targets.classes).values()))
+        else:  # "balanced"
+            totals = np.bincount(targets.values, weights=row_weights)
+            of_classes = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
         return check_row_weights(
-            row_weights * weights[targets.values], len(labels), "sample_weight times class_weight"
+            row_weights * of_classes[targets.values], len(row_weights), "sample_weight times class_weight"
         )
 
     def _refits_head(self, texts: Texts) -> bool:

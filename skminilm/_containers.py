@@ -6,6 +6,7 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
+from narwhals.exceptions import DuplicateError
 
 
 def view(values: Any) -> Any:
@@ -20,6 +21,11 @@ def view(values: Any) -> Any:
     -------
     narwhals Series or DataFrame, ndarray, or `values`
         An array for what is one by ``__array__`` alone.
+
+    Raises
+    ------
+    ValueError
+        A frame has two columns of one name.
     """
     # None where nothing has imported it: then this is none of its types. Of its four containers narwhals knows two.
     pyarrow = nw.dependencies.get_pyarrow()
@@ -28,7 +34,10 @@ def view(values: Any) -> Any:
             values = pyarrow.Table.from_batches([values])
         elif isinstance(values, pyarrow.Array):
             values = pyarrow.chunked_array([values])
-    values = nw.from_native(values, allow_series=True, eager_only=True, pass_through=True)
+    try:
+        values = nw.from_native(values, allow_series=True, eager_only=True, pass_through=True)
+    except DuplicateError as error:
+        raise ValueError(f"A frame has two columns of one name: rename one of them. ({error})") from error
     if hasattr(values, "__array__") and not hasattr(values, "shape"):
         return np.asarray(values)
     return values

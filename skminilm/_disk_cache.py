@@ -113,7 +113,14 @@ class DiskVectorCache:
                 self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
                 return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
-                self._set_aside(identity, error)
+                try:
+                    self._set_aside(identity, error)
+                except OSError as failure:  # open elsewhere on Windows, or in a folder that is read-only
+                    self._warn(
+                        f"The cache {self._path} is damaged ({error}) and cannot be renamed ({failure}): vectors "
+                        "are computed. Delete it when no process uses it."
+                    )
+                    return None
         return None
 
     def _connect(self) -> sqlite3.Connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils._param_validation import StrOptions
 
 from ._cache import open_cache
-from ._encoding import Truncation, encode_texts, open_checkpoint, resolve_settings
+from ._encoding import encode_texts, open_checkpoint, resolve_settings, warn_of_truncation
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
+
+class _Call(NamedTuple):
+    """What is said of the last call of transform."""
+
+    n_truncated: int
+    max_tokens: int
+
+
 # Beside the estimators, not in them: a call of transform changes no attribute.
-_truncations: WeakKeyDictionary[MiniLMEncoder, Truncation] = WeakKeyDictionary()
+_last_calls: WeakKeyDictionary[MiniLMEncoder, _Call] = WeakKeyDictionary()
 
 
 class MiniLMEncoder(
@@ -312,7 +320,7 @@ class MiniLMEncoder(
                 "long_text='truncate', which shortens the longer text of a pair first."
             )
         settings, compute = self._resolve(checkpoint, defaults)
-        return encode_texts(
+        vectors, lengths = encode_texts(
             texts,
             checkpoint,
             settings,
@@ -320,22 +328,24 @@ class MiniLMEncoder(
             cache=open_cache(self.cache),
             batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
             verbose=self.verbose,
-            truncation=_truncations.setdefault(self, Truncation()),
         )
+        warn_of_truncation(lengths, settings)
+        _last_calls[self] = _Call(int((lengths > settings.max_length).sum()), int(lengths.max()))
+        return vectors
 
     @property
     def n_truncated_(self) -> int:
         """Texts of the last call that were longer than `max_length`."""
-        return self._last_truncation("n_truncated_").n_texts
+        return self._last_call("n_truncated_").n_truncated
 
     @property
     def max_tokens_(self) -> int:
         """Tokens of the longest text of the last call, before truncation."""
-        return self._last_truncation("max_tokens_").max_tokens
+        return self._last_call("max_tokens_").max_tokens
 
-    def _last_truncation(self, attribute: str) -> Truncation:
+    def _last_call(self, attribute: str) -> _Call:
         try:
-            return _truncations[self]
+            return _last_calls[self]
         except KeyError:
             raise AttributeError(f"{attribute} is there after the first transform.") from None
 

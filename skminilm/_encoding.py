@@ -7,7 +7,6 @@ import sys
 import warnings
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,20 +105,13 @@ def encode_texts(
     tuned: TunedWeights | None = None,
     batch_tokens: int | None = None,
     verbose: int = 0,
-    truncation: Truncation | None = None,
-    warns: bool = True,
-) -> np.ndarray:
-    """Return one vector a row, float32 (n_rows, settings.vector_size(hidden_size)).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one vector a row, and the tokens of each row before truncation.
 
+    Float32 (n_rows, settings.vector_size(hidden_size)) and int64 (n_rows,).
     Each different text is computed once a call, and not at all when `cache`
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
-    a model are not cached. `truncation` is filled in.
-
-    Warns
-    -----
-    UserWarning
-        Some texts are longer than the limit; one warning a call, and none with
-        ``warns=False``.
+    a model are not cached.
     """
     from .engine import get_model, get_tuned_model
 
@@ -167,11 +159,7 @@ def encode_texts(
                 entries[some] = computed
                 if cache is not None:
                     cache.put([keys[i] for i in some], computed)
-    truncation = truncation or Truncation()
-    truncation.count(entries[index, -1], settings)
-    if warns:
-        truncation.warn(settings)
-    return entries[index, :-1]
+    return entries[index, :-1], entries[index, -1].astype(np.int64)
 
 
 def _check_finite(vectors: np.ndarray, texts: Texts) -> None:
@@ -184,61 +172,32 @@ def _check_finite(vectors: np.ndarray, texts: Texts) -> None:
         )
 
 
-@dataclass
-class Truncation:
-    """How many texts of a call were longer than the limit.
+def warn_of_truncation(lengths: np.ndarray, settings: EncodingSettings, n_rows: int | None = None) -> None:
+    """Warn once if texts lost tokens.
 
-    Attributes
+    Parameters
     ----------
-    n_texts, n_all : int
-        The texts that were, of how many.
-    max_tokens, longest : int
-        Tokens of the longest one, and its row.
-    n_pairs : int
-        With how many other texts, in pairs that follow one another, each of them was encoded; 1 without others.
+    lengths : ndarray of int64, shape (n_texts,)
+        Tokens of each text before truncation.
+    settings : EncodingSettings
+    n_rows : int or None
+        Rows of X, where those behind them are of X_val.
     """
-
-    n_texts: int = 0
-    n_all: int = 0
-    max_tokens: int = 0
-    longest: int = 0
-    n_pairs: int = 1
-
-    def count(self, lengths: np.ndarray, settings: EncodingSettings) -> None:
-        """Fill this in from the tokens of each text, or each pair, before truncation."""
-        lengths = lengths.reshape(-1, self.n_pairs).max(axis=1)
-        self.n_texts, self.n_all = int((lengths > settings.max_length).sum()), len(lengths)
-        self.max_tokens, self.longest = int(lengths.max()), int(lengths.argmax())
-
-    def add(self, part: Truncation) -> None:
-        """Take in what was counted of the texts behind these."""
-        if part.max_tokens > self.max_tokens:
-            self.max_tokens, self.longest = part.max_tokens, self.n_all + part.longest
-        self.n_texts, self.n_all = self.n_texts + part.n_texts, self.n_all + part.n_all
-
-    def warn(self, settings: EncodingSettings, n_rows: int | None = None) -> None:
-        """Warn once if texts lost tokens.
-
-        Parameters
-        ----------
-        settings : EncodingSettings
-        n_rows : int or None
-            Rows of X, where those behind them are of X_val.
-        """
-        if not self.n_texts or settings.long_text == "chunk_mean":
-            return
-        where = "off there" if settings.long_text == "truncate" else "in the middle"
-        row = f"row {self.longest}"
-        if n_rows is not None and self.longest >= n_rows:
-            row = f"row {self.longest - n_rows} of X_val"
-        warnings.warn(
-            f"{self.n_texts} of {self.n_all} texts have more than max_length={settings.max_length} tokens and "
-            f"were cut {where}; the longest, {row}, has {self.max_tokens}. Shorten or split them, raise "
-            "max_length up to the limit of the checkpoint, or read all of them with long_text='chunk_mean' "
-            "(MiniLMEncoder).",
-            UserWarning,
-            stacklevel=callers_level(),
-        )
+    n_cut = int((lengths > settings.max_length).sum())
+    if not n_cut or settings.long_text == "chunk_mean":
+        return
+    where = "off there" if settings.long_text == "truncate" else "in the middle"
+    longest = int(lengths.argmax())
+    row = f"row {longest}"
+    if n_rows is not None and longest >= n_rows:
+        row = f"row {longest - n_rows} of X_val"
+    warnings.warn(
+        f"{n_cut} of {len(lengths)} texts have more than max_length={settings.max_length} tokens and were cut "
+        f"{where}; the longest, {row}, has {lengths[longest]}. Shorten or split them, raise max_length up to the "
+        "limit of the checkpoint, or read all of them with long_text='chunk_mean' (MiniLMEncoder).",
+        UserWarning,
+        stacklevel=callers_level(),
+    )
 
 
 def callers_level() -> int:

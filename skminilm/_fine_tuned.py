@@ -16,11 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 from ._cache import memory_cache
 from ._callbacks import FitProgress
 from ._encoding import (
-    Truncation,
     encode_texts,
     open_checkpoint,
     open_embedded_checkpoint,
     resolve_settings,
+    warn_of_truncation,
 )
 from ._parameters import NumberInterval
 from ._targets import Targets
@@ -224,20 +224,18 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.trainable != "head":
             workers, device = find_workers(compute.device, self.random_state)
             compute = replace(compute, device=device, helpers=())
-        vectors, truncation = None, Truncation()
+        vectors = None
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             # Texts that are set aside are needed where no network computes them later.
             rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
             vectors = np.zeros((len(data.texts), settings.vector_size(checkpoint.hidden_size)), np.float32)
-            vectors[rows] = encode_texts(
+            vectors[rows], lengths = encode_texts(
                 data.texts.take(rows),
                 checkpoint,
                 settings,
                 compute=compute,
                 cache=memory_cache,
                 verbose=self.verbose,
-                truncation=truncation,
-                warns=False,
             )
         values, row_weights = data.values[data.training], data.row_weights[data.training]
         if earlier is not None:
@@ -261,9 +259,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             network: TrainableNetwork = FixedVectors(vectors)
         else:
             batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
-            truncation.count(batch.full_lengths, settings)  # of all texts, also where no vectors were needed
+            lengths = batch.full_lengths  # of all texts, also where no vectors were needed
             network = self._new_network(batch, checkpoint, settings, compute, options.seed, earlier)
-        truncation.warn(settings, data.n_rows)
+        warn_of_truncation(lengths, settings, data.n_rows)
         del vectors
 
         def refit(trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -315,10 +313,12 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             Of norm 1. With ``pooling="pair"`` of shape (n_texts, 1536) and not
             normalised.
         """
-        return self._encode(X)
+        vectors, lengths = self._encode(X)
+        warn_of_truncation(lengths, EncodingSettings(**self.settings_))
+        return vectors
 
-    def _encode(self, X: Any, truncation: Truncation | None = None) -> np.ndarray:
-        """Return the vectors that the head sees; where `truncation` is given, it is filled in instead of a warning."""
+    def _encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors that the head sees, and the tokens of each row before truncation."""
         from .engine import TunedWeights
 
         check_is_fitted(self)
@@ -334,8 +334,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             cache=memory_cache,
             tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
             verbose=self.verbose,
-            truncation=truncation,
-            warns=truncation is None,
         )
 
     def _outputs(self, X: Any) -> np.ndarray:

@@ -195,6 +195,12 @@ def _encode_estimator(estimator: Any, prefix: str, arrays: dict[str, np.ndarray]
 
 
 def _decode_estimator(content: dict[str, Any], kind: type, arrays: dict[str, np.ndarray]) -> Any:
+    unknown = set(content["parameters"]) - set(kind._get_param_names())
+    if unknown:
+        raise ValueError(
+            f"The file holds a {kind.__name__} with {', '.join(sorted(unknown))}, which this version of skminilm "
+            "does not know: upgrade skminilm."
+        )
     estimator = kind(**{name: _decode(value, arrays) for name, value in content["parameters"].items()})
     for name, value in content["fitted"].items():
         setattr(estimator, name, _decode(value, arrays))
@@ -263,7 +269,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     save_file(arrays, path)
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 

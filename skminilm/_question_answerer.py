@@ -214,6 +214,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             None (or "") where the context has no answer.
         sample_weight : array-like of float, shape (n_questions,), default=None
             Weight of each question in the loss: of each window of its context.
+            Only their ratios count.
         X_val, y_val : like X and y, default=None
             Questions set aside: their loss and score stand in `history_`, and
             ``early_stopping=True`` goes by them.

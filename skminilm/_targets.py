@@ -158,9 +158,15 @@ class RealTargets(Targets):
         self.one_dimensional = numbers.ndim == 1
         numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
-        self.mean = np.average(numbers, axis=0, weights=row_weights)
-        scale = np.sqrt(np.average((numbers - self.mean) ** 2, axis=0, weights=row_weights))
+        with np.errstate(over="ignore", invalid="ignore"):  # an error below
+            self.mean = np.average(numbers, axis=0, weights=row_weights)
+            scale = np.sqrt(np.average((numbers - self.mean) ** 2, axis=0, weights=row_weights))
         is_constant = scale <= 1e-12 * np.abs(self.mean)
+        if not np.isfinite(scale).all():
+            raise ValueError(
+                f"y reaches from {numbers.min():.3g} to {numbers.max():.3g}, too far for its standard deviation: "
+                "scale it down."
+            )
         self.scale = np.where(is_constant, 1.0, scale)
         self.values = self._scaled(numbers)
 
@@ -183,9 +189,18 @@ class RealTargets(Targets):
         """Fit a ridge regression whose penalty is chosen by leave-one-out."""
         from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
 
-        ridge = RidgeCV(_RIDGE_ALPHAS).fit(vectors, values, sample_weight=row_weights)
+        counted = row_weights > 0
+        vectors, values, weights = vectors[counted], values[counted], _of_mean_one(row_weights[counted])
+        if len(values) == 1:  # none is left where one is left out
+            return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)
+        ridge = RidgeCV(_RIDGE_ALPHAS).fit(vectors, values, sample_weight=weights)
         coef = ridge.coef_.reshape(self.n_outputs, -1)
         return coef.astype(np.float32), np.broadcast_to(ridge.intercept_, self.n_outputs).astype(np.float32)
+
+
+def _of_mean_one(row_weights: np.ndarray) -> np.ndarray:
+    """Scale weights, so that a penalty does not depend on their scale."""
+    return row_weights / row_weights.mean()
 
 
 def _logistic_regression(
@@ -194,8 +209,7 @@ def _logistic_regression(
     from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
 
     counted = row_weights > 0
-    # To mean 1: the penalty must not depend on the scale of the weights.
-    weights = row_weights[counted] / row_weights[counted].mean()
+    weights = _of_mean_one(row_weights[counted])
     # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum.
     probe = LogisticRegression(C=_PROBE_C, max_iter=2000, solver="newton-cg")
     probe.fit(vectors[counted], codes[counted], sample_weight=weights)

@@ -164,16 +164,24 @@ def is_missing(value: object) -> bool:
 def _check_encodable(texts: list[str], name: str) -> None:
     """Refuse half surrogate pairs, which no tokenizer can read."""
     for row, text in enumerate(texts):
-        if text.isascii():
-            continue
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
+        position = _lone_surrogate(text)
+        if position is not None:
             raise ValueError(
                 f"X has a text that is not valid Unicode: row {row}{name} holds a lone surrogate at position "
-                f"{error.start}: {shorten(text)}. Repair it with "
+                f"{position}: {shorten(text)}. Repair it with "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
-            ) from error
+            )
+
+
+def _lone_surrogate(text: str) -> int | None:
+    """Return where half of a surrogate pair stands."""
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,6 +225,11 @@ def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if target_type not in ("binary", "multiclass"):
         raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
     classes, codes = np.unique(y, return_inverse=True)
+    for label in classes.tolist():
+        if isinstance(label, str) and _lone_surrogate(label) is not None:
+            raise ValueError(
+                f"y has a label that is not valid Unicode, which no file can hold: {shorten(label)}."
+            )
     return classes, codes.astype(np.int64)
 
 
@@ -309,6 +322,8 @@ def _number_array(y: Any, expected: str) -> np.ndarray:
         y = y.to_numpy()
     elif hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
+    if getattr(y, "dtype", np.dtype(object)).kind in "mM":
+        raise ValueError(f"y holds dates or times, whose unit is not known: give {expected}.")
     try:
         return np.asarray(y, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -379,7 +394,9 @@ def _kind_of_label(label: object) -> str:
 
 
 def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weight") -> np.ndarray:
-    """Return one finite weight >= 0 a row, float64 (n_rows,); ones for None.
+    """Return one finite weight >= 0 a row, the largest 1, float64 (n_rows,); ones for None.
+
+    Only their ratios count, and so no sum of them overflows.
 
     Raises
     ------
@@ -396,7 +413,7 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
         raise ValueError(f"{name} of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0.")
     if not weights.any():
         raise ValueError(f"{name} is zero in every row: give some row a positive weight.")
-    return weights
+    return weights / weights.max()
 
 
 def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:

@@ -6,7 +6,9 @@ import copy
 import hashlib
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
-from ._encoding import Truncation
+from ._encoding import warn_of_truncation
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
@@ -243,25 +245,25 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
             raise ValueError("nli is another classifier than in fit: fit again.")
         # Slice by slice: the vectors of pairs take much more memory than their scores.
         n_together = max(1, _SLICE_PAIRS // len(self.hypotheses_))
-        truncation = Truncation()
-        scores = [
-            self._entailment(nli, texts.first[start : start + n_together], truncation)
+        slices = [
+            self._entailment(nli, texts.first[start : start + n_together])
             for start in range(0, len(texts), n_together)
         ]
-        truncation.warn(EncodingSettings(**nli.settings_))
-        return np.concatenate(scores)
+        scores, lengths = (np.concatenate(parts) for parts in zip(*slices, strict=True))
+        warn_of_truncation(lengths, EncodingSettings(**nli.settings_))
+        return scores
 
-    def _entailment(self, nli: MiniLMClassifier, texts: list[str], truncation: Truncation) -> np.ndarray:
-        """Return the scores of some texts, and count those that were cut off."""
+    def _entailment(self, nli: MiniLMClassifier, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores of some texts, and the tokens of each with its longest hypothesis."""
         pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses_]
-        part = Truncation(n_pairs=len(self.hypotheses_))
-        logarithms = log_softmax(nli._outputs_of(nli._encode(pairs, part)), axis=1)
-        truncation.add(part)
+        vectors, lengths = nli._encode(pairs)
+        logarithms = log_softmax(nli._outputs_of(vectors), axis=1)
         classes = nli.classes_.tolist()
         scores = logarithms[:, classes.index(_ENTAILMENT)]
         if self.multi_label:
             scores = scores - logarithms[:, classes.index(_CONTRADICTION)]
-        return scores.reshape(len(texts), len(self.hypotheses_))
+        shape = (len(texts), len(self.hypotheses_))
+        return scores.reshape(shape), lengths.reshape(shape).max(axis=1)
 
     def _temperature(self) -> float:
         if self.temperature != "auto":
@@ -287,7 +289,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         if isinstance(nli, FrozenEstimator):
             nli = nli.estimator
         if not isinstance(nli, MiniLMClassifier):
-            nli = MiniLMClassifier.load(nli)
+            nli = _open_saved(nli)
         try:
             check_is_fitted(nli)
         except NotFittedError as error:
@@ -377,6 +379,19 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         tags.target_tags.required = self.labels is None
         tags.classifier_tags.multi_label = self.multi_label
         return tags
+
+
+def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
+    """Open a saved classifier, and again only where its files have changed."""
+    folder = Path(path).resolve()
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _load(folder, stamps)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> MiniLMClassifier:
+    return MiniLMClassifier.load(folder)
 
 
 def _digest(nli: MiniLMClassifier) -> str:

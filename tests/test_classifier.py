@@ -37,6 +37,7 @@ def test_outputs_are_consistent(fitted, split):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (logits.argmax(axis=1) == probabilities.argmax(axis=1)).all()
     assert (fitted.predict(X_new) == fitted.classes_[probabilities.argmax(axis=1)]).all()
+    np.testing.assert_allclose(fitted.predict_log_proba(X_new), np.log(probabilities), atol=1e-5)
     vectors = fitted.encode(X_new)
     assert vectors.shape == (len(X_new), 384)
     np.testing.assert_allclose(vectors @ fitted.coef_.T + fitted.intercept_, logits, atol=1e-5)
@@ -319,6 +320,17 @@ def test_fit_inside_no_grad(split):
         inside = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
     outside = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
     np.testing.assert_array_equal(inside.coef_, outside.coef_)
+
+
+def test_balanced_classes_count_by_their_weights(split):
+    X, y, X_new, _ = split
+    keep = np.arange(len(X)) % 3 > 0
+    start = MiniLMClassifier(
+        trainable="head", class_weight="balanced", precision="fp32", head_learning_rate=1e-12, random_state=0
+    )
+    without = start.fit(np.array(X)[keep], y[keep]).predict_proba(X_new)
+    weighted = start.fit(X, y, sample_weight=keep).predict_proba(X_new)
+    np.testing.assert_allclose(weighted, without, atol=1e-4)
 
 
 def test_bad_class_weights(split):

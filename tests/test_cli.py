@@ -11,6 +11,7 @@ import pytest
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
+import skminilm  # noqa: E402
 from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer  # noqa: E402
 from skminilm.cli._app import app  # noqa: E402
 from skminilm.cli._evaluation import warmup_ratio  # noqa: E402
@@ -90,6 +91,16 @@ def compact(tmp_path, requests):
     ]
     write(folder / "xnli_dev.tsv.gz", ["lang", "split", "label", "premise", "hypothesis"], rows)
     return folder
+
+
+def test_version_and_options():
+    assert call("--version").output == f"skminilm {skminilm.__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "skminilm", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "xnli" in done.stdout
+    for command, has_head in (("xnli", True), ("mlqa", False)):
+        assert ("'head'" in call(command, "--help").output) is has_head
 
 
 def test_xnli(official, xlmr_folder, tmp_path):

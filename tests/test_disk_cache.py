@@ -139,6 +139,19 @@ def test_a_damaged_file_is_set_aside_and_encoded_again(tmp_path, damage, encoded
     assert len(encoded) == before
 
 
+def test_a_damaged_file_that_cannot_be_renamed_is_no_error(tmp_path, texts, monkeypatch):
+    encoder = MiniLMEncoder(cache=tmp_path)
+    expected = encoder.transform(texts[:2])
+    (tmp_path / "vectors.sqlite3").write_bytes(b"not a database" * 1000)
+
+    def open_elsewhere(*_):
+        raise PermissionError("another process has it open")
+
+    monkeypatch.setattr("skminilm._disk_cache.os.replace", open_elsewhere)
+    with pytest.warns(UserWarning, match=r"is damaged \(.*cannot be renamed \(another process.*Delete it"):
+        np.testing.assert_array_equal(encoder.transform(texts[:2]), expected)
+
+
 def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeypatch):
     encoder = MiniLMEncoder(cache=tmp_path)
     encoder.transform(texts[:2])

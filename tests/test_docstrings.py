@@ -10,6 +10,8 @@ import pytest
         "skminilm._encoder",
         "skminilm._classifier",
         "skminilm._regressor",
+        "skminilm._question_answerer",
+        "skminilm._zero_shot",
         "skminilm.datasets._support_requests",
         "skminilm.metrics._answers",
         "skminilm.metrics._by_language",

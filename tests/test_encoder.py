@@ -135,6 +135,7 @@ def test_missing_as_empty():
         ({"precision": "int3"}, "precision.*must be"),
         ({"device": "abacus"}, "device='abacus' is not known"),
         ({"cache": "yes"}, "cache='yes' is not known: use 'memory', None, or a folder"),
+        ({"cache": ""}, "cache='' is not known: use 'memory', None, or a folder"),
         ({"cache": 1}, "cache.*must be"),
         ({"long_text": "middle"}, "long_text.*must be"),
         ({"backend": "onnx"}, "backend.*must be"),

@@ -186,14 +186,19 @@ def test_one_model_a_process_however_many_estimators(texts):
     assert get_model(checkpoint, Compute(CPU, "fp32")) is model
 
 
-def test_threads_share_one_model_and_give_the_same(texts):
+def test_threads_share_one_model_and_give_the_same(texts, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
-    release_models()
+    from skminilm.engine import registry
+
     expected = encode(texts)
+    release_models()
+    build, built = registry._packed_model, []
+    monkeypatch.setattr(registry, "_packed_model", lambda *a: built.append(1) or build(*a))
     with ThreadPoolExecutor(4) as pool_of_threads:
         for found in pool_of_threads.map(lambda _: encode(texts), range(8)):
             assert np.abs(found - expected).max() <= 2e-5
+    assert len(built) == 1
 
 
 def test_a_fork_after_use_works(texts):

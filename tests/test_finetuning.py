@@ -15,7 +15,16 @@ from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
 from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.engine import read_trainable_weights, weights_digest
 from skminilm.engine.layer_states import LayerStates
-from skminilm.finetuning import SoftmaxObjective, TrainableEncoder, loop
+from skminilm.finetuning import (
+    FixedVectors,
+    Rows,
+    SoftmaxObjective,
+    TrainableEncoder,
+    TrainingDivergedError,
+    TrainingOptions,
+    loop,
+    train,
+)
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora is missing")
@@ -483,12 +492,40 @@ def test_the_learning_rate_rises_and_falls():
     assert (np.diff(rates[10:]) < 0).all()
 
 
+def test_gradients_in_float16_that_never_become_finite_are_an_error():
+    class Endless(SoftmaxObjective):
+        def losses(self, outputs, targets):
+            return (outputs - outputs.detach()).abs().sqrt().sum(dim=1)  # 0, of infinite slope
+
+    vectors, targets = np.ones((4, 3), np.float32), np.zeros(4, np.int64)
+    options = TrainingOptions(
+        epochs=100,
+        batch_size=4,
+        head_learning_rate=0.1,
+        warmup_ratio=0.1,
+        n_iter_no_change=None,
+        seed=0,
+        loss_scaling=True,
+    )
+    head = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
+    rows = Rows(np.arange(4), np.arange(0))
+    with pytest.raises(TrainingDivergedError, match="The gradient became infinite or NaN in step 31"):
+        train(FixedVectors(vectors), *head, Endless(), targets, np.ones(4), rows, options)
+
+
 TOGETHER = """
 import json, os, sys
 import numpy as np
 from skminilm import MiniLMClassifier
+from skminilm._targets import ClassTargets
+from skminilm.finetuning import SoftmaxObjective
 X, y = json.load(open(sys.argv[1]))
-classifier = MiniLMClassifier(trainable=2, epochs=1, precision="fp32", device="cpu", random_state=0).fit(X, y)
+if os.environ.get("RANK") == "1":  # another kind of GPU would give other vectors and scores
+    start = ClassTargets.linear_start
+    ClassTargets.linear_start = lambda *a: tuple(part + np.float32(0.1) for part in start(*a))
+    SoftmaxObjective.score = lambda *_: 0.0
+classifier = MiniLMClassifier(trainable=2, epochs=2, early_stopping=True, validation_fraction=0.25, n_iter_no_change=1,
+                              precision="fp32", device="cpu", random_state=0).fit(X, y)
 weights = {**classifier.weights_, "coef": classifier.coef_}
 np.savez(sys.argv[2] + os.environ.get("RANK", ""), **weights)
 """

@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import os
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +274,34 @@ def test_newer_versions_and_other_classes_are_refused(top, tmp_path, monkeypatch
         pickle.loads(pickled)
     with pytest.raises(FileNotFoundError, match="holds no saved estimator"):
         MiniLMClassifier.load(tmp_path)
+
+
+def test_parameters_of_a_later_release_are_refused(tmp_path):
+    class Later(MiniLMEncoder):
+        def __init__(self, *, later=1):
+            super().__init__()
+            self.later = later
+
+    Later.__name__ = "MiniLMEncoder"
+    Later().save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"MiniLMEncoder with later, which this version .*upgrade skminilm"):
+        MiniLMEncoder.load(tmp_path / "saved")
+
+
+def test_files_are_flushed_by_handles_that_may_write(top, tmp_path, monkeypatch):
+    """Windows refuses to flush others."""
+    fcntl = pytest.importorskip("fcntl")
+    flush, flushed = os.fsync, []
+
+    def checked(handle):
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            flushed.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", checked)
+    top.save(tmp_path / "saved")
+    assert len(flushed) == 2
+    assert os.O_RDONLY not in flushed
 
 
 def test_an_interrupted_save_leaves_the_old_one(split, top, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 
@@ -47,6 +48,39 @@ def test_constant_targets_and_weights(rated):
     wrong = np.where(y < 4, y, -100)
     regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, wrong, sample_weight=weights)
     assert regressor.predict(X)[weights > 0].min() > -20
+
+
+def test_the_scale_of_the_weights_does_not_matter(rated):
+    X, y, X_new, _ = rated
+    weights = np.where(y < 4, 1.0, 3.0)
+    regressor = MiniLMRegressor(trainable="head", epochs=1, random_state=0)
+    first = regressor.fit(X, y, sample_weight=weights).predict(X_new)
+    for factor in (1e-3, 1e300, 1e-300):
+        scaled = regressor.fit(X, y, sample_weight=factor * weights).predict(X_new)
+        np.testing.assert_allclose(scaled, first, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_row_that_counts():
+    texts = ["It arrived.", "It broke.", "It is fine."]
+    regressor = MiniLMRegressor(trainable="head")
+    np.testing.assert_allclose(regressor.fit(texts[:1], [7.5]).predict(texts), 7.5)
+    weighted = regressor.fit(texts, [1.0, 2.0, 4.0], sample_weight=[0, 1, 0])
+    np.testing.assert_allclose(weighted.predict(texts), 2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1e200, 2e200], r"y reaches from 0 to 2e\+200, too far .*scale it down"),
+        (np.arange(3).astype("datetime64[D]"), "y holds dates or times"),
+        (pd.Series(pd.to_timedelta([1, 2, 3], unit="s")), "y holds dates or times"),
+    ],
+)
+def test_numbers_that_cannot_be_learned_are_refused(y, message):
+    with pytest.raises(ValueError, match=message):
+        MiniLMRegressor(trainable="head").fit(["a", "b", "c"], y)
 
 
 def test_warm_start_and_early_stopping(rated):

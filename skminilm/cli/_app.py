@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from .. import __version__
 from ._evaluation import parse_trainable
 
 app = typer.Typer(
@@ -50,7 +51,9 @@ Epochs = Annotated[int, typer.Option(min=1)]
 BatchSize = Annotated[int, typer.Option(min=1)]
 LearningRate = Annotated[float, typer.Option(help="Of the network, at its peak.")]
 HeadLearningRate = Annotated[float, typer.Option(help="Of the head, at its peak.")]
-Trainable = Annotated[str, typer.Option(help="'head', a number of layers, 'encoder', 'all' or 'lora'.")]
+_NETWORKS = "a number of layers, 'encoder', 'all' or 'lora'."
+Trainable = Annotated[str, typer.Option(help=f"'head', {_NETWORKS}")]
+TrainableNetwork = Annotated[str, typer.Option(help=f"{_NETWORKS.capitalize()}")]
 WeightDecay = Annotated[float, typer.Option()]
 WarmupSteps = Annotated[
     Optional[int],  # noqa: UP045  typer of Python 3.10 reads no "int | None" here
@@ -65,8 +68,18 @@ Seed = Annotated[int, typer.Option(help="Drives everything that is random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"skminilm {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Evaluate the multilingual MiniLM family."""
 
 
@@ -192,7 +205,7 @@ def mlqa(
     max_length: Annotated[int, typer.Option(help="Tokens of a question with a window of its context.")] = 384,
     stride: Annotated[int, typer.Option(help="Tokens that neighbouring windows share.")] = 128,
     max_answer_length: Annotated[int, typer.Option(help="Tokens of an answer.")] = 30,
-    trainable: Trainable = "all",
+    trainable: TrainableNetwork = "all",
     precision: Precision = Precision.auto,
     device: Device = "auto",
     seed: Seed = 42,

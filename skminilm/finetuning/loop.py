@@ -191,6 +191,10 @@ class _Training:
         self._steps_per_epoch = math.ceil(len(rows.training) / options.batch_size)
         self._n_steps = self._steps_per_epoch * options.epochs
         self._step = 0
+        if workers.n_workers > 1:  # vectors may differ by rounding, and so does where the head starts
+            for part in self._parameters:
+                workers.take_from_first(part.master)
+                part.publish()
         self._history: list[dict[str, float]] = []
         self._kept: list[torch.Tensor] | None = None  # parameters of the best epoch, or of the last
         self._kept_epoch = 0
@@ -213,7 +217,8 @@ class _Training:
                     ranks.append(_rank(*self._validation_of(-1)))
                     if ranks[-1] > max(ranks[:-1]):
                         self._keep(epoch)
-                if hooks.end_epoch(self._result) or (patience is not None and should_stop(ranks, patience)):
+                stops = hooks.end_epoch(self._result)
+                if self._of_first_worker(stops)[0] or (patience is not None and should_stop(ranks, patience)):
                     break
         except KeyboardInterrupt:
             interrupted = True
@@ -241,6 +246,7 @@ class _Training:
         values = np.concatenate([coef.ravel(), intercept.ravel()]).astype(np.float32)
         with torch.no_grad():
             self._head.master.copy_(torch.from_numpy(values))
+        self._workers.take_from_first(self._head.master)
         if best is None or _rank(*self._validate()) >= best:
             self._keep(self._kept_epoch)
 
@@ -292,7 +298,7 @@ class _Training:
         if not overflowed:
             for part, some in zip(self._parameters, gradients, strict=True):
                 part.step(some, rate, scale)
-        elif not self._loss_scale.enabled:
+        elif not self._loss_scale.may_recover:
             raise self._diverged("The gradient became infinite or NaN")
         return loss / max(weight, 1e-12), weight
 
@@ -333,6 +339,14 @@ class _Training:
         self._workers.add_up([total, *chain.from_iterable(gradients)])
         return float(total), gradients
 
+    def _of_first_worker(self, *numbers: float) -> list[float]:
+        """Return the first worker's numbers, so that all decide alike."""
+        if self._workers.n_workers == 1:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.float64, device=self._network.device)
+        self._workers.take_from_first(values)
+        return values.tolist()
+
     def _outputs(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for part, vectors in self._network.vectors(rows):
             outputs = F.linear(vectors, self._head.views["coef"], self._head.views["intercept"])
@@ -343,7 +357,9 @@ class _Training:
         rows, losses, predictions = self._in_parts_that_fit(self._predict_validation)
         weights = self._numpy_weights[rows]
         loss = float(np.average(losses, weights=weights))
-        return loss, self._objective.score(predictions, self._numpy_targets[rows], weights)
+        score = self._objective.score(predictions, self._numpy_targets[rows], weights)
+        loss, score = self._of_first_worker(loss, score)
+        return loss, score
 
     def _predict_validation(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         order, losses, predictions = [], [], []

@@ -9,6 +9,7 @@ import torch
 from torch.optim.adamw import adamw
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+_FIRST_SCALE, _LEAST_SCALE = 2.0**16, 2.0**-14
 
 
 class FlatParameters:
@@ -159,8 +160,13 @@ class LossScale:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self.value = 65_536.0 if enabled else 1.0
+        self.value = _FIRST_SCALE if enabled else 1.0
         self._n_good = 0
+
+    @property
+    def may_recover(self) -> bool:
+        """Whether gradients that overflowed may be finite at a smaller scale."""
+        return self.enabled and self.value >= _LEAST_SCALE
 
     def update(self, overflowed: bool) -> None:
         """Hear of a step."""

@@ -30,6 +30,9 @@ class Workers:
     def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all workers."""
 
+    def take_from_first(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by that of the first worker."""
+
 
 class LaunchedWorkers(Workers):
     """The processes that ``accelerate launch`` started; each ends up with the same model.
@@ -61,6 +64,10 @@ class LaunchedWorkers(Workers):
         """Replace each tensor by its sum over all workers."""
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
+
+    def take_from_first(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by that of the first worker."""
+        torch.distributed.broadcast(tensor, src=0)
 
 
 def find_workers(device: torch.device, random_state: Any) -> tuple[Workers, torch.device]:

@@ -1,0 +1,5 @@
+"""``python -m skminilm``: the command ``skminilm``."""
+
+from .cli import main
+
+main()
