@@ -1,9 +1,11 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skminilm import MiniLMEncoder, clear_cache, set_config
+from skminilm import MiniLMEncoder, _cache, clear_cache, set_config
 from skminilm._cache import DEFAULT_CACHE_BYTES, VectorCache, memory_cache, vector_keys
 
 
@@ -104,3 +106,15 @@ def test_different_pairs_have_different_keys(pairs):
     assert len(set(vector_keys("", first, second))) == len(set(pairs))
     assert not set(vector_keys("", first, None)) & set(vector_keys("", first, second))
     assert not set(vector_keys("a", first, second)) & set(vector_keys("b", first, second))
+
+
+@pytest.mark.parametrize("name", ["memory_cache", "state_cache"])
+def test_a_fork_while_another_thread_uses_a_cache(name):
+    cache = getattr(_cache, name)
+    with cache._lock:
+        process = multiprocessing.get_context("fork").Process(target=cache.get, args=([b"key"],))
+        process.start()
+        process.join(20)
+        process.kill()
+    process.join()
+    assert process.exitcode == 0

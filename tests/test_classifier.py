@@ -10,6 +10,7 @@ import pytest
 from conftest import plain_hidden_states
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import compute_sample_weight
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm.engine import release_models
@@ -380,3 +381,23 @@ def test_grid_search_and_cross_validation(split):
     grid = GridSearchCV(classifier, {"epochs": [1, 5], "init_head": ["probe", "random"]}, cv=2).fit(X, y)
     assert grid.best_score_ > 0.2
     assert len(cross_val_score(classifier, X, y, cv=2)) == 2
+
+
+def test_balanced_weights_count(split):
+    X, y, _, _ = split
+    y = np.where(y == "delivery", "delivery", "other")  # 5 and 35
+    options = dict(trainable="head", epochs=2, random_state=0)
+    balanced = MiniLMClassifier(class_weight="balanced", **options).fit(X, y)
+    by_row = MiniLMClassifier(**options).fit(X, y, sample_weight=compute_sample_weight("balanced", y))
+    np.testing.assert_allclose(balanced.coef_, by_row.coef_, atol=1e-6)
+    assert np.abs(balanced.coef_ - MiniLMClassifier(**options).fit(X, y).coef_).max() > 1e-3
+
+
+def test_auto_refits_no_head_of_pairs(texts):
+    X, y = list(zip(texts[::2], texts[1::2], strict=True)), np.arange(32) % 2
+    options = dict(trainable=1, epochs=1, random_state=0)
+    auto, never, always = (
+        MiniLMClassifier(refit_head=refit, **options).fit(X, y).coef_ for refit in ("auto", False, True)
+    )
+    np.testing.assert_array_equal(auto, never)
+    assert not np.array_equal(auto, always)

@@ -444,3 +444,46 @@ def test_a_model_folder_with_something_else_is_left_alone(compact, xlmr_folder, 
     (out / "model" / "notes.txt").unlink()
     assert call(*command).exit_code == 0
     assert "not written yet" not in (out / "results.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("mlqa", {"stride": 9, "max_answer_length": 11}),
+        ("xnli", {"init_head": "probe", "pooling": "mean", "head_learning_rate": 0.5}),
+    ],
+)
+def test_every_option_of_a_command_arrives(monkeypatch, tmp_path, command, options):
+    seen = {}
+    monkeypatch.setattr(
+        f"skminilm.cli._{command}.run_{command}", lambda *_, **k: seen.update(k["parameters"])
+    )
+    options = {
+        "epochs": 7, "batch_size": 5, "learning_rate": 0.25, "weight_decay": 0.125, "max_length": 99,
+        "trainable": 3, "precision": "fp32", "device": "cpu", **options,
+    }  # fmt: skip
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    folders = ["--data-dir", tmp_path, "--output-dir", tmp_path / "out"]
+    result = call(command, *folders, *arguments, "--seed", "13", "--quiet")
+    assert result.exit_code == 0, result.output
+    expected = {**options, "random_state": 13, "verbose": 0}
+    assert seen == expected | ({"refit_head": False} if command == "xnli" else {})
+
+
+def test_steps_of_warmup_are_counted_in_windows(tmp_path, xlmr_folder, monkeypatch):
+    qas = [{"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}]
+    content = json.dumps({"data": [{"paragraphs": [{"context": "Ada comes today. " * 50, "qas": qas}]}]})
+    for name in ("train-v1.1.json", "xquad.en.json"):
+        (tmp_path / name).write_text(content)
+    counted = []
+
+    def stop(warmup_steps, n_rows, batch_size, epochs):
+        counted.append(n_rows)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("skminilm.cli._mlqa.warmup_ratio", stop)
+    command = ["mlqa", "--data-dir", tmp_path, "--output-dir", tmp_path / "out", "--model", xlmr_folder]
+    command += ["--max-length", 64, "--stride", 8]
+    assert call(*command).exit_code == 1
+    assert counted
+    assert counted[0] > 3

@@ -201,3 +201,11 @@ def test_clear_cache_leaves_folders_alone(tmp_path, texts):
     MiniLMEncoder(cache=tmp_path).transform(texts[:2])
     clear_cache()
     assert len(DiskVectorCache(tmp_path)) == 2
+
+
+def test_a_file_that_another_process_has_renewed_stays(tmp_path):
+    cache = DiskVectorCache(tmp_path)
+    cache.put(KEYS, ROWS)
+    cache._set_aside((0, 0), ValueError("the file before this one"))
+    assert len(cache) == 3
+    assert not list(tmp_path.glob("damaged-*"))

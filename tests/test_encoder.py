@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from skminilm import MiniLMEncoder, clear_cache
+from skminilm.engine.packed_model import PackedModel
 
 
 def test_shape_dtype_and_norm(texts):
@@ -347,3 +348,41 @@ def test_progress_counts_texts_also_where_they_are_cut_into_windows(capsys):
     assert "1/1" in capsys.readouterr().err
     MiniLMEncoder(verbose=0, cache=None).transform(["quiet"])
     assert capsys.readouterr().err == ""
+
+
+def test_a_text_of_exactly_the_limit_is_not_cut(recwarn):
+    encoder = MiniLMEncoder(max_length=10, prompt=None)
+    encoder.transform(["a b c d e f g h"])
+    assert (encoder.n_truncated_, encoder.max_tokens_) == (0, 10)
+    assert not recwarn.list
+
+
+def test_batch_tokens_bounds_what_is_computed_at_once(texts, monkeypatch):
+    packs = []
+    original = PackedModel.start
+
+    def watching(self, batch, offsets, rows, *args):
+        packs.append(int(batch.lengths[rows].sum()))
+        return original(self, batch, offsets, rows, *args)
+
+    monkeypatch.setattr(PackedModel, "start", watching)
+    expected = MiniLMEncoder(precision="fp32", cache=None).transform(texts)
+    assert max(packs) > 200
+    packs.clear()
+    found = MiniLMEncoder(precision="fp32", cache=None, batch_tokens=200).transform(texts)
+    assert max(packs) <= 200
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_local_files_only_arrives(monkeypatch, local):
+    asked = []
+
+    def download(repo_id, revision, *, local_files_only, settings_known):
+        asked.append(local_files_only)
+        raise OSError("not here")
+
+    monkeypatch.setattr("skminilm.checkpoints.hub.download", download)
+    with pytest.raises(OSError, match="not here"):
+        MiniLMEncoder("somebody/nothing", local_files_only=local).transform(["a"])
+    assert asked == [local]

@@ -461,3 +461,23 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
 def test_cuda_agrees_with_transformers(many_texts, expected, precision, bound):
     encoder = MiniLMEncoder(precision=precision, device="cuda", normalize=False, prompt=None, cache=None)
     assert cosines(encoder.transform(many_texts), expected).min() >= bound
+
+
+def test_pairs_are_compared_by_the_means_of_both_texts(texts):
+    checkpoint = load_checkpoint("bundled")
+    batch = tokenize(checkpoint.tokenizer, texts[:6], texts[6:12], checkpoint.defaults)
+    rows = np.argsort(-batch.lengths, kind="stable")
+    pack = make_pack(batch, batch.offsets, rows, torch.device("cpu"), 0.0)
+    hidden = torch.randn(len(pack.input_ids), 32, generator=torch.Generator().manual_seed(0))
+    found = pool(hidden, pack, "pair")
+    for row, states in enumerate(hidden[: pack.n_tokens].split(pack.lengths.tolist())):
+        start = batch.offsets[rows[row]]
+        ids = batch.input_ids[start : start + len(states)].tolist()
+        behind_first = ids.index(2) + 1  # <s> A </s> and </s> B </s>
+        assert ids[behind_first] == 2
+        u, v = (
+            torch.nn.functional.normalize(part.mean(dim=0), dim=0)
+            for part in (states[:behind_first], states[behind_first:])
+        )
+        expected = torch.cat([u, v, (u - v).abs(), u * v * 32**0.5])
+        torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-5)

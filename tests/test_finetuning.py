@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import resident_mib
 from sklearn.base import clone
 
-from skminilm import MiniLMClassifier, MiniLMEncoder, set_config
+from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
+from skminilm._targets import MultilabelTargets
 from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.engine import read_trainable_weights, weights_digest
 from skminilm.engine.layer_states import LayerStates
@@ -23,9 +25,11 @@ from skminilm.finetuning import (
     TrainingDivergedError,
     TrainingOptions,
     loop,
+    networks,
     train,
 )
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
+from skminilm.finetuning.parameters import FlatParameters
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora is missing")
 
@@ -681,3 +685,163 @@ def test_fits_leave_the_memory_of_a_gpu_flat(split, monkeypatch):
         gc.collect()
         sizes.append(torch.cuda.memory_allocated())
     assert max(sizes[3:]) <= max(sizes[:3]) + 2**20
+
+
+@pytest.mark.parametrize("trainable", [1, "all"], ids=str)
+def test_weight_decay_is_for_the_matrices_of_the_layers_alone(split, trainable):
+    X, y, _, _ = split
+    start = dict(read_trainable_weights(load_checkpoint("bundled"), 0, None))
+    options = dict(trainable=trainable, epochs=1, precision="fp32", random_state=0)
+    fitted = MiniLMClassifier(weight_decay=1e3, refit_head=False, **options).fit(X, y)
+    for name, array in fitted.weights_.items():
+        if name.startswith("embeddings.word"):  # in 4 bits, and only some of its rows
+            continue
+        before = start[name].numpy()
+        if name.startswith("layers.") and array.ndim == 2:
+            assert np.linalg.norm(array) < 0.97 * np.linalg.norm(before), name
+        else:
+            assert np.abs(array - before).max() < 1e-3, name
+
+
+def test_of_equal_scores_the_lower_loss_is_better(split):
+    X, y, _, _ = split
+    options = dict(trainable="head", epochs=4, early_stopping=True, random_state=0)
+    classifier = MiniLMClassifier(**options).fit(X, y, X_val=X, y_val=y)
+    losses, scores = ([e[f"validation_{k}"] for e in classifier.history_] for k in ("loss", "score"))
+    assert set(scores) == {1.0}
+    assert classifier.best_epoch_ == 1 + int(np.argmin(losses))
+
+
+def test_adapters_go_on(split, transformers_folder):
+    pytest.importorskip("peft")
+    X, y = split[0][:8], np.arange(8) % 2
+    options = dict(trainable="lora", max_length=64, epochs=2, learning_rate=1e-2, random_state=0)
+    classifier = MiniLMClassifier(transformers_folder, warm_start=True, **options).fit(X, y)
+    first = classifier.weights_
+    classifier.set_params(learning_rate=1e-12, head_learning_rate=1e-12).fit(X, y)
+    for name, array in first.items():
+        np.testing.assert_allclose(classifier.weights_[name], array, atol=1e-6)
+
+
+def test_gradient_checkpointing_is_done_where_it_is_asked_for(split, monkeypatch):
+    X, y, _, _ = split
+    calls = []
+    original = networks.recompute_in_backward
+    monkeypatch.setattr(
+        networks, "recompute_in_backward", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    options = dict(trainable=1, epochs=1, random_state=0)
+    MiniLMClassifier(**options).fit(X[:8], y[[0, 5] * 4])
+    assert not calls
+    MiniLMClassifier(gradient_checkpointing=True, **options).fit(X[:8], y[[0, 5] * 4])
+    assert calls
+
+
+def test_the_best_epoch_counts_from_the_first_fit(split):
+    X, y, _, _ = split
+    classifier = MiniLMClassifier(trainable="head", epochs=2, warm_start=True, random_state=0)
+    assert classifier.fit(X, y).best_epoch_ == 2
+    assert classifier.fit(X, y).best_epoch_ == classifier.n_iter_ == 4
+
+
+def test_kept_states_of_other_layers_are_apart(split):
+    X, y, _, _ = split
+    options = dict(epochs=1, precision="fp32", refit_head=False, random_state=0)
+    expected = MiniLMClassifier(trainable=2, **options).fit(X, y).weights_
+    clear_cache()
+    MiniLMClassifier(trainable=4, **options).fit(X, y)
+    found = MiniLMClassifier(trainable=2, **options).fit(X, y).weights_
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-5)
+
+
+def test_smoothing_moves_each_label_towards_one_half():
+    targets = MultilabelTargets([[1, 0], [0, 1]], 2)
+    objective = targets.objective(0.2)
+    at = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).logit().requires_grad_()
+    objective.losses(at, torch.from_numpy(targets.values)).sum().backward()
+    np.testing.assert_allclose(at.grad.numpy(), 0, atol=1e-6)
+
+
+def test_smoothing_counts_with_several_labels(split):
+    X, y, _, _ = split
+    Y = np.column_stack([y == "delivery", y == "billing"]).astype(int)
+    options = dict(trainable="head", epochs=2, random_state=0)
+    plain = MiniLMClassifier(**options).fit(X, Y)
+    smooth = MiniLMClassifier(label_smoothing=0.4, **options).fit(X, Y)
+    assert np.abs(plain.coef_ - smooth.coef_).max() > 1e-4
+
+
+def test_a_label_that_only_rows_of_weight_zero_have(split):
+    X, y, _, _ = split
+    Y = np.column_stack([y == "delivery", y == "billing"]).astype(int)
+    weights = np.where(y == "billing", 0.0, 1.0)
+    classifier = MiniLMClassifier(trainable="head", epochs=1, random_state=0).fit(X, Y, sample_weight=weights)
+    assert (classifier.predict(X)[:, 1] == 0).all()
+
+
+def test_figures_of_texts_set_aside_are_weighted():
+    random = np.random.default_rng(0)
+    vectors, targets = random.standard_normal((20, 4)).astype(np.float32), np.arange(20) % 2
+    weights = random.uniform(0.1, 9, 20)
+    rows = Rows(np.arange(10), np.arange(10, 20))
+    options = TrainingOptions(2, 4, 1e-2, 0.1, None, 0)
+    start = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
+    result = train(FixedVectors(vectors), *start, SoftmaxObjective(), targets, weights, rows, options)
+    logits = vectors[10:] @ result.coef.T + result.intercept
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(10), targets[10:]]
+    last = result.history[-1]
+    assert last["validation_loss"] == pytest.approx(np.average(losses, weights=weights[10:]), rel=1e-5)
+    right = logits.argmax(axis=1) == targets[10:]
+    assert last["validation_score"] == pytest.approx(np.average(right, weights=weights[10:]))
+
+
+def test_the_score_of_several_labels_is_that_of_the_estimator(split):
+    X, y, X_new, y_new = split
+    Y, Y_new = (np.column_stack([v == "delivery", v == "billing"]).astype(int) for v in (y, y_new))
+    classifier = MiniLMClassifier(trainable="head", epochs=2, random_state=0)
+    classifier.fit(X, Y, X_val=X_new, y_val=Y_new)
+    assert 0 < classifier.score(X_new, Y_new) < 1
+    assert classifier.history_[-1]["validation_score"] == pytest.approx(classifier.score(X_new, Y_new))
+
+
+def test_auto_is_the_learning_rate_of_adapters(split, transformers_folder):
+    pytest.importorskip("peft")
+    X, y = split[0][:8], np.arange(8) % 2
+    options = dict(trainable="lora", max_length=64, epochs=1, random_state=0)
+    auto, given = (
+        MiniLMClassifier(transformers_folder, learning_rate=rate, **options).fit(X, y)
+        for rate in ("auto", 1e-3)
+    )
+    assert auto.weights_digest_ == given.weights_digest_
+    assert auto.history_[0]["learning_rate"] == given.history_[0]["learning_rate"]
+
+
+def test_texts_set_aside_do_not_change_what_is_learned(split):
+    X, y, X_new, y_new = split
+    classifier = MiniLMClassifier(trainable="head", epochs=2, random_state=0)
+    weights = np.full(len(X), 1e-3)
+    alone = clone(classifier).fit(X, y, sample_weight=weights)
+    watched = clone(classifier).fit(X, y, sample_weight=weights, X_val=X_new, y_val=y_new)
+    np.testing.assert_array_equal(watched.coef_, alone.coef_)
+
+
+def test_gradients_are_clipped_to_norm_1(monkeypatch):
+    norms = []
+    original = FlatParameters.step
+
+    def watching(self, gradients, rate, scale):
+        length = float(torch.stack([g.norm() for g in gradients]).norm())
+        norms.append((length, length * scale))
+        return original(self, gradients, rate, scale)
+
+    monkeypatch.setattr(FlatParameters, "step", watching)
+    random = np.random.default_rng(0)
+    targets, rows = np.arange(20) % 2, Rows(np.arange(20), np.arange(0))
+    start = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
+    for size in (100, 0.01):
+        vectors = (size * random.standard_normal((20, 4))).astype(np.float32)
+        options = TrainingOptions(1, 10, 1e-3, 0.1, None, 0)
+        train(FixedVectors(vectors), *start, SoftmaxObjective(), targets, np.ones(20), rows, options)
+    assert [clipped == pytest.approx(min(1, length), rel=1e-4) for length, clipped in norms] == [True] * 4
+    assert norms[0][0] > 1 > norms[-1][0]

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
+from skminilm import metrics
 from skminilm.metrics import (
     LeaveOneLanguageOut,
     TrainOneLanguageTestOthers,
@@ -388,3 +389,15 @@ def test_splitters_as_cv(requests, splitter):
 def test_bad_splits_are_named(splitter, groups, message):
     with pytest.raises(ValueError, match=message):
         list(splitter.split(["x"] * 4, groups=groups))
+
+
+@pytest.mark.parametrize("kind", ["LeaveOneLanguageOut", "TrainOneLanguageTestOthers"])
+def test_random_state_draws_the_folds(kind):
+    groups, translations = ["en", "de"] * 50, np.repeat(np.arange(50), 2)
+
+    def parts(seed):
+        splitter = getattr(metrics, kind)(translations=translations, random_state=seed)
+        return [test.tolist() for _, test in splitter.split(groups, groups=groups)]
+
+    assert parts(0) == parts(0)
+    assert parts(0) != parts(1)

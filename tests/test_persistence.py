@@ -403,3 +403,18 @@ def test_processes_share_the_pages_of_a_memory_map(top, split, tmp_path):
     assert all(isinstance(array, np.memmap) for array in loaded.weights_.values())
     np.testing.assert_array_equal(loaded.predict_proba(split[2]), top.predict_proba(split[2]))
     loaded.save(tmp_path / "saved")
+
+
+def test_a_save_that_fails_at_its_last_step_brings_the_old_one_back(tmp_path, monkeypatch):
+    MiniLMEncoder(prompt="x: ").save(tmp_path / "saved")
+    original = Path.rename
+
+    def failing(self, target):
+        if self.name == "new":
+            raise OSError("no space left")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no space left"):
+        MiniLMEncoder().save(tmp_path / "saved")
+    assert MiniLMEncoder.load(tmp_path / "saved").prompt == "x: "

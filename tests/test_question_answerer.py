@@ -11,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import sklearn
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -23,6 +24,7 @@ from skminilm._spans import choose_answers
 from skminilm._validation import Texts
 from skminilm._windows import cut_windows, window_starts
 from skminilm.checkpoints import load_checkpoint
+from skminilm.finetuning import SpanObjective
 
 # The same facts in many scripts, with combining marks and wide characters.
 CONTEXTS = {
@@ -466,3 +468,97 @@ def test_quiet_by_default(capsys, xlmr_folder):
     assert capsys.readouterr() == ("", "")
     model.set_params(verbose=1).predict(QUESTIONS)
     assert "answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("max_answer_length", [1, 4, 8, 12, 16])
+def test_the_longest_answer_fits_in_the_window_that_looks_for_it(max_answer_length):
+    context = " ".join(f"word{number}" for number in range(100))
+    tokenizer = load_checkpoint("bundled").tokenizer
+    windows = cut_windows(tokenizer, Texts(["q"], [context]), 64, 16, max_answer_length)
+    assert len(windows.own_stops) > 2
+    assert (windows.own_stops + max_answer_length - 1 <= windows.context_stops)[:-1].all()
+
+
+def test_the_window_that_holds_the_answer_says_whether_there_is_one():
+    context = " ".join(f"word{number}" for number in range(40))
+    windows = cut_windows(load_checkpoint("bundled").tokenizer, Texts(["q"], [context]), 64, 16)
+    found = np.full((len(windows.own_starts), 5), -9.0, np.float32)
+    found[:, 0] = 5.0  # no answer in any window
+    found[:, 3:] = windows.own_starts[:, None]
+    found[1, :3] = -5.0, 4.0, 4.0  # but in this one
+    ((span,),) = choose_answers(windows, found, [context], 1, 0.0)
+    assert span.text
+    assert span.score > 0.9
+
+
+@pytest.mark.parametrize(("stride", "max_answer_length"), [(8, 7), (16, 4), (16, 12)])
+def test_windows_find_the_spans_that_one_window_finds(xlmr_folder, stride, max_answer_length):
+    context = " ".join(f"word{number}" for number in range(60))
+    X = [["q", context]]
+    options = dict(trainable=1, epochs=1, max_answer_length=max_answer_length, random_state=0)
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), max_length=64, stride=stride, **options)
+    model.fit([["q", "a b"]], ["a"])
+    checkpoint = load_checkpoint(str(xlmr_folder))
+
+    whole = cut_windows(checkpoint.tokenizer, Texts(["q"], [context]), 512, 0)
+    n = len(whole.contexts[0].ids)
+    tokens = whole.contexts[0]
+    expected = set()
+    for first in range(n):
+        for last in range(first, min(n, first + max_answer_length)):
+            start, end = whole.span(
+                0, first + int(whole.context_starts[0]), last + int(whole.context_starts[0]), context
+            )
+            if start < end:
+                expected.add((start, end))
+    assert len(tokens.ids) > 64
+    (spans,) = model.predict_spans(X, n_best=5000)
+    assert {(span.start, span.end) for span in spans} == expected
+
+
+def test_a_span_is_predicted_where_it_is_likelier_than_none():
+    objective = SpanObjective(4)
+    targets = torch.tensor([[2, 3, 2, 5, 6], [0, 0, 2, 5, 6]])
+    outputs = torch.zeros(12, 2)
+    outputs[2, 0] = outputs[3, 1] = 5.0  # of the first window: its answer
+    outputs[6] = 5.0  # of the second: none
+    predictions = objective.predictions(outputs, targets)
+    assert predictions.tolist() == [[2, 3], [0, 0]]
+    assert objective.score(predictions.numpy(), targets.numpy(), np.ones(2)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 2},
+        {"learning_rate": 1e-3},
+        {"head_learning_rate": 1e-4},
+        {"weight_decay": 10.0},
+        {"warmup_ratio": 0.9},
+        {"epochs": 3},
+        {"precision": "bf16"},
+        {"random_state": 7},
+    ],
+    ids=str,
+)
+def test_every_training_parameter_of_answers_counts(xlmr_folder, changes):
+    options = {**WEIGHED, "batch_size": 5}
+    plain = MiniLMQuestionAnswerer(str(xlmr_folder), **options).fit(QUESTIONS, ANSWERS)
+    changed = MiniLMQuestionAnswerer(str(xlmr_folder), **{**options, **changes}).fit(QUESTIONS, ANSWERS)
+    assert np.abs(plain.coef_ - changed.coef_).max() > 1e-6
+    arrays = changed.weights_
+    assert max(np.abs(arrays[name] - array).max() for name, array in plain.weights_.items()) > 0
+
+
+def test_precision_counts_in_predictions_of_answers(xlmr_folder):
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), **WEIGHED).fit(QUESTIONS, ANSWERS)
+    expected = model.predict_proba(QUESTIONS)
+    assert np.abs(model.set_params(precision="bf16").predict_proba(QUESTIONS) - expected).max() > 1e-7
+
+
+def test_cut_questions_of_all_slices_count(xlmr_folder, monkeypatch):
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), **WEIGHED).fit(QUESTIONS, ANSWERS)
+    monkeypatch.setattr("skminilm._windows._SLICE_CHARACTERS", 100)
+    long = ["Where was she born? " * 20, QUESTIONS[0][1]]
+    with pytest.warns(UserWarning, match="2 of 4 questions take more than half"):
+        model.predict([long, QUESTIONS[0], long, QUESTIONS[1]])

@@ -379,3 +379,13 @@ def test_rows_can_be_selected_by_a_mask(tmp_path):
     assert data.data[mask].shape == (1, 2)
     assert data.answers[mask].tolist() == [[("上海", 9)]]
     assert np.array_equal(data.ids[mask], ["zh1"])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    qas = [{"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}]
+    content = {"data": [{"paragraphs": [{"context": "Ada comes.", "qas": qas}]}]}
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load_squad(tmp_path / "train.json").data.tolist() == [["Who?", "Ada comes."]]
+    lines = "premise\thypo\tlabel\na\tb\tneutral\n"
+    (tmp_path / "multinli.train.en.tsv").write_text(lines, encoding="utf-8-sig")
+    assert load_xnli(tmp_path, split="train").data.tolist() == [["a", "b"]]

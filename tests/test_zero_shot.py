@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import joblib
 import numpy as np
 import pandas as pd
@@ -234,3 +236,30 @@ def test_nli_of_another_kind_is_refused():
 def test_pairs_are_refused():
     with pytest.raises(ValueError, match="X has two columns: give one"):
         MiniLMZeroShotClassifier(labels=LABELS).fit([["a", "b"]])
+
+
+@pytest.mark.parametrize("part", ["coef_", "intercept_"])
+def test_another_head_of_nli_is_another_classifier(nli, part):
+    nli = copy.copy(nli)
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
+    setattr(nli, part, getattr(nli, part) + 1)
+    with pytest.raises(ValueError, match="another classifier than in fit"):
+        model.predict(TEXTS)
+
+
+def test_zero_shot_hands_its_revision_on():
+    with pytest.raises(ValueError, match="revision='v1' has no meaning"):
+        MiniLMZeroShotClassifier(labels=LABELS, revision="v1").fit()
+
+
+@pytest.mark.parametrize("changes", [{"prompt": "other: "}, {"prompt": None}, {"precision": "bf16"}], ids=str)
+def test_every_parameter_of_the_encoder_counts_in_zero_shot(changes):
+    plain = MiniLMZeroShotClassifier(labels=LABELS, precision="fp32").fit()
+    changed = MiniLMZeroShotClassifier(**{"labels": LABELS, "precision": "fp32", **changes}).fit()
+    assert not np.array_equal(plain.vectors_, changed.vectors_)
+    assert not np.array_equal(plain.decision_function(TEXTS), changed.decision_function(TEXTS))
+
+
+def test_zero_shot_hands_its_device_on():
+    with pytest.raises(ValueError, match="device='cuda:99' is not present"):
+        MiniLMZeroShotClassifier(labels=LABELS, device="cuda:99").fit()
