@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
+from skminilm._cache import VectorCache
 from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.checkpoints.token_batch import TokenBatch
 from skminilm.engine import (
@@ -24,6 +25,7 @@ from skminilm.engine import (
     varlen,
 )
 from skminilm.engine.attention import attention
+from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, plan_padded, round_up
 from skminilm.engine.pooling import pool
@@ -427,6 +429,25 @@ def test_one_text_that_does_not_fit_says_what_to_do(small_memory):
     model, defaults = small_memory
     with pytest.raises(MemoryError, match=r"One text of 401 tokens.*precision='bf16'"):
         model.encode(["a " * 397], None, defaults)
+
+
+def test_frozen_layers_of_packs_that_do_not_fit_are_computed_in_halves(small_memory, texts):
+    model, defaults = small_memory
+    batch = tokenize(model.tokenizer, texts, None, defaults)
+    rows = np.argsort(-batch.lengths, kind="stable")
+    n_texts = []
+    found = LayerStates(model, Compute(CPU, "fp32"), 2, VectorCache())
+    found.prepare(batch, n_texts.append)
+    assert sum(n_texts) == len(texts)
+    assert 150 <= model._max_pack_tokens <= 300
+
+    enough = get_model(model.checkpoint, Compute(CPU, "fp32"))
+    pack = make_pack(batch, batch.offsets, rows, CPU, 0.0)
+    expected = LayerStates(enough, Compute(CPU, "fp32"), 2, VectorCache()).of_pack(pack, batch, batch.offsets)
+    model.fits = 0  # all of them are kept
+    torch.testing.assert_close(found.of_pack(pack, batch, batch.offsets), expected, rtol=0, atol=2e-5)
+    with pytest.raises(MemoryError, match=r"One text of .* tokens does not fit"):
+        LayerStates(model, Compute(CPU, "fp32"), 2, VectorCache()).prepare(batch)
 
 
 def _attend_one_by_one(query, key, value, cu_seqlens, _, max_length, __):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -56,10 +57,10 @@ class LayerStates:
             self._cache.put([keys[i] for i in missing], computed)
             for i, array in zip(missing, computed, strict=True):
                 states[i] = array
-        shape = (len(pack.input_ids), self.model.hidden_size)
-        hidden = torch.zeros(shape, dtype=self.model.dtype)
+        shape, device = (len(pack.input_ids), self.model.hidden_size), self.model.device
+        hidden = torch.zeros(shape, dtype=self.model.dtype, pin_memory=device.type == "cuda")
         hidden[: pack.n_tokens] = _to_tensor(np.concatenate(states), self.model.dtype)
-        return hidden.to(self.model.device)
+        return hidden.to(device, non_blocking=True)
 
     def prepare(self, batch: TokenBatch, progress: Callable[[int], object] | None = None) -> None:
         """Compute what is missing of some texts, in packs of the best size.
@@ -80,10 +81,13 @@ class LayerStates:
                 progress(len(rows))
 
     def _compute(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-        with torch.inference_mode():
-            pack = self.model.make_pack(batch, offsets, rows)
-            hidden = self.model.hidden_states(pack, n_layers=self.n_layers)[: pack.n_tokens].cpu()
-        return [_to_array(part) for part in hidden.split(pack.lengths.tolist())]
+        def of_part(part: np.ndarray) -> list[np.ndarray]:
+            with torch.inference_mode():
+                pack = self.model.make_pack(batch, offsets, part)
+                hidden = self.model.hidden_states(pack, n_layers=self.n_layers)[: pack.n_tokens].cpu()
+            return [_to_array(states) for states in hidden.split(batch.lengths[part].tolist())]
+
+        return list(chain.from_iterable(self.model.in_parts_that_fit(offsets, rows, of_part)))
 
     def _keys(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[bytes]:
         base = hashlib.blake2b(self._namespace, digest_size=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ LORA_RANK = 8
 LORA_SCALE = 2.0
 WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
 Reduce = Callable[[torch.Tensor, Pack], torch.Tensor]
+Result = TypeVar("Result")
 _LAYER_PARTS = {
     "attention_output": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
@@ -230,8 +232,7 @@ class PackedModel(StreamingModel):
     ) -> Callable[[], np.ndarray]:
         """Begin to compute what `reduce` makes of the hidden states of the sequences `rows`.
 
-        A GPU computes on while the next pack is prepared. A pack that does not
-        fit in its memory is halved, and later ones keep to that size.
+        A GPU computes on while the next pack is prepared.
 
         Parameters
         ----------
@@ -249,30 +250,57 @@ class PackedModel(StreamingModel):
         callable
             Waits for the result and returns it as an ndarray.
         """
-        n_tokens = int(offsets[rows + 1].sum() - offsets[rows].sum())
-        if len(rows) > 1 and self._max_pack_tokens and n_tokens > self._max_pack_tokens:
-            return self._start_halves(batch, offsets, rows, reduce)
-        try:
-            with torch.inference_mode():
-                pack = self.make_pack(batch, offsets, rows)
-                return _bring_home(reduce(self.last_hidden_state(pack, batch, offsets), pack))
-        except torch.OutOfMemoryError as error:
-            if len(rows) == 1:
-                raise MemoryError(
-                    f"One text of {n_tokens} tokens does not fit in the memory of {self.device}. Free "
-                    "memory there, or use precision='bf16', a lower max_length or device='cpu'."
-                ) from error
-        # Outside of the handler, which holds on to the tensors of the failed attempt.
-        torch.cuda.empty_cache()
-        self._max_pack_tokens = n_tokens // 2
-        return self._start_halves(batch, offsets, rows, reduce)
 
-    def _start_halves(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, reduce: Reduce
-    ) -> Callable[[], np.ndarray]:
+        def start_part(part: np.ndarray) -> Callable[[], np.ndarray]:
+            with torch.inference_mode():
+                pack = self.make_pack(batch, offsets, part)
+                return _bring_home(reduce(self.last_hidden_state(pack, batch, offsets), pack))
+
+        started = self.in_parts_that_fit(offsets, rows, start_part)
+        return started[0] if len(started) == 1 else lambda: np.concatenate([result() for result in started])
+
+    def in_parts_that_fit(
+        self, offsets: np.ndarray, rows: np.ndarray, compute: Callable[[np.ndarray], Result]
+    ) -> list[Result]:
+        """Return what `compute` returns of the sequences `rows`, all at once where they fit in the memory.
+
+        Those that do not fit in a GPU's memory are halved, and later ones
+        keep to that size.
+
+        Parameters
+        ----------
+        offsets : ndarray of int64
+            Those of the batch.
+        rows : ndarray of int64
+        compute : callable
+            Takes some of `rows`.
+
+        Returns
+        -------
+        list
+            Of the parts, in the order of `rows`.
+
+        Raises
+        ------
+        MemoryError
+            One sequence alone does not fit.
+        """
+        n_tokens = int(offsets[rows + 1].sum() - offsets[rows].sum())
+        if len(rows) == 1 or not self._max_pack_tokens or n_tokens <= self._max_pack_tokens:
+            try:
+                return [compute(rows)]
+            except torch.OutOfMemoryError as error:
+                if len(rows) == 1:
+                    raise MemoryError(
+                        f"One text of {n_tokens} tokens does not fit in the memory of {self.device}. Free "
+                        "memory there, or use precision='bf16', a lower max_length or device='cpu'."
+                    ) from error
+            # Outside of the handler, which holds on to the tensors of the failed attempt.
+            torch.cuda.empty_cache()
+            self._max_pack_tokens = n_tokens // 2
         middle = (len(rows) + 1) // 2
-        halves = [self.start_reduced(batch, offsets, part, reduce) for part in (rows[:middle], rows[middle:])]
-        return lambda: np.concatenate([half() for half in halves])
+        halves = (rows[:middle], rows[middle:])
+        return [result for half in halves for result in self.in_parts_that_fit(offsets, half, compute)]
 
 
 def _bring_home(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
