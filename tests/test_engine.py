@@ -1,5 +1,5 @@
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -25,6 +25,7 @@ from skminilm.engine import (
     varlen,
 )
 from skminilm.engine.attention import attention
+from skminilm.engine.forward import gather_word_embeddings
 from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, plan_padded, round_up
@@ -177,6 +178,17 @@ def test_groups_cover_the_pack_and_bound_the_padding(lengths, max_waste):
         assert group.n_sequences * group.max_length <= (1 + max_waste) * tokens + 1e-9
         if group.slots is not None:
             assert len(set(group.slots.tolist())) == tokens
+
+
+def test_rows_of_a_4_bit_table_are_gathered_off_the_cpu_without_a_look_at_the_ids():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(0, 256, (1000, 12, 18), dtype=torch.uint8, generator=generator)
+    table[..., :2] = torch.tensor([0, 0x3C], dtype=torch.uint8)  # all scales are 1
+    ids = torch.randint(0, 50, (500,), generator=generator)
+    found = gather_word_embeddings(table, ids)
+    torch.testing.assert_close(found, torch.cat([gather_word_embeddings(table, i[None]) for i in ids]))
+    # A tensor on this device has no values: what reads them raises.
+    assert gather_word_embeddings(table.to("meta"), ids.to("meta")).shape == found.shape
 
 
 def test_one_model_a_process_however_many_estimators(texts):
@@ -502,3 +514,32 @@ def test_pairs_are_compared_by_the_means_of_both_texts(texts):
         )
         expected = torch.cat([u, v, (u - v).abs(), u * v * 32**0.5])
         torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def without_waiting():
+    """Let what waits for a GPU raise, within the context that is returned."""
+
+    @contextmanager
+    def watching():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return watching
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "pair"])
+def test_a_gpu_computes_while_the_next_pack_is_prepared(texts, precision, pooling, without_waiting):
+    checkpoint = load_checkpoint("bundled")
+    model = get_model(checkpoint, resolve_compute("torch", "cuda", precision))
+    batch = tokenize(checkpoint.tokenizer, texts, texts[::-1], checkpoint.defaults)
+    rows = np.argsort(-batch.lengths, kind="stable")
+    expected = model.start(batch, batch.offsets, rows, pooling, True)()  # prepares what is prepared once
+    with without_waiting():
+        result = model.start(batch, batch.offsets, rows, pooling, True)
+    np.testing.assert_allclose(result(), expected, atol=1e-3)

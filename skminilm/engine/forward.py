@@ -26,11 +26,12 @@ Weights = Mapping[str, torch.Tensor]
 def gather_word_embeddings(table: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
     """Return rows of the embedding table, float32 (n_tokens, hidden_size).
 
-    A table in 4 bits (uint8 blocks) is dequantised row by row, each row once.
+    A table in 4 bits (uint8 blocks) is dequantised row by row, on a CPU each row once.
     """
     if table.dtype != torch.uint8:
         return F.embedding(input_ids, table).float()
-    if len(input_ids) <= _FEW_TOKENS:  # finding those that repeat takes longer
+    # Finding those that repeat takes longer for a few, and makes the host wait for a GPU.
+    if len(input_ids) <= _FEW_TOKENS or input_ids.device.type != "cpu":
         return dequantize_q4(table[input_ids])
     unique, inverse = torch.unique(input_ids, return_inverse=True)
     return dequantize_q4(table[unique])[inverse]

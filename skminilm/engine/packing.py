@@ -174,26 +174,35 @@ def make_pack(
     position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
     tokens = offsets[rows][sequence_ids] + position_ids
 
-    def to_device(array: np.ndarray, fill: int = 0, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        padded = torch.zeros(len(array) + fill, dtype=dtype, pin_memory=device.type == "cuda")
-        padded.numpy()[: len(array)] = array
-        return padded.to(device, non_blocking=True)
-
     groups = None if max_waste is None else list(group_by_length(lengths, max_waste, device, length_step))
     if groups is not None and n_fill:
         groups.append(AttentionGroup(n_tokens, n_tokens + n_fill, n_fill, 0))
 
     return Pack(
         rows=rows,
-        input_ids=to_device(batch.input_ids[tokens], n_fill),
-        position_ids=to_device(position_ids, n_fill),
-        lengths=to_device(lengths),
-        cu_seqlens=to_device(cu_seqlens, dtype=torch.int32),
+        input_ids=to_device(batch.input_ids[tokens], device, n_fill=n_fill),
+        position_ids=to_device(position_ids, device, n_fill=n_fill),
+        lengths=to_device(lengths, device),
+        cu_seqlens=to_device(cu_seqlens, device, dtype=torch.int32),
         groups=groups,
         n_tokens=n_tokens,
         max_length=int(lengths[0]),
-        second_starts=None if batch.second_starts is None else to_device(batch.second_starts[rows]),
+        second_starts=None if batch.second_starts is None else to_device(batch.second_starts[rows], device),
     )
+
+
+def to_device(
+    array: np.ndarray, device: torch.device, *, n_fill: int = 0, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """Copy an array, and `n_fill` rows of 0 behind it, to a device.
+
+    From pinned memory: out of any other, the host would wait until a GPU has
+    computed all before.
+    """
+    shape = (len(array) + n_fill, *array.shape[1:])
+    padded = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    padded.numpy()[: len(array)] = array
+    return padded.to(device, non_blocking=True)
 
 
 def round_up(n_tokens: int) -> int:
@@ -233,6 +242,6 @@ def group_by_length(
             sequence = np.repeat(np.arange(len(members)), members)
             ends = np.cumsum(members)
             within = np.arange(tokens) - (ends - members)[sequence]
-            slots = torch.from_numpy(sequence * longest + within).to(device)
+            slots = to_device(sequence * longest + within, device)
         yield AttentionGroup(start, start + tokens, len(members), longest, slots)
         first, start = last, start + tokens

@@ -30,8 +30,7 @@ def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
         return pool_pairs(hidden, pack)
     if pooling == "cls":
         return hidden[pack.cu_seqlens[:-1].long()].float()
-    # segment_reduce, not index_add: the latter adds in any order on a GPU.
-    return torch.segment_reduce(hidden[: pack.n_tokens].float(), pooling, lengths=pack.lengths, axis=0)
+    return reduce_segments(hidden[: pack.n_tokens], pooling, pack.lengths)
 
 
 def pool_pairs(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -47,10 +46,17 @@ def pool_pairs(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         they weigh as much as the rest.
     """
     lengths = torch.stack([pack.second_starts, pack.lengths - pack.second_starts], dim=1).flatten()
-    means = torch.segment_reduce(hidden[: pack.n_tokens].float(), "mean", lengths=lengths, axis=0)
+    means = reduce_segments(hidden[: pack.n_tokens], "mean", lengths)
     first, second = unit_length(means).view(-1, 2, hidden.shape[1]).unbind(1)
     products = first * second * math.sqrt(hidden.shape[1])
     return torch.cat([first, second, (first - second).abs(), products], dim=1)
+
+
+def reduce_segments(hidden: torch.Tensor, reduction: str, lengths: torch.Tensor) -> torch.Tensor:
+    """Take the mean or the maximum of rows that follow each other, `lengths` of them at a time, in float32."""
+    # segment_reduce, not index_add: the latter adds in any order on a GPU. Unsafe: to check the lengths,
+    # which are a pack's and right, the host would wait until a GPU has computed all before.
+    return torch.segment_reduce(hidden.float(), reduction, lengths=lengths, axis=0, unsafe=True)
 
 
 def unit_length(vectors: torch.Tensor) -> torch.Tensor:
