@@ -443,20 +443,18 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         )
 
     def _best_spans(self, windows: Windows, checkpoint: Checkpoint, n_best: int) -> np.ndarray:
-        from .engine import TunedWeights, find_best_spans, get_tuned_model
+        from .engine import SpanPlaces, TunedWeights, find_best_spans, get_tuned_model
 
         tuned = TunedWeights(self.weights_, self.weights_digest_)
         model = get_tuned_model(checkpoint, replace(self._compute(), helpers=()), tuned, state_cache)
         return find_best_spans(
             model,
             windows.batch,
-            windows.own_starts,
-            windows.own_stops,
-            windows.context_stops,
+            SpanPlaces(windows.own_starts, windows.own_stops, windows.context_stops),
             self.coef_,
             self.intercept_,
-            self.max_answer_length,
-            n_best,
+            max_tokens=self.max_answer_length,
+            n_best=n_best,
         )
 
     def _warn_of_cut_questions(self, n_cut: int, n_questions: int) -> None:

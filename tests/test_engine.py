@@ -16,6 +16,8 @@ from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.checkpoints.token_batch import TokenBatch
 from skminilm.engine import (
     Compute,
+    SpanPlaces,
+    find_best_spans,
     get_model,
     linear,
     read_trainable_weights,
@@ -412,6 +414,58 @@ def test_an_error_while_tokenising_ahead_arrives(many_texts, monkeypatch):
         encode(many_texts)
 
 
+def _count_under_way(start, counts):
+    """Let `start` note in `counts` how many of its results nobody has waited for yet."""
+    waiting = set()
+
+    def counting(*args):
+        result, number = start(*args), len(counts)
+        waiting.add(number)
+        counts.append(len(waiting))
+
+        def wait():
+            waiting.remove(number)
+            return result()
+
+        return wait
+
+    return counting
+
+
+def test_results_come_in_order_with_few_under_way():
+    model = get_model(load_checkpoint("bundled"), Compute(CPU, "fp32"))
+    counts = []
+    start = _count_under_way(lambda number: lambda: np.array([number]), counts)
+    found = [(place, int(result[0])) for place, result in model.in_order((i, start(i)) for i in range(7))]
+    assert found == [(i, i) for i in range(7)]
+    assert max(counts) == model.max_results_under_way + 1
+    assert list(model.in_order(iter(()))) == []
+
+
+@pytest.fixture
+def spans_of(texts):
+    """Find the best spans of texts by some head."""
+    generator = np.random.default_rng(0)
+    coef, intercept = generator.standard_normal((2, 384)).astype(np.float32), np.zeros(2, np.float32)
+
+    def find(model):
+        checkpoint = model.checkpoint
+        batch = tokenize(checkpoint.tokenizer, texts, None, checkpoint.defaults)
+        places = SpanPlaces(np.ones_like(batch.lengths), batch.lengths - 2, batch.lengths - 1)
+        return find_best_spans(model, batch, places, coef, intercept, max_tokens=5, n_best=3)
+
+    return find
+
+
+def test_spans_are_found_with_few_packs_under_way(spans_of, monkeypatch):
+    model = get_model(load_checkpoint("bundled"), Compute(CPU, "fp32"))
+    expected, counts = spans_of(model), []
+    monkeypatch.setattr(model, "default_batch_tokens", 64)
+    monkeypatch.setattr(model, "start_reduced", _count_under_way(model.start_reduced, counts))
+    np.testing.assert_allclose(spans_of(model), expected, atol=1e-3)
+    assert len(counts) > max(counts) == model.max_results_under_way + 1
+
+
 class _SmallMemory(PackedModel):
     """Fails as a GPU does where a pack has more tokens than fit."""
 
@@ -543,3 +597,13 @@ def test_a_gpu_computes_while_the_next_pack_is_prepared(texts, precision, poolin
     with without_waiting():
         result = model.start(batch, batch.offsets, rows, pooling, True)
     np.testing.assert_allclose(result(), expected, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_spans_while_the_next_pack_is_prepared(spans_of, without_waiting, monkeypatch):
+    model = get_model(load_checkpoint("bundled"), resolve_compute("torch", "cuda", "fp32"))
+    monkeypatch.setattr(model, "default_batch_tokens", 64)
+    expected = spans_of(model)
+    with without_waiting():  # but for the results, by an event, which that mode lets pass
+        found = spans_of(model)
+    np.testing.assert_allclose(found, expected, atol=1e-3)

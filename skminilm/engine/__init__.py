@@ -12,10 +12,11 @@ from .registry import (
     read_trainable_weights,
     release_models,
 )
-from .spans import find_best_spans
+from .spans import SpanPlaces, find_best_spans
 
 __all__ = [
     "Compute",
+    "SpanPlaces",
     "TunedWeights",
     "find_best_spans",
     "get_model",

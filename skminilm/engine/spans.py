@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,21 @@ import torch.nn.functional as F
 
 from ..checkpoints.token_batch import TokenBatch
 from .packed_model import PackedModel
-from .packing import Pack
+from .packing import Pack, to_device
+
+
+@dataclass(frozen=True)
+class SpanPlaces:
+    """Where spans may be: they begin in [start, own_stop) and end before stop.
+
+    Attributes
+    ----------
+    starts, own_stops, stops : ndarray of int64, shape (n_sequences,)
+    """
+
+    starts: np.ndarray
+    own_stops: np.ndarray
+    stops: np.ndarray
 
 
 def lay_out(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -21,6 +36,7 @@ def lay_out(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     logits : Tensor of float32, shape (n_tokens, 2)
         For begin and end, the sequences one after the other.
     lengths : Tensor of int64, shape (n_sequences,)
+        They are read: where they are on a GPU, the host waits for it.
 
     Returns
     -------
@@ -88,11 +104,10 @@ def best_spans(start: torch.Tensor, end: torch.Tensor, max_tokens: int, n_best: 
 def find_best_spans(
     model: PackedModel,
     batch: TokenBatch,
-    starts: np.ndarray,
-    own_stops: np.ndarray,
-    stops: np.ndarray,
+    places: SpanPlaces,
     coef: np.ndarray,
     intercept: np.ndarray,
+    *,
     max_tokens: int,
     n_best: int,
 ) -> np.ndarray:
@@ -102,31 +117,28 @@ def find_best_spans(
     ----------
     model : PackedModel
     batch : TokenBatch
-    starts, own_stops, stops : ndarray of int64, shape (n_sequences,)
-        Spans begin in [start, own_stop) and end before stop.
+    places : SpanPlaces
     coef : ndarray of float32, shape (2, hidden_size)
     intercept : ndarray of float32, shape (2,)
         The head.
     max_tokens, n_best : int
     """
-
-    def to_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(model.device)  # a copy: it may be a memory map
-
-    head = to_device(coef), to_device(intercept)
+    device = model.device
+    head = [to_device(array, device, dtype=torch.float32) for array in (coef, intercept)]
 
     def spans(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         logits = F.linear(hidden[: pack.n_tokens].float(), *head)
-        begin, end = lay_out(logits, pack.lengths)
-        first, own, last = (to_device(array[pack.rows]) for array in (starts, own_stops, stops))
+        begin, end = lay_out(logits, torch.from_numpy(batch.lengths[pack.rows]))
+        limits = (places.starts, places.own_stops, places.stops)
+        first, own, last = (to_device(array[pack.rows], device) for array in limits)
         return best_spans(between(begin, first, own), between(end, first, last), max_tokens, n_best)
 
     found = np.empty((len(batch.lengths), 2 + 3 * n_best), np.float32)
     offsets = batch.offsets
-    under_way = [
+    started = (
         (rows, model.start_reduced(batch, offsets, rows, spans))
         for rows in model.plan(batch.lengths, model.default_batch_tokens)
-    ]
-    for rows, result in under_way:
-        found[rows] = result()
+    )
+    for rows, values in model.in_order(started):
+        found[rows] = values
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .packing import plan_packs
 # texts of like length.
 _MAX_CHUNK_PACKS = 64
 _CHARACTERS_PER_TOKEN = 4
+Place = TypeVar("Place")
 
 
 class StreamingModel(ABC):
@@ -49,6 +51,32 @@ class StreamingModel(ABC):
     def plan(self, lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
         """Yield the rows that are computed together, longest first."""
         return plan_packs(lengths, max_tokens)
+
+    def in_order(
+        self, started: Iterable[tuple[Place, Callable[[], np.ndarray]]]
+    ) -> Iterator[tuple[Place, np.ndarray]]:
+        """Wait for the results of packs one after the other, while the next ones are computed.
+
+        Parameters
+        ----------
+        started : iterable of (object, callable)
+            What tells where the results of a pack belong, and what waits for
+            them; see :meth:`start`. Packs are started as they are taken from
+            it, so that no more than `max_results_under_way` are ahead.
+
+        Yields
+        ------
+        place : object
+        results : ndarray
+        """
+        under_way: deque[tuple[Place, Callable[[], np.ndarray]]] = deque()
+        for pack in started:
+            under_way.append(pack)
+            if len(under_way) > self.max_results_under_way:
+                place, result = under_way.popleft()
+                yield place, result()
+        for place, result in under_way:
+            yield place, result()
 
     def encode(
         self,
@@ -84,40 +112,33 @@ class StreamingModel(ABC):
         by_windows = settings.long_text == "chunk_mean" and second is None
         # The mean over windows is taken before the norm, as over the tokens of one.
         normalize = settings.normalize and not by_windows
-        under_way: deque[tuple[np.ndarray, np.ndarray, Callable[[], np.ndarray]]] = deque()
-
-        finished, reported = 0.0, 0
-
-        def finish(left: int) -> None:
-            nonlocal finished, reported
-            while len(under_way) > left:
-                rows, shares, result = under_way.popleft()
-                if by_windows:
-                    np.add.at(vectors, rows, result() * shares[:, None])
-                else:
-                    vectors[rows] = result()
-                finished += float(shares.sum())
-                if progress and round(finished) > reported:
-                    progress(round(finished) - reported)
-                    reported = round(finished)
+        chunks = list(plan_chunks(texts, second, budget))
 
         def tokenize_chunk(chunk: np.ndarray) -> TokenBatch:
             first = [texts[row] for row in chunk]
             other = None if second is None else [second[row] for row in chunk]
             return tokenize(self.tokenizer, first, other, settings)
 
-        n_chunks = 0
-        for chunk, batch in _one_ahead(tokenize_chunk, plan_chunks(texts, second, budget)):
-            n_chunks += 1
-            full_lengths[chunk] = batch.full_lengths
-            owners, shares = _windows_of(batch)
-            offsets = batch.offsets
-            for rows in self.plan(batch.lengths, budget):
-                result = self.start(batch, offsets, rows, settings.pooling, normalize)
-                under_way.append((chunk[owners[rows]], shares[rows], result))
-                finish(self.max_results_under_way)
-        finish(0)
-        if n_chunks > 1:  # packs of many sizes leave the heap in pieces
+        def started() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], Callable[[], np.ndarray]]]:
+            for chunk, batch in _one_ahead(tokenize_chunk, iter(chunks)):
+                full_lengths[chunk] = batch.full_lengths
+                owners, shares = _windows_of(batch)
+                offsets = batch.offsets
+                for rows in self.plan(batch.lengths, budget):
+                    place = chunk[owners[rows]], shares[rows]
+                    yield place, self.start(batch, offsets, rows, settings.pooling, normalize)
+
+        finished, reported = 0.0, 0
+        for (rows, shares), found in self.in_order(started()):
+            if by_windows:
+                np.add.at(vectors, rows, found * shares[:, None])
+            else:
+                vectors[rows] = found
+            finished += float(shares.sum())
+            if progress and round(finished) > reported:
+                progress(round(finished) - reported)
+                reported = round(finished)
+        if len(chunks) > 1:  # packs of many sizes leave the heap in pieces
             return_free_memory()
         if by_windows and settings.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
