@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import datasets, metrics
-    from ._cache import clear_cache, set_config
+    from ._cache import clear_cache, release_models, set_config
     from ._classifier import MiniLMClassifier
     from ._encoder import MiniLMEncoder
     from ._question_answerer import MiniLMQuestionAnswerer
@@ -25,6 +25,7 @@ __all__ = [
     "clear_cache",
     "datasets",
     "metrics",
+    "release_models",
     "set_config",
 ]
 
@@ -35,6 +36,7 @@ _MODULES = {
     "MiniLMRegressor": "._regressor",
     "MiniLMZeroShotClassifier": "._zero_shot",
     "clear_cache": "._cache",
+    "release_models": "._cache",
     "set_config": "._cache",
 }
 

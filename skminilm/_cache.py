@@ -116,6 +116,18 @@ def clear_cache() -> None:
     state_cache.clear()
 
 
+def release_models() -> None:
+    """Free the memory of all models that are loaded in this process; the next call loads what it needs.
+
+    Up to six models stay loaded, also those of estimators that are gone. A
+    model that another thread computes with is freed when that ends. Vectors
+    and token states are kept: see :func:`clear_cache`.
+    """
+    from .engine import release_models  # at use: the engine imports torch
+
+    release_models()
+
+
 def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVectorCache | None:
     """Return what an estimator's parameter `cache` stands for.
 

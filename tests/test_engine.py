@@ -1,3 +1,4 @@
+import weakref
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -10,21 +11,23 @@ from conftest import plain_hidden_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skminilm import MiniLMClassifier, MiniLMEncoder
-from skminilm._cache import VectorCache
+from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
+from skminilm._cache import VectorCache, state_cache
 from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.checkpoints.token_batch import TokenBatch
 from skminilm.engine import (
     Compute,
     SpanPlaces,
+    TunedWeights,
     find_best_spans,
     get_model,
+    get_tuned_model,
     linear,
     read_trainable_weights,
-    release_models,
     resolve_compute,
     streaming,
     varlen,
+    weights_digest,
 )
 from skminilm.engine.attention import attention
 from skminilm.engine.forward import gather_word_embeddings
@@ -200,6 +203,57 @@ def test_one_model_a_process_however_many_estimators(texts):
     for _ in range(3):
         encode(texts[:2])
     assert get_model(checkpoint, Compute(CPU, "fp32")) is model
+
+
+def word_table(model):
+    return model.weights["embeddings.word"]
+
+
+def tuned_weights(checkpoint, *names):
+    """What fine-tuning might have changed: everything twice as large."""
+    arrays = {n: 2 * t.numpy() for n, t in read_trainable_weights(checkpoint, 0, None) if n in names}
+    if "embeddings.word" in arrays:
+        arrays["embeddings.word"] = arrays["embeddings.word"][:3]
+        arrays["embeddings.word.rows"] = np.arange(3)
+    return TunedWeights(arrays, weights_digest(arrays))
+
+
+def test_models_of_one_checkpoint_share_the_frozen_embedding_table(transformers_folder):
+    release_models()
+    checkpoint = load_checkpoint(transformers_folder)
+    base = get_model(checkpoint, Compute(CPU, "fp32"))
+    before = word_table(base).clone()
+    layers = tuned_weights(checkpoint, "layers.0.output.bias", "layers.1.output.bias")
+    everything = tuned_weights(checkpoint, "layers.0.output.bias", "embeddings.word", "embeddings.position")
+    for model in (
+        get_model(checkpoint, Compute(CPU, "bf16")),
+        get_tuned_model(checkpoint, Compute(CPU, "fp32"), layers, state_cache),
+    ):
+        assert word_table(model).data_ptr() == word_table(base).data_ptr()
+    own = get_tuned_model(checkpoint, Compute(CPU, "fp32"), everything, state_cache)
+    torch.testing.assert_close(word_table(own)[:3], 2 * before[:3])
+    torch.testing.assert_close(word_table(own)[3:], before[3:])
+    torch.testing.assert_close(word_table(base), before, rtol=0, atol=0)
+
+
+def test_training_all_leaves_the_shared_embedding_table_as_it_is(transformers_folder, english):
+    X, y = english
+    release_models()
+    base = get_model(load_checkpoint(transformers_folder), Compute(CPU, "fp32"))
+    before = word_table(base).clone()
+    options = dict(epochs=1, max_length=64, precision="fp32", device="cpu", random_state=0)
+    for trainable in ("encoder", "all"):
+        MiniLMClassifier(transformers_folder, trainable=trainable, **options).fit(X, y).predict(X)
+        torch.testing.assert_close(word_table(base), before, rtol=0, atol=0)
+
+
+def test_an_embedding_table_that_no_model_holds_is_freed(transformers_folder):
+    release_models()
+    checkpoint = load_checkpoint(transformers_folder)
+    table = weakref.ref(word_table(get_model(checkpoint, Compute(CPU, "fp32"))))
+    assert table() is not None
+    release_models()
+    assert table() is None
 
 
 def test_threads_share_one_model_and_give_the_same(texts, monkeypatch):

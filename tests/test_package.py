@@ -40,6 +40,28 @@ def test_names_are_loaded_when_they_are_used():
         from skminilm import MiniLMDecoder  # noqa: F401
 
 
+def test_all_names_together_load_no_torch():
+    assert in_new_process("from skminilm import *; import sys; print('torch' in sys.modules)") == "False"
+
+
+def test_models_are_released_and_loaded_again(transformers_folder, texts):
+    import gc
+    import weakref
+
+    from skminilm.checkpoints import load_checkpoint
+    from skminilm.engine import get_model, resolve_compute
+
+    encoder = skminilm.MiniLMEncoder(transformers_folder, precision="fp32", cache=None)
+    before = encoder.transform(texts)
+    checkpoint, compute = load_checkpoint(transformers_folder), resolve_compute("torch", "auto", "fp32")
+    model = weakref.ref(get_model(checkpoint, compute))
+    assert model() is not None
+    skminilm.release_models()
+    gc.collect()
+    assert model() is None
+    assert (encoder.transform(texts) == before).all()
+
+
 def test_encoding_with_the_bundled_model_imports_only_what_it_needs():
     out = in_new_process(
         "import sys, socket\n"

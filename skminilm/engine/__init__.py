@@ -3,7 +3,7 @@
 Importing this package imports torch; the estimators do so at first use.
 """
 
-from .hardware import Compute, resolve_compute, resolve_device
+from .hardware import Compute, resolve_compute
 from .packed_model import TunedWeights, merge_weights, weights_digest
 from .registry import (
     get_model,
@@ -26,6 +26,5 @@ __all__ = [
     "read_trainable_weights",
     "release_models",
     "resolve_compute",
-    "resolve_device",
     "weights_digest",
 ]

@@ -45,26 +45,36 @@ _LAYER_PARTS = {
 
 
 def fused_weights(
-    weights: Mapping[str, torch.Tensor], config: BertConfig, dtype: torch.dtype = torch.float32
+    weights: Mapping[str, torch.Tensor],
+    config: BertConfig,
+    dtype: torch.dtype = torch.float32,
+    first_layer: int = 0,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Rename the weights of transformers' ``BertModel`` and join what is used together.
 
     Queries, keys and values become one matrix; the type embedding, which is
     type 0 for every token, is added to the positions. The layers' weights are
-    in `dtype`. One by one, so that no more than one is held twice.
+    in `dtype`. One by one, so that no more than one is held twice where
+    `weights` reads each when it is asked for. Layers below `first_layer`,
+    and with them the embeddings, are not read.
     """
-    yield WORD, weights[WORD_EMBEDDINGS]
-    position = weights["embeddings.position_embeddings.weight"].float()
-    yield "embeddings.position", position + weights["embeddings.token_type_embeddings.weight"][0].float()
-    yield "embeddings.norm.weight", weights["embeddings.LayerNorm.weight"].float()
-    yield "embeddings.norm.bias", weights["embeddings.LayerNorm.bias"].float()
-    for layer in range(config.num_hidden_layers):
+    if first_layer == 0:
+        yield from _fused_embeddings(weights)
+    for layer in range(first_layer, config.num_hidden_layers):
         old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
         for kind in ("weight", "bias"):
             parts = [weights[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
             yield f"{new}qkv.{kind}", torch.cat(parts).to(dtype)
             for part, old_part in _LAYER_PARTS.items():
                 yield f"{new}{part}.{kind}", weights[f"{old}{old_part}.{kind}"].to(dtype)
+
+
+def _fused_embeddings(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    yield WORD, weights[WORD_EMBEDDINGS]
+    position = weights["embeddings.position_embeddings.weight"].float()
+    yield "embeddings.position", position + weights["embeddings.token_type_embeddings.weight"][0].float()
+    yield "embeddings.norm.weight", weights["embeddings.LayerNorm.weight"].float()
+    yield "embeddings.norm.bias", weights["embeddings.LayerNorm.bias"].float()
 
 
 def dense_rows(table: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:

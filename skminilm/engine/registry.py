@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
+from torch.utils.weak import TensorWeakRef
 
 from ..checkpoints import Checkpoint
-from ._names import layer_prefix
-from .hardware import Compute
+from ..checkpoints._checkpoint import WORD_EMBEDDINGS
+from .hardware import Compute, return_free_memory
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
-from .packed_model import PackedModel, TunedWeights, fused_weights, replaced_weights
+from .packed_model import WORD, PackedModel, TunedWeights, fused_weights, replaced_weights
 from .replicated_model import ReplicatedModel
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
@@ -22,7 +23,10 @@ from .streaming import StreamingModel
 # Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
 _MAX_MODELS = 6
 _models: OrderedDict[tuple, StreamingModel | SentenceTransformersModel] = OrderedDict()
+# By fingerprint and device, as long as a model holds one: four fifths of a checkpoint, and nothing writes to it.
+_word_tables: dict[tuple[str, torch.device], TensorWeakRef] = {}
 _lock = threading.RLock()
+_CPU = torch.device("cpu")
 
 
 def _after_fork() -> None:
@@ -83,7 +87,7 @@ def get_tuned_model(
         if n_frozen == 0:
             return _packed_model(checkpoint, compute, tuned)
         states = new_layer_states(checkpoint, compute, n_frozen, cache)
-        weights = replaced_weights(upper_weights(checkpoint, n_frozen, compute.dtype), tuned)
+        weights = replaced_weights(read_weights(checkpoint, compute.dtype, first_layer=n_frozen), tuned)
         return TopTunedModel(states, weights)
 
     return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
@@ -101,22 +105,9 @@ def read_trainable_weights(
     checkpoint: Checkpoint, n_frozen_layers: int, tuned: TunedWeights | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Read weights in float32 to train on: of the layers above the frozen ones, or all if none is frozen."""
-    if n_frozen_layers:
-        weights = upper_weights(checkpoint, n_frozen_layers, torch.float32)
-    else:
-        weights = read_weights(checkpoint, torch.float32)
+    weights = read_weights(checkpoint, torch.float32, first_layer=n_frozen_layers)
     # Adapters go on as adapters: they are not merged.
     return replaced_weights(weights, tuned) if tuned and not tuned.has_adapters else weights
-
-
-def upper_weights(
-    checkpoint: Checkpoint, n_frozen_layers: int, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read the weights of the layers above the lowest `n_frozen_layers`."""
-    below = tuple(layer_prefix(layer) for layer in range(n_frozen_layers))
-    for name, tensor in read_weights(checkpoint, dtype):
-        if name.startswith("layers.") and not name.startswith(below):
-            yield name, tensor
 
 
 def _packed_model(
@@ -124,15 +115,22 @@ def _packed_model(
 ) -> PackedModel | ReplicatedModel:
     replicas = []
     for device in (compute.device, *compute.helpers):
-        weights = read_weights(checkpoint, compute.dtype)
+        # Rows of a table that was trained are replaced where they come from, on the CPU.
+        own_table = tuned is not None and WORD in tuned.arrays
+        weights = read_weights(checkpoint, compute.dtype, _CPU if own_table else device)
         if tuned:
             weights = replaced_weights(weights, tuned)
         replicas.append(PackedModel(checkpoint, weights, device, compute.dtype))
     return ReplicatedModel(replicas) if len(replicas) > 1 else replicas[0]
 
 
-def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device = _CPU, *, first_layer: int = 0
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Read the fused weights of a BERT-shaped checkpoint one by one, the layers' in `dtype`.
+
+    The embedding table is on `device` and shared with other models: not to be
+    changed. From a `first_layer` other than 0 on, there are no embeddings.
 
     Raises
     ------
@@ -140,11 +138,26 @@ def read_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[s
         They are damaged or not complete.
     """
     try:
-        yield from fused_weights(checkpoint.read_weights(), checkpoint.config, dtype)
+        weights = checkpoint.read_weights()
+        if first_layer == 0:
+            weights = ChainMap({WORD_EMBEDDINGS: _shared_word_table(checkpoint, weights, device)}, weights)
+        yield from fused_weights(weights, checkpoint.config, dtype, first_layer)
     except KeyError as error:
         raise OSError(
             f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
         ) from error
+
+
+def _shared_word_table(
+    checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    key = checkpoint.fingerprint, device
+    with _lock:
+        table = _word_tables[key]() if key in _word_tables else None
+        if table is None:
+            table = weights[WORD_EMBEDDINGS].to(device)
+            _word_tables[key] = TensorWeakRef(table)
+        return table
 
 
 def get_or_build(key: tuple, build: Callable):
@@ -160,6 +173,9 @@ def get_or_build(key: tuple, build: Callable):
 
 
 def release_models() -> None:
-    """Drop all loaded models; they are loaded again when needed."""
+    """Drop all loaded models; see :func:`skminilm.release_models`."""
     with _lock:
         _models.clear()
+    return_free_memory()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
