@@ -25,7 +25,6 @@ class Preset:
     normalize: bool
     prompt: str
     max_length: int
-    summary: str
 
 
 _E5_SMALL = Preset(
@@ -35,7 +34,6 @@ _E5_SMALL = Preset(
     normalize=True,
     prompt="text: ",
     max_length=512,
-    summary="trained contrastively (arXiv:2402.05672): vectors, probes, fine-tuning",
 )
 
 PRESETS: dict[str, Preset] = {
@@ -48,7 +46,6 @@ PRESETS: dict[str, Preset] = {
         normalize=False,
         prompt="",
         max_length=512,
-        summary="the distilled original (arXiv:2002.10957): fine-tuning",
     ),
     "paraphrase-multilingual-minilm": Preset(
         repo_id="sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
@@ -57,7 +54,6 @@ PRESETS: dict[str, Preset] = {
         normalize=False,
         prompt="",
         max_length=128,
-        summary="distilled from an English paraphrase model: similarity, clustering",
     ),
 }
 
