@@ -2,7 +2,11 @@ import json
 import os
 import pickle
 import shutil
+import threading
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from skminilm import MiniLMEncoder
 from skminilm.checkpoints import PRESETS, _loaded, bundled, hub, load_checkpoint
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
+from skminilm.engine import read_trainable_weights
 
 
 @pytest.fixture
@@ -127,6 +132,92 @@ def test_a_loaded_model_does_not_change_with_its_file(folder, texts):
     np.testing.assert_array_equal(encoder.transform(texts), before)
 
 
+def shard(folder):
+    """Split the weights in two files with an index, as transformers does with large ones; return the files."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weight_map = {name: files[i % 2] for i, name in enumerate(sorted(weights))}
+    for file in files:
+        part = {name: weights[name] for name in weights if weight_map[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    return [folder / file for file in files]
+
+
+@pytest.mark.parametrize("layout", ["one file", "shards", "bin", "old bin"])
+def test_weights_are_read_when_they_are_asked_for(folder, layout, monkeypatch):
+    from safetensors.torch import load_file
+
+    expected = load_file(folder / "model.safetensors")
+    if layout == "shards":
+        shard(folder)
+    elif "bin" in layout:
+        (folder / "model.safetensors").unlink()
+        torch.save(expected, folder / "pytorch_model.bin", _use_new_zipfile_serialization=layout == "bin")
+    copied = []
+    original = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: copied.append(1) or original(tensor))
+    weights = load_checkpoint(folder).read_weights()
+    assert set(weights) == set(expected)
+    assert len(copied) == 0
+    name = "encoder.layer.1.output.dense.weight"
+    torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=0)
+    assert len(copied) == 1
+    with pytest.raises(KeyError):
+        weights["pooler.dense.weight"]
+
+
+def test_reading_the_top_layers_reads_no_other(folder):
+    checkpoint = load_checkpoint(folder)
+    weights, asked = checkpoint.read_weights(), []
+
+    class Recording(Mapping):
+        def __getitem__(self, name):
+            asked.append(name)
+            return weights[name]
+
+        def __iter__(self):
+            return iter(weights)
+
+        def __len__(self):
+            return len(weights)
+
+    top = dict(read_trainable_weights(replace(checkpoint, read_weights=Recording), 1, None))
+    assert top.keys() == {
+        name for name, _ in read_trainable_weights(checkpoint, 0, None) if name.startswith("layers.1.")
+    }
+    assert len(asked) == 16
+    assert all(name.startswith("encoder.layer.1.") for name in asked)
+
+
+def test_shards_give_the_vectors_of_one_file(folder, distilbert_folder, tmp_path, texts):
+    for model in (folder, shutil.copytree(distilbert_folder, tmp_path / "other")):
+        before = MiniLMEncoder(model, precision="fp32").transform(texts)
+        fingerprint = load_checkpoint(model).fingerprint
+        shard(model)
+        np.testing.assert_allclose(MiniLMEncoder(model, precision="fp32").transform(texts), before, atol=1e-6)
+        assert load_checkpoint(model).fingerprint != fingerprint
+
+
+def test_shards_that_are_missing_or_damaged_are_named(folder):
+    second = shard(folder)[1]
+    blob = second.read_bytes()
+    second.write_bytes(blob[:-100])
+    with pytest.raises(OSError, match=r"model-00002-of-00002\.safetensors is damaged"):
+        load_checkpoint(folder)
+    second.unlink()
+    with pytest.raises(OSError, match=r"lists model-00002-of-00002\.safetensors, which .* not in"):
+        load_checkpoint(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(OSError, match=r"index\.json is damaged"):
+        load_checkpoint(folder)
+
+
 class _Evil:
     def __reduce__(self):
         return os.mkdir, ("code_ran",)
@@ -175,6 +266,18 @@ def test_a_missing_file_is_named(folder, name, message):
     (folder / name).unlink()
     with pytest.raises(OSError, match=message):
         load_checkpoint(folder)
+
+
+def test_a_checkpoint_without_a_transformer_names_its_module(folder, make_sentence_transformers_folder):
+    (folder / "config.json").unlink()
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.StaticEmbedding"}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    with pytest.raises(ValueError, match=r"first module is .*models\.StaticEmbedding.*SentenceTransformer\("):
+        load_checkpoint(folder)
+    complete = make_sentence_transformers_folder()
+    (complete / "config.json").unlink()
+    with pytest.raises(OSError, match=r"No config\.json in"):
+        load_checkpoint(complete)
 
 
 def test_a_garbled_config_is_named(folder):
@@ -362,6 +465,78 @@ def test_an_incomplete_cache_is_not_used(tmp_path, monkeypatch, transformers_fol
         hub.download("somebody/partial", None, local_files_only=True)
 
 
+def test_an_incomplete_cache_of_shards_is_not_used(tmp_path, monkeypatch, folder):
+    shards = shard(folder)
+    hub_cache(tmp_path / "hub", folder, "somebody/sharded", "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed"):
+        snapshot = hub.download("somebody/sharded", None, local_files_only=True)
+    (snapshot / shards[1].name).unlink()
+    with pytest.raises(OSError, match="not in the local cache"):
+        hub.download("somebody/sharded", None, local_files_only=True)
+
+
+@pytest.fixture
+def slow_download(monkeypatch, transformers_folder):
+    """A download that begins, and ends when it is told to; the ids that were asked for."""
+    began, may_end, asked = threading.Event(), threading.Event(), []
+
+    def download(repo_id, revision, **options):
+        asked.append(repo_id)
+        if repo_id == "somebody/slow":
+            began.set()
+            assert may_end.wait(30)
+        return transformers_folder
+
+    _loaded.clear()
+    monkeypatch.setattr(hub, "download", download)
+    yield began, may_end, asked
+    may_end.set()
+
+
+def test_a_download_holds_up_nobody_else(slow_download):
+    began, may_end, asked = slow_download
+    with ThreadPoolExecutor(3) as threads:
+        slow = [threads.submit(load_checkpoint, "somebody/slow") for _ in range(2)]
+        assert began.wait(30)
+        for model in ("bundled", "somebody/other"):
+            assert threads.submit(load_checkpoint, model).result(timeout=30).hidden_size
+        assert not any(future.done() for future in slow)
+        may_end.set()
+        assert slow[0].result(timeout=30) is slow[1].result(timeout=30)
+    assert sorted(asked) == ["somebody/other", "somebody/slow"]
+
+
+def test_a_download_that_failed_is_tried_again(slow_download, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("no hub")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "download", fail)
+        with pytest.raises(OSError, match="no hub"):
+            load_checkpoint("somebody/model")
+    assert load_checkpoint("somebody/model").hidden_size == 32
+
+
+def test_a_fork_during_a_download_waits_for_nobody(slow_download, transformers_folder):
+    import multiprocessing
+
+    began, may_end, _ = slow_download
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(load_checkpoint, "somebody/slow")
+        assert began.wait(30)
+        try:
+            with multiprocessing.get_context("fork").Pool(1) as processes:
+                assert processes.apply_async(_load_in_child, [transformers_folder]).get(timeout=60) == 32
+        finally:
+            may_end.set()
+
+
+def _load_in_child(folder):
+    hub.download = lambda *args, **options: folder
+    return load_checkpoint("somebody/slow").hidden_size
+
+
 @pytest.mark.network
 def test_a_real_download(tmp_path):
     vectors = MiniLMEncoder("multilingual-e5-small").transform(["query"])
@@ -373,6 +548,10 @@ def test_a_real_download(tmp_path):
     [
         (["config.json", "model.safetensors", "pytorch_model.bin"], "model.safetensors"),
         (["config.json", "pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
+        (
+            ["config.json", "model.safetensors.index.json", "pytorch_model.bin"],
+            "model.safetensors.index.json",
+        ),
     ],
 )
 def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, wanted):
@@ -397,6 +576,7 @@ def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, w
     [(repo_id, revision, patterns)] = asked
     assert (repo_id, revision) == ("somebody/model", "v1")
     assert [name for name in files if name.startswith(("model", "pytorch")) and name in patterns] == [wanted]
+    assert ("model-*.safetensors" in patterns) == ("index" in wanted)
     assert not any("h5" in pattern or "*.bin" in pattern for pattern in patterns)
 
 
@@ -404,7 +584,7 @@ def test_a_repository_without_torch_weights_says_so(monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=[]))
-    with pytest.raises(OSError, match=r"has none of model\.safetensors, pytorch_model\.bin"):
+    with pytest.raises(OSError, match=r"has none of model\.safetensors, .*pytorch_model\.bin"):
         load_checkpoint("somebody/empty")
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from ._checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
-from .presets import BUNDLED, PRESETS, find_preset
+from .presets import BUNDLED, PRESETS, Preset, find_preset
 
 __all__ = [
     "BUNDLED",
@@ -28,16 +30,18 @@ __all__ = [
 
 _loaded: dict[tuple, Checkpoint] = {}
 _MAX_LOADED = 8
-_lock = threading.RLock()
+_lock = threading.Lock()  # for the two tables: never held while something is read or downloaded
+# One a checkpoint that is being loaded, as long as some thread waits for it.
+_loading: WeakValueDictionary[tuple, threading.Lock] = WeakValueDictionary()
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
+def _renew_locks() -> None:
+    global _lock, _loading
+    _lock, _loading = threading.Lock(), WeakValueDictionary()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def load_checkpoint(
@@ -61,7 +65,8 @@ def load_checkpoint(
         `model` is not a str or a path.
     ValueError
         `model` is neither a preset, nor a folder, nor a possible hub id; a
-        `revision` is given for a local checkpoint; or a tokenizer is wrong.
+        `revision` is given for a local checkpoint; a tokenizer is wrong; or
+        there is no Transformer among the modules.
     OSError
         Files are missing, damaged or cannot be downloaded.
     """
@@ -74,33 +79,27 @@ def load_checkpoint(
         raise ValueError(
             f"revision={revision!r} has no meaning for the local checkpoint {name!r}: leave it out."
         )
-    with _lock:
-        if model == BUNDLED:
-            return _load_bundled_once()
-        if is_folder:
-            return _load_folder_once(Path(name), name)
-        return _load_hub(name, revision, local_files_only)
+    if model == BUNDLED:
+        return _load_bundled()
+    if is_folder:
+        return _load_folder(Path(name), name)
+    return _load_hub(name, revision, local_files_only)
 
 
-def _load_bundled_once() -> Checkpoint:
+def _load_bundled() -> Checkpoint:
     from .bundled import find_bundled_file, load_bundled
 
-    key = (BUNDLED, *_state(find_bundled_file()))
-    if key not in _loaded:
-        _remember(key, load_bundled())
-    return _loaded[key]
+    return _load_once((BUNDLED, *_state(find_bundled_file())), load_bundled)
 
 
-def _load_folder_once(folder: Path, name: str, preset=None) -> Checkpoint:
+def _load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkpoint:
     from .folder import load_folder
 
     if not folder.is_dir():
         raise OSError(f"The folder {folder} does not exist. Known presets: {', '.join(PRESETS)}.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     key = (str(folder.resolve()), preset, *(_state(path) for path in files))
-    if key not in _loaded:
-        _remember(key, load_folder(folder, name, preset))
-    return _loaded[key]
+    return _load_once(key, lambda: load_folder(folder, name, preset))
 
 
 def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkpoint:
@@ -114,13 +113,14 @@ def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkp
             "nor a hub id of the form 'owner/name'."
         )
     revision = revision or (preset.revision if preset else None)
-    key = ("hub", repo_id, revision)
-    if key not in _loaded:  # a snapshot's files never change
+
+    def load() -> Checkpoint:
         folder = hub.download(
             repo_id, revision, local_files_only=local_files_only, settings_known=preset is not None
         )
-        _remember(key, _load_folder_once(folder, name, preset))
-    return _loaded[key]
+        return _load_folder(folder, name, preset)
+
+    return _load_once(("hub", repo_id, revision), load)  # a snapshot's files never change
 
 
 def _state(path: Path) -> tuple[str, int, int]:
@@ -128,7 +128,19 @@ def _state(path: Path) -> tuple[str, int, int]:
     return path.name, status.st_size, status.st_mtime_ns
 
 
-def _remember(key: tuple, checkpoint: Checkpoint) -> None:
-    while len(_loaded) >= _MAX_LOADED:
-        del _loaded[next(iter(_loaded))]
-    _loaded[key] = checkpoint
+def _load_once(key: tuple, load: Callable[[], Checkpoint]) -> Checkpoint:
+    """Return the checkpoint under `key`; at first use one thread loads it, and only those that want it wait."""
+    with _lock:
+        if key in _loaded:
+            return _loaded[key]
+        loading = _loading.setdefault(key, threading.Lock())
+    with loading:
+        with _lock:
+            if key in _loaded:
+                return _loaded[key]
+        checkpoint = load()
+        with _lock:
+            while len(_loaded) >= _MAX_LOADED:
+                del _loaded[next(iter(_loaded))]
+            _loaded[key] = checkpoint
+        return checkpoint

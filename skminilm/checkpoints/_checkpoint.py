@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 POOLINGS = ("mean", "cls", "max")
 PAIR = "pair"  # compares the two texts of a pair; for fine-tuning
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+SHARD_INDEX = "model.safetensors.index.json"
+WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")  # in the order of preference
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 
@@ -97,6 +98,30 @@ class Checkpoint:
     read_weights: Callable[[], Mapping[str, torch.Tensor]] | None = None
     folder: Path | None = None
     foreign_reason: str = ""
+
+
+class LazyWeights(Mapping[str, "torch.Tensor"]):
+    """The weights under the names of transformers' ``BertModel``, each read when it is asked for.
+
+    All of them at once in float32 would be the peak of the process's memory.
+
+    Parameters
+    ----------
+    readers : mapping of str to callable
+        Reads the tensor of that name.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], torch.Tensor]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
 
 def combine_digests(parts: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from ._checkpoint import (
     BertConfig,
     Checkpoint,
     EncodingSettings,
+    LazyWeights,
     combine_digests,
     file_sha256,
 )
@@ -134,7 +135,7 @@ def load_bundled() -> Checkpoint:
         defaults=EncodingSettings(preset.pooling, preset.normalize, preset.prompt, preset.max_length),
         config=config,
         tokenizer=tokenizer,
-        read_weights=lambda: _Weights(buffer, tensors, config),
+        read_weights=lambda: LazyWeights(_tensor_readers(buffer, tensors, config)),
     )
 
 
@@ -174,39 +175,35 @@ def _parse_tokenizer(reader: _Reader) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(proto)
 
 
-class _Weights(Mapping[str, "torch.Tensor"]):
-    """The weights under the names of transformers' ``BertModel``, each read when it is asked for.
-
-    All of them at once in float32 would be the peak of the process's memory.
-    """
-
-    def __init__(self, buffer: mmap.mmap, tensors: dict[str, _Tensor], config: BertConfig) -> None:
-        self._buffer = buffer
-        self._columns = config.hidden_size
-        self._found = {}
-        for name, tensor in tensors.items():
-            full_name, shape = _full_name(name, config)
-            self._found[full_name] = tensor, shape
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        import torch
-
-        tensor, shape = self._found[name]
-        if not tensor.quantized:
-            values = np.frombuffer(self._buffer, "<f4", tensor.elements, tensor.offset)
-            return torch.from_numpy(values.copy()).view(shape)
-        blocks = torch.from_numpy(np.frombuffer(self._buffer, np.uint8, tensor.n_bytes, tensor.offset))
-        if name == WORD_EMBEDDINGS:
+def _tensor_readers(
+    buffer: mmap.mmap, tensors: dict[str, _Tensor], config: BertConfig
+) -> dict[str, Callable[[], torch.Tensor]]:
+    readers = {}
+    for name, tensor in tensors.items():
+        full_name, shape = _full_name(name, config)
+        if full_name == WORD_EMBEDDINGS:
             # Four fifths of the checkpoint, of which a call reads a few rows: it stays in 4 bits,
             # mapped from the file and shared by all processes.
-            return blocks.view(-1, self._columns // BLOCK, BLOCK_BYTES)
-        return dequantize_q4(blocks.view(-1, BLOCK_BYTES)).view(shape)
+            shape = (-1, config.hidden_size // BLOCK, BLOCK_BYTES)
+            readers[full_name] = functools.partial(_read_blocks, buffer, tensor, shape)
+        else:
+            readers[full_name] = functools.partial(_read_tensor, buffer, tensor, shape)
+    return readers
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
 
-    def __len__(self) -> int:
-        return len(self._found)
+def _read_tensor(buffer: mmap.mmap, tensor: _Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    if tensor.quantized:
+        return dequantize_q4(_read_blocks(buffer, tensor, (-1, BLOCK_BYTES))).view(shape)
+    values = np.frombuffer(buffer, "<f4", tensor.elements, tensor.offset)
+    return torch.from_numpy(values.copy()).view(shape)
+
+
+def _read_blocks(buffer: mmap.mmap, tensor: _Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.frombuffer(buffer, np.uint8, tensor.n_bytes, tensor.offset)).view(shape)
 
 
 def _full_name(name: str, config: BertConfig) -> tuple[str, tuple[int, ...]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checkpoint import BertConfig, Checkpoint, EncodingSettings
+from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, LazyWeights
 from .tokenizer import restore_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_embeddable(checkpoint: Checkpoint) -> None:
@@ -61,12 +65,7 @@ def is_embedded(state: Mapping[str, Any], model: str | os.PathLike[str], revisio
 
 def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint that :func:`embed_checkpoint` took in."""
-    import torch
-
-    def read_weights() -> dict[str, torch.Tensor]:
-        # Copies: the arrays may be read-only memory maps.
-        return {name: torch.from_numpy(np.array(array)) for name, array in state["weights"].items()}
-
+    readers = {name: functools.partial(_to_tensor, array) for name, array in state["weights"].items()}
     config = BertConfig(**state["config"])
     return Checkpoint(
         name=state["name"],
@@ -75,11 +74,17 @@ def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
         defaults=EncodingSettings(**state["defaults"]),
         config=config,
         tokenizer=restore_tokenizer(state["tokenizer_kind"], np.array(state["tokenizer"]).tobytes()),
-        read_weights=read_weights,
+        read_weights=lambda: LazyWeights(readers),
     )
 
 
-def _to_array(tensor) -> np.ndarray:
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.array(array))  # a copy: the array may be a read-only memory map
+
+
+def _to_array(tensor: torch.Tensor) -> np.ndarray:
     import torch
 
     if tensor.dtype == torch.bfloat16:  # NumPy has no such type

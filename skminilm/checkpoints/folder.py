@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._checkpoint import (
+    SHARD_INDEX,
     WEIGHT_FILES,
     BertConfig,
     Checkpoint,
     EncodingSettings,
+    LazyWeights,
     combine_digests,
     file_sha256,
 )
@@ -28,7 +33,7 @@ _POOLING_KEYS = {
 }
 _MAX_PADDING_ROWS = 64  # beyond the pieces: the family has 35
 _MODULES_KNOWN = ("Transformer", "Pooling", "Normalize")
-_SAFETENSORS, _BIN = WEIGHT_FILES
+_SAFETENSORS, _, _BIN = WEIGHT_FILES
 
 
 def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkpoint:
@@ -50,22 +55,20 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
     OSError
         A file is missing or damaged.
     ValueError
-        The tokenizer is not the one that the weights were trained with.
+        The tokenizer is not the one that the weights were trained with, or
+        none of the modules is a Transformer.
     """
     modules = _read_modules(folder)
     transformer = folder / next((m["path"] for m in modules if _kind(m) == "Transformer"), "")
     raw_config = _read_json(transformer / "config.json")
     if raw_config is None:
-        raise OSError(
-            f"{folder} holds no checkpoint: neither config.json nor modules.json is in it. Give a folder "
-            "written by save_pretrained or by SentenceTransformer.save."
-        )
+        raise _without_config(folder, transformer, modules)
     try:
         defaults = _read_defaults(folder, transformer, modules, raw_config, preset)
         reason = _why_foreign(raw_config, modules, folder)
-        weights_file = _find_weights(transformer)
+        weight_files = find_weights(transformer)
         if reason:
-            return _foreign(folder, name, raw_config, defaults, reason, modules, weights_file)
+            return _foreign(folder, name, raw_config, defaults, reason, modules, weight_files)
         config = BertConfig.from_dict(raw_config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OSError(
@@ -78,8 +81,9 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
     digests = {
         file: file_sha256(transformer / file) for file in TOKENIZER_FILES if (transformer / file).is_file()
     }
-    digests["weights"] = file_sha256(weights_file)
-    _check_weights(weights_file, config)
+    weight_digests = [file_sha256(path) for path in weight_files]
+    digests["weights"] = weight_digests[0] if len(weight_digests) == 1 else weight_digests
+    _check_weights(weight_files, config)
     return Checkpoint(
         name=name,
         fingerprint=combine_digests({"format": 1, "files": digests, "config": config}),
@@ -87,8 +91,26 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
         defaults=defaults,
         config=config,
         tokenizer=tokenizer,
-        read_weights=lambda: _read_weights(weights_file),
+        read_weights=lambda: _read_weights(weight_files),
         folder=folder,
+    )
+
+
+def _without_config(folder: Path, transformer: Path, modules: list[dict]) -> Exception:
+    if not modules:
+        return OSError(
+            f"{folder} holds no checkpoint: neither config.json nor modules.json is in it. Give a folder "
+            "written by save_pretrained or by SentenceTransformer.save."
+        )
+    if any(_kind(module) == "Transformer" for module in modules):
+        return OSError(
+            f"No config.json in {transformer}, where modules.json says that the Transformer is. Copy it from "
+            "the repository that the weights came from."
+        )
+    return ValueError(
+        f"{folder} holds no Transformer: its first module is {modules[0]['type']}. Give a checkpoint with a "
+        "Transformer, or compute vectors with sentence_transformers.SentenceTransformer(folder) and pass "
+        "them to scikit-learn."
     )
 
 
@@ -165,72 +187,107 @@ def _read_defaults(
     return EncodingSettings(pooling, normalize, prompt or "", min(limits))
 
 
-def _find_weights(folder: Path) -> Path:
+def find_weights(folder: Path) -> list[Path]:
+    """Return the weights of a folder: one file, or the shards that an index lists.
+
+    Raises
+    ------
+    OSError
+        There are none, or some shards are missing.
+    """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
-            return folder / name
+            return _find_shards(folder / name) if name == SHARD_INDEX else [folder / name]
     raise OSError(
         f"No weights in {folder}: expected {_SAFETENSORS} (or {_BIN}). Copy the file from the repository "
         "that the configuration came from."
     )
 
 
+def _find_shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        missing = [name for name in names if not (index.parent / name).is_file()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(index, f"{type(error).__name__}: {error}") from error
+    if missing or not names:
+        raise OSError(
+            f"{index} lists {', '.join(missing) or 'no files'}, which are not in the folder. Copy all files of "
+            "the weights from the repository that they came from."
+        )
+    return [index.parent / name for name in names]
+
+
 def _damaged(path: Path, error: Exception | str) -> OSError:
     return OSError(f"{path} is damaged or incomplete ({error}). Download it again.")
 
 
-def _check_weights(path: Path, config: BertConfig) -> None:
-    """Look at the weight file's table of contents, so that a damaged file is refused early."""
+def _check_weights(paths: Sequence[Path], config: BertConfig) -> None:
+    """Look at the weight files' tables of contents, so that a damaged file is refused early."""
+    folder = paths[0].parent
     if config.hidden_size % config.num_attention_heads:
         raise _damaged(
-            path.parent / "config.json",
+            folder / "config.json",
             f"{config.num_attention_heads} heads do not divide the hidden size {config.hidden_size}",
         )
     expected = {
         "word_embeddings.weight": (config.vocab_size, config.hidden_size),
         "position_embeddings.weight": (config.max_position_embeddings, config.hidden_size),
     }
-    shapes = _safetensors_shapes(path)
+    shapes = _safetensors_shapes(paths)
     for name, shape in expected.items():
         found = next((value for full_name, value in shapes.items() if full_name.endswith(name)), None)
         if shapes and found != shape:
+            path = paths[0] if len(paths) == 1 else folder / SHARD_INDEX
             raise _damaged(path, f"its {name} has the shape {found}, config.json says {shape}")
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a safetensors file; nothing for another file."""
-    if path.name != _SAFETENSORS:
-        return {}
+def _safetensors_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of safetensors files; nothing for another file."""
+    shapes = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            file = _open_safetensors(path, "np")
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _open_safetensors(path: Path, framework: str) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return safe_open(path, framework=framework)
     except SafetensorError as error:
         raise _damaged(path, error) from error
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights under the names of transformers' ``BertModel``."""
-    if path.name == _SAFETENSORS:
-        from safetensors import SafetensorError, safe_open
+def _read_weights(paths: Sequence[Path]) -> Mapping[str, torch.Tensor]:
+    """Return the weights under the names of transformers' ``BertModel``, each read when it is asked for.
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                # Copies: a mapped tensor would change when somebody writes to the file.
-                weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
-    else:
-        import torch
+    A ``.bin`` of the oldest format is no archive, so it is read whole.
+    """
+    readers = {name: reader for path in paths for name, reader in _tensor_readers(path).items()}
+    if not any(name.startswith("embeddings.") for name in readers):
+        readers = {name.removeprefix("bert."): reader for name, reader in readers.items()}
+    return LazyWeights(readers)
 
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling a damaged file can raise anything
-            raise _damaged(path, error) from error
-    if not any(name.startswith("embeddings.") for name in weights):
-        weights = {name.removeprefix("bert."): value for name, value in weights.items()}
-    return weights
+
+def _tensor_readers(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    # Copies: a mapped tensor would change when somebody writes to the file.
+    if path.suffix == ".safetensors":
+        file = _open_safetensors(path, "pt")
+        return {name: functools.partial(_read_tensor, file, name) for name in file.keys()}  # noqa: SIM118
+    import torch
+
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return {name: tensor.clone for name, tensor in tensors.items()}
+    except Exception as error:  # unpickling a damaged file can raise anything
+        raise _damaged(path, error) from error
+
+
+def _read_tensor(file: Any, name: str) -> torch.Tensor:
+    return file.get_tensor(name).clone()
 
 
 def _foreign(
@@ -240,10 +297,10 @@ def _foreign(
     defaults: EncodingSettings,
     reason: str,
     modules: list[dict],
-    weights_file: Path,
+    weight_files: Sequence[Path],
 ) -> Checkpoint:
     """Describe a checkpoint that sentence-transformers runs."""
-    _safetensors_shapes(weights_file)  # refuses a damaged file
+    _safetensors_shapes(weight_files)  # refuses a damaged file
     files = sorted(
         path
         for path in folder.rglob("*")

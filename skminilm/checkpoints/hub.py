@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ._checkpoint import WEIGHT_FILES
+from ._checkpoint import SHARD_INDEX, WEIGHT_FILES
+from .folder import find_weights
 from .presets import BUNDLED, PRESETS
 from .tokenizer import TOKENIZER_FILES
 
 # Safetensors where a repository has them; other formats and frameworks are never fetched.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
+_SHARDS = "model-*.safetensors"
 _TIMEOUT_S = 3.0
 
 
@@ -97,10 +99,11 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot([*_SMALL_FILES, *WEIGHT_FILES], cached_only=True)
+        folder = snapshot([*_SMALL_FILES, *WEIGHT_FILES, _SHARDS], cached_only=True)
+        find_weights(folder)
     except (OSError, LocalEntryNotFoundError):
         return None
-    needed = (("config.json", "modules.json"), WEIGHT_FILES, TOKENIZER_FILES)
+    needed = (("config.json", "modules.json"), TOKENIZER_FILES)
     present = all(any((folder / name).is_file() for name in names) for names in needed)
     return folder if present else None
 
@@ -129,4 +132,4 @@ def _wanted_files(repo_id: str, revision: str | None) -> list[str]:
     weights = next((name for name in WEIGHT_FILES if name in names), None)
     if weights is None:
         raise FileNotFoundError(f"the repository has none of {', '.join(WEIGHT_FILES)}")
-    return [*_SMALL_FILES, weights]
+    return [*_SMALL_FILES, weights, *([_SHARDS] if weights == SHARD_INDEX else [])]
