@@ -207,7 +207,7 @@ def find_weights(folder: Path) -> list[Path]:
 def _find_shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(_read_json(index)["weight_map"].values()))
-        missing = [name for name in names if not (index.parent / name).is_file()]
+        missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(index, f"{type(error).__name__}: {error}") from error
     if missing or not names:
