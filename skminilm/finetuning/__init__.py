@@ -4,7 +4,8 @@ The head starts at a linear model on the frozen vectors, then network and head
 are trained together ("LP-FT", Kumar et al., 2022, arXiv:2202.10054).
 """
 
-from .loop import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult, train
+from .contract import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
+from .loop import train
 from .networks import EncoderOptions, FixedVectors, TrainableEncoder, TrainableNetwork, n_frozen_layers
 from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective, SpanObjective
 from .workers import Workers, find_workers
