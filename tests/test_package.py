@@ -95,12 +95,14 @@ def test_public_names_are_listed_and_documented():
 @pytest.mark.parametrize("name", [name for name in skminilm.__all__ if name.startswith("MiniLM")])
 def test_every_parameter_is_constrained_and_documented(name):
     import inspect
+    import re
 
     estimator = getattr(skminilm, name)
     parameters = set(inspect.signature(estimator).parameters)
     assert set(estimator._parameter_constraints) == parameters
     for parameter in parameters:
-        assert f"\n{parameter} : " in inspect.getdoc(estimator), parameter
+        listed = rf"^(\w+, )*{parameter}(, \w+)*( : .+)?$"
+        assert re.search(listed, inspect.getdoc(estimator), re.MULTILINE), parameter
 
 
 def test_version_is_the_same_everywhere(request):
