@@ -6,7 +6,6 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
-from narwhals.exceptions import DuplicateError
 
 
 def view(values: Any) -> Any:
@@ -36,7 +35,9 @@ def view(values: Any) -> Any:
             values = pyarrow.chunked_array([values])
     try:
         values = nw.from_native(values, allow_series=True, eager_only=True, pass_through=True)
-    except DuplicateError as error:
+    except Exception as error:  # its class depends on narwhals' version
+        if "unique column names" not in str(error):
+            raise
         raise ValueError(f"A frame has two columns of one name: rename one of them. ({error})") from error
     if hasattr(values, "__array__") and not hasattr(values, "shape"):
         return np.asarray(values)
