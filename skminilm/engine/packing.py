@@ -149,7 +149,6 @@ def make_pack(
     device: torch.device,
     max_waste: float | None,
     length_step: int = 1,
-    max_fill: float = 1 / 8,
 ) -> Pack:
     """Gather the tokens of some texts into a pack on a device.
 
@@ -166,13 +165,11 @@ def make_pack(
         See :func:`group_by_length`. None where no groups are needed.
     length_step : int, default=1
         See :func:`group_by_length`.
-    max_fill : float, default=1/8
-        See :func:`round_up`.
     """
     lengths = offsets[rows + 1] - offsets[rows]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     n_tokens = int(cu_seqlens[-1])
-    n_fill = 0 if max_waste is None else round_up(n_tokens, max_fill) - n_tokens
+    n_fill = 0 if max_waste is None else round_up(n_tokens) - n_tokens
     sequence_ids = np.repeat(np.arange(len(rows)), lengths)
     position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
     tokens = offsets[rows][sequence_ids] + position_ids
@@ -208,14 +205,14 @@ def to_device(
     return padded.to(device, non_blocking=True)
 
 
-def round_up(n_tokens: int, max_fill: float = 1 / 8) -> int:
-    """Return the slots of a pack: at most `max_fill` more than its tokens, and hardly more for a full pack.
+def round_up(n_tokens: int) -> int:
+    """Return the slots of a pack: at most 1/8 more than its tokens, and hardly more for a full pack.
 
     Matrix libraries prepare a product once for each shape that they meet, and
     keep what they prepared; without rounding nearly every pack would be a new
     shape.
     """
-    step = 1 << max(0, int(n_tokens * max_fill).bit_length() - 1)
+    step = 1 << max(0, (n_tokens // 8).bit_length() - 1)
     return -(-n_tokens // step) * step
 
 

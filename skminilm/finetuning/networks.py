@@ -23,8 +23,8 @@ from .parameters import FlatParameters
 
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
 _MAX_TOKENS = {"cpu": 2048, "cuda": 65_536}
-# Of a pack with gradients, see engine.packing: steps are of like size, so that finer rounding meets few shapes.
-_TRAINING_LAYOUT = {"max_waste": 0.25, "length_step": 8, "max_fill": 1 / 16}
+_TRAINING_WASTE = 0.25
+_LENGTH_STEP = 16
 
 
 class TrainableNetwork(ABC):
@@ -207,9 +207,11 @@ class TrainableEncoder(TrainableNetwork):
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
             # Without gradients attention is that of inference.
             layout = (
-                _TRAINING_LAYOUT if torch.is_grad_enabled() else {"max_waste": MAX_WASTE[self.device.type]}
+                (_TRAINING_WASTE, _LENGTH_STEP)
+                if torch.is_grad_enabled()
+                else (MAX_WASTE[self.device.type], 1)
             )
-            pack = make_pack(self._batch, self._offsets, rows[some], self.device, **layout)
+            pack = make_pack(self._batch, self._offsets, rows[some], self.device, *layout)
             yield pack.rows, self._pool(self._last_hidden_state(pack), pack)
 
     def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
