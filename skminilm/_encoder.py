@@ -329,8 +329,9 @@ class MiniLMEncoder(
             batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
             verbose=self.verbose,
         )
-        warn_of_truncation(lengths, settings)
+        # Before the warning, which may be turned into an error.
         _last_calls[self] = _Call(int((lengths > settings.max_length).sum()), int(lengths.max()))
+        warn_of_truncation(lengths, settings)
         return vectors
 
     @property

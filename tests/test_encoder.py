@@ -357,6 +357,14 @@ def test_a_text_of_exactly_the_limit_is_not_cut(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_was_cut_is_known_where_the_warning_is_an_error():
+    encoder = MiniLMEncoder(max_length=10, prompt=None)
+    with pytest.raises(UserWarning, match="1 of 1 texts have more than max_length=10 tokens"):
+        encoder.transform(["a b c d e f g h i"])
+    assert (encoder.n_truncated_, encoder.max_tokens_) == (1, 11)
+
+
 def test_batch_tokens_bounds_what_is_computed_at_once(texts, monkeypatch):
     packs = []
     original = PackedModel.start

@@ -496,25 +496,34 @@ def test_the_learning_rate_rises_and_falls():
     assert (np.diff(rates[10:]) < 0).all()
 
 
+def train_head(vectors, objective=None, *, row_weights=None, n_training=None, **options):
+    """Train a head alone on two classes that take turns; rows from `n_training` on are set aside."""
+    n_rows = len(vectors)
+    row_numbers, start = (
+        np.arange(n_rows),
+        (np.zeros((2, vectors.shape[1]), np.float32), np.zeros(2, np.float32)),
+    )
+    defaults = dict(
+        epochs=1, batch_size=10, head_learning_rate=1e-3, warmup_ratio=0.1, n_iter_no_change=None, seed=0
+    )
+    return train(
+        FixedVectors(vectors),
+        *start,
+        objective or SoftmaxObjective(),
+        row_numbers % 2,
+        np.ones(n_rows) if row_weights is None else row_weights,
+        Rows(row_numbers[:n_training], row_numbers[n_rows if n_training is None else n_training :]),
+        TrainingOptions(**defaults | options),
+    )
+
+
 def test_gradients_in_float16_that_never_become_finite_are_an_error():
     class Endless(SoftmaxObjective):
         def losses(self, outputs, targets):
             return (outputs - outputs.detach()).abs().sqrt().sum(dim=1)  # 0, of infinite slope
 
-    vectors, targets = np.ones((4, 3), np.float32), np.zeros(4, np.int64)
-    options = TrainingOptions(
-        epochs=100,
-        batch_size=4,
-        head_learning_rate=0.1,
-        warmup_ratio=0.1,
-        n_iter_no_change=None,
-        seed=0,
-        loss_scaling=True,
-    )
-    head = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
-    rows = Rows(np.arange(4), np.arange(0))
     with pytest.raises(TrainingDivergedError, match="The gradient became infinite or NaN in step 31"):
-        train(FixedVectors(vectors), *head, Endless(), targets, np.ones(4), rows, options)
+        train_head(np.ones((4, 3), np.float32), Endless(), epochs=100, loss_scaling=True)
 
 
 TOGETHER = """
@@ -784,10 +793,7 @@ def test_figures_of_texts_set_aside_are_weighted():
     random = np.random.default_rng(0)
     vectors, targets = random.standard_normal((20, 4)).astype(np.float32), np.arange(20) % 2
     weights = random.uniform(0.1, 9, 20)
-    rows = Rows(np.arange(10), np.arange(10, 20))
-    options = TrainingOptions(2, 4, 1e-2, 0.1, None, 0)
-    start = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
-    result = train(FixedVectors(vectors), *start, SoftmaxObjective(), targets, weights, rows, options)
+    result = train_head(vectors, row_weights=weights, n_training=10, epochs=2, head_learning_rate=1e-2)
     logits = vectors[10:] @ result.coef.T + result.intercept
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(10), targets[10:]]
     last = result.history[-1]
@@ -837,11 +843,7 @@ def test_gradients_are_clipped_to_norm_1(monkeypatch):
 
     monkeypatch.setattr(FlatParameters, "step", watching)
     random = np.random.default_rng(0)
-    targets, rows = np.arange(20) % 2, Rows(np.arange(20), np.arange(0))
-    start = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
     for size in (100, 0.01):
-        vectors = (size * random.standard_normal((20, 4))).astype(np.float32)
-        options = TrainingOptions(1, 10, 1e-3, 0.1, None, 0)
-        train(FixedVectors(vectors), *start, SoftmaxObjective(), targets, np.ones(20), rows, options)
+        train_head((size * random.standard_normal((20, 4))).astype(np.float32))
     assert [clipped == pytest.approx(min(1, length), rel=1e-4) for length, clipped in norms] == [True] * 4
     assert norms[0][0] > 1 > norms[-1][0]

@@ -53,7 +53,7 @@ LearningRate = Annotated[float, typer.Option(help="Of the network, at its peak."
 HeadLearningRate = Annotated[float, typer.Option(help="Of the head, at its peak.")]
 _NETWORKS = "a number of layers, 'encoder', 'all' or 'lora'."
 Trainable = Annotated[str, typer.Option(help=f"'head', {_NETWORKS}")]
-TrainableNetwork = Annotated[str, typer.Option(help=f"{_NETWORKS.capitalize()}")]
+TrainableNetwork = Annotated[str, typer.Option(help=_NETWORKS.capitalize())]
 WeightDecay = Annotated[float, typer.Option()]
 WarmupSteps = Annotated[
     Optional[int],  # noqa: UP045  typer of Python 3.10 reads no "int | None" here
