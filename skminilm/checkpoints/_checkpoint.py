@@ -35,6 +35,11 @@ class BertConfig:
     type_vocab_size: int
     layer_norm_eps: float
 
+    @property
+    def head_size(self) -> int:
+        """Numbers of a query of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
         """Read the fields of a ``config.json``; the defaults are transformers'."""

@@ -189,7 +189,8 @@ class PackedModel(StreamingModel):
         self.dtype = dtype
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
-        self._max_waste = None if can_use_varlen(device, dtype) else MAX_WASTE[device.type]
+        takes_any_lengths = can_use_varlen(device, dtype, self.config.head_size)
+        self._max_waste = None if takes_any_lengths else MAX_WASTE[device.type]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights: dict[str, torch.Tensor] = {}
         prepacked = {}

@@ -169,7 +169,8 @@ def make_pack(
     lengths = offsets[rows + 1] - offsets[rows]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     n_tokens = int(cu_seqlens[-1])
-    n_fill = 0 if max_waste is None else round_up(n_tokens) - n_tokens
+    # What needs no groups on a GPU takes no slots that fill up either.
+    n_fill = 0 if max_waste is None and device.type != "cpu" else round_up(n_tokens) - n_tokens
     sequence_ids = np.repeat(np.arange(len(rows)), lengths)
     position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
     tokens = offsets[rows][sequence_ids] + position_ids

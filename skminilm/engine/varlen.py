@@ -1,16 +1,20 @@
-"""Attention over sequences of different lengths in one call, where the GPU has a kernel for it.
+"""Attention over sequences of different lengths in one call, where there is a kernel for it.
 
-FlashAttention (Dao, 2023, arXiv:2307.08691) as torch >= 2.10 offers it in
-``torch.nn.attention.varlen``.
+On a GPU FlashAttention (Dao, 2023, arXiv:2307.08691) as torch >= 2.10 offers
+it in ``torch.nn.attention.varlen``; on a CPU our own, see :mod:`.kernels`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
+from . import kernels
+
 _HALF = (torch.bfloat16, torch.float16)
-_works: dict[tuple[str, torch.dtype], bool] = {}
+_works: dict[tuple[str, torch.dtype, int], bool] = {}
 
 
 def varlen_attention(
@@ -20,55 +24,68 @@ def varlen_attention(
 
     Parameters
     ----------
-    qkv : Tensor, shape (n_tokens, 3 * hidden_size)
+    qkv : Tensor, shape (n_slots, 3 * hidden_size)
     cu_seqlens : Tensor of int32, shape (n_sequences + 1,)
-        Offsets of the sequences, which cover all tokens.
+        Offsets of the sequences, which on a GPU cover all slots.
     max_length : int
         Tokens of the longest.
     n_heads : int
 
     Returns
     -------
-    Tensor, shape (n_tokens, hidden_size)
+    Tensor, shape (n_slots, hidden_size)
     """
-    n_tokens, width = qkv.shape
-    query, key, value = qkv.view(n_tokens, 3, n_heads, width // (3 * n_heads)).unbind(1)
-    attended = _kernel()(query, key, value, cu_seqlens, cu_seqlens, max_length, max_length)
-    return attended.reshape(n_tokens, width // 3)
+    return _kernel(qkv.device)(qkv, cu_seqlens, max_length, n_heads)
 
 
-def can_use_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether the kernel is there for a device and a precision, and computes what it should."""
-    if not _may_have_kernel(device) or dtype not in _HALF:
+def can_use_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Tell whether there is a kernel for a device, a precision and a head size, and computes what it should."""
+    if not _may_have_kernel(device, dtype, head_size):
         return False
-    key = (str(device), dtype)
+    key = (str(device), dtype, head_size)
     if key not in _works:
-        _works[key] = _try(device, dtype)
+        _works[key] = _try(*key)
     return _works[key]
 
 
-def _may_have_kernel(device: torch.device) -> bool:
-    return device.type == "cuda"
+def _may_have_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    if device.type == "cpu":
+        return kernels.has_attention(dtype, head_size)
+    return device.type == "cuda" and dtype in _HALF
 
 
-def _kernel():
+def _kernel(device: torch.device) -> Callable[..., torch.Tensor]:
+    return kernels.attention if device.type == "cpu" else _flash_attention
+
+
+def _flash_attention(
+    qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int
+) -> torch.Tensor:
+    n_tokens, width = qkv.shape
+    query, key, value = qkv.view(n_tokens, 3, n_heads, width // (3 * n_heads)).unbind(1)
+    attended = _torch_kernel()(query, key, value, cu_seqlens, cu_seqlens, max_length, max_length)
+    return attended.reshape(n_tokens, width // 3)
+
+
+def _torch_kernel():
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn
 
 
-def _try(device: torch.device, dtype: torch.dtype) -> bool:
-    lengths = [7, 3, 1]
+def _try(device: str, dtype: torch.dtype, head_size: int) -> bool:
+    lengths, n_heads = [7, 3, 1], 2
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(sum(lengths), 3 * 2 * 32, generator=generator)
+    qkv = torch.randn(sum(lengths), 3 * n_heads * head_size, generator=generator)
     expected = []
     for part in qkv.split(lengths):
-        query, key, value = part.view(-1, 3, 2, 32).permute(1, 2, 0, 3)
-        expected.append(F.scaled_dot_product_attention(query, key, value).transpose(0, 1).reshape(-1, 64))
+        query, key, value = part.view(-1, 3, n_heads, head_size).permute(1, 2, 0, 3)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        expected.append(attended.transpose(0, 1).reshape(-1, n_heads * head_size))
     cu_seqlens = torch.tensor([0, 7, 10, 11], dtype=torch.int32, device=device)
     try:
         with torch.inference_mode():
-            found = varlen_attention(qkv.to(device, dtype), cu_seqlens, max(lengths), n_heads=2)
+            found = varlen_attention(qkv.to(device, dtype), cu_seqlens, max(lengths), n_heads)
         return torch.allclose(found.float().cpu(), torch.cat(expected), rtol=0.05, atol=0.05)
     except Exception:  # not in this torch, not on this GPU: there is another way
         return False

@@ -18,6 +18,7 @@ from ..engine.linear import Linear, PlainLinear
 from ..engine.packed_model import MAX_WASTE, WORD, WORD_ROWS, dense_rows
 from ..engine.packing import Pack, make_pack, plan_packs
 from ..engine.pooling import pool, unit_length
+from ..engine.varlen import can_use_varlen
 from .lora import LORA, AdaptedLayers
 from .parameters import FlatParameters
 
@@ -143,6 +144,10 @@ class TrainableEncoder(TrainableNetwork):
         self._states = states
         self._first_layer = n_frozen_layers(options.trainable, config.num_hidden_layers) if states else 0
         self._max_tokens = _MAX_TOKENS[device.type]
+        # Only the kernel for a CPU is used with gradients.
+        self._takes_any_lengths = device.type == "cpu" and can_use_varlen(
+            device, options.dtype, config.head_size
+        )
         self._word_rows: np.ndarray | None = None
         if options.trainable == "all":
             # Only rows that occur in the texts get a gradient, so only they are trained.
@@ -205,14 +210,17 @@ class TrainableEncoder(TrainableNetwork):
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield pooled vectors, or the states of all tokens, longest texts first."""
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
-            # Without gradients attention is that of inference.
-            layout = (
-                (_TRAINING_WASTE, _LENGTH_STEP)
-                if torch.is_grad_enabled()
-                else (MAX_WASTE[self.device.type], 1)
-            )
-            pack = make_pack(self._batch, self._offsets, rows[some], self.device, *layout)
+            pack = make_pack(self._batch, self._offsets, rows[some], self.device, *self._padding())
             yield pack.rows, self._pool(self._last_hidden_state(pack), pack)
+
+    def _padding(self) -> tuple[float | None, int]:
+        """Return how attention may be padded, see ``make_pack``."""
+        if self._takes_any_lengths:
+            return None, 1
+        # Without gradients attention is that of inference.
+        return (
+            (_TRAINING_WASTE, _LENGTH_STEP) if torch.is_grad_enabled() else (MAX_WASTE[self.device.type], 1)
+        )
 
     def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         if self._options.pooling is None:

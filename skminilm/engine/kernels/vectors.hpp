@@ -1,0 +1,60 @@
+/* Vectors of floats, as wide as the processor's, in the language extension of GCC. */
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8; /* narrower processors take two registers */
+#endif
+
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* How numbers lie in memory. All arithmetic is in float32. */
+struct Float32 {
+  typedef float Number;
+  INLINE Floats load(const float *place) {
+    typedef Floats Unaligned __attribute__((aligned(4)));
+    return *(const Unaligned *)place;
+  }
+  INLINE void store(float *place, Floats x) {
+    typedef Floats Unaligned __attribute__((aligned(4)));
+    *(Unaligned *)place = x;
+  }
+};
+
+struct BFloat16 {
+  typedef uint16_t Number;
+  typedef Halves Unaligned __attribute__((aligned(2)));
+  INLINE Floats load(const uint16_t *place) {
+    return (Floats)(__builtin_convertvector(*(const Unaligned *)place, Bits) << 16);
+  }
+  INLINE void store(uint16_t *place, Floats x) {
+    Bits bits = (Bits)x;
+    bits += 0x7fff + ((bits >> 16) & 1); /* to nearest, ties to even */
+    *(Unaligned *)place = __builtin_convertvector(bits >> 16, Halves);
+  }
+};
+
+/* exp(x) for x <= 0, relative error 2e-7; NaN stays NaN. Never less than exp(-60): processors take a hundred times as
+long to compute with numbers so small that they lose digits. */
+INLINE Floats exp_of_negative(Floats x) {
+  x = x < -60.0f ? Floats{} - 60.0f : x;
+  Floats power = x * 1.44269504f;
+  Ints whole = __builtin_convertvector(power - 0.5f, Ints); /* cut off: the nearest, as power <= 0 */
+  Floats rest = power - __builtin_convertvector(whole, Floats);
+  /* 2^rest by its Taylor series; |rest| <= 0.5 */
+  Floats sum = rest * 1.5403530e-4f + 1.3333558e-3f;
+  sum = sum * rest + 9.6181291e-3f;
+  sum = sum * rest + 5.5504109e-2f;
+  sum = sum * rest + 2.4022651e-1f;
+  sum = sum * rest + 6.9314718e-1f;
+  sum = sum * rest + 1.0f;
+  return (Floats)((Ints)sum + (whole << 23));
+}

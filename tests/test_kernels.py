@@ -1,0 +1,167 @@
+"""The compiled kernels, and what happens where there are none."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
+from skminilm.engine import kernels, varlen
+
+HAVE_KERNELS = kernels.has_attention(torch.float32, 32)
+needs_kernels = pytest.mark.skipif(not HAVE_KERNELS, reason="no kernels were compiled here")
+
+
+def attention_by_definition(qkv, lengths, n_heads):
+    outputs = []
+    for tokens in qkv[: sum(lengths)].split(lengths):
+        query, key, value = tokens.unflatten(1, (3, n_heads, -1)).permute(1, 2, 0, 3)
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        outputs.append((scores.softmax(-1) @ value).transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
+
+
+def attend(qkv, lengths, n_heads):
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    return kernels.attention(qkv, cu_seqlens, max(lengths), n_heads)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="no compiler")
+def test_an_installation_with_a_compiler_has_the_kernels():
+    assert HAVE_KERNELS
+
+
+@needs_kernels
+@given(
+    lengths=st.lists(st.integers(1, 40) | st.integers(60, 150), min_size=1, max_size=6),
+    n_heads=st.integers(1, 3),
+    head_size=st.sampled_from([16, 32, 64]),
+    n_fill=st.integers(0, 5),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    bf16=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_attention_and_its_gradient_are_those_of_the_definition(
+    lengths, n_heads, head_size, n_fill, scale, bf16
+):
+    n_tokens, hidden_size = sum(lengths), n_heads * head_size
+    generator = torch.Generator().manual_seed(n_tokens)
+    values = scale * torch.randn(n_tokens + n_fill, 3 * hidden_size, generator=generator)
+    weights = torch.randn(n_tokens + n_fill, hidden_size, generator=generator)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    qkv = values.to(dtype).requires_grad_()
+    exact = qkv.detach().double().requires_grad_()
+
+    found, expected = attend(qkv, lengths, n_heads), attention_by_definition(exact, lengths, n_heads)
+    weights = weights.to(dtype)
+    found.backward(weights)
+    expected.backward(weights[:n_tokens].double())
+    found, expected = found.detach(), expected.detach()
+
+    assert not found[n_tokens:].any()
+    assert not qkv.grad[n_tokens:].any()
+    bound = 1e-2 if bf16 else 2e-5
+    for ours, theirs in ((found[:n_tokens], expected), (qkv.grad, exact.grad)):
+        assert (ours.double() - theirs).abs().max() <= bound * max(1.0, float(theirs.abs().max()))
+
+
+@needs_kernels
+def test_attention_does_not_depend_on_the_number_of_threads():
+    lengths = [90, 33, 17, 4, 1]
+    qkv = torch.randn(sum(lengths), 3 * 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    results = []
+    threads = torch.get_num_threads()
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        try:
+            attended = attend(qkv, lengths, 4)
+            (gradient,) = torch.autograd.grad(attended.square().sum(), qkv)
+        finally:
+            torch.set_num_threads(threads)
+        results.append((attended.detach().numpy().tobytes(), gradient.numpy().tobytes()))
+    assert results[0] == results[1] == results[2]
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_not_hidden(value):
+    qkv = torch.randn(9, 3 * 32, generator=torch.Generator().manual_seed(0))
+    qkv[6, 40] = value  # a key of the first head in the second sequence
+    attended, expected = attend(qkv, [5, 4], 2), attention_by_definition(qkv, [5, 4], 2)
+    assert expected[5:, :16].isnan().any()
+    assert torch.equal(attended.isnan(), expected.isnan())
+    assert attended[:5].isfinite().all()
+
+
+@needs_kernels
+def test_a_narrower_processor_computes_the_same():
+    script = """if True:
+        import torch
+        from skminilm.engine import kernels
+        assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+        assert kernels.has_attention(torch.float32, 32)
+        qkv = torch.randn(100, 192, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        attended = kernels.attention(qkv, torch.tensor([0, 70, 100], dtype=torch.int32), 70, 2)
+        attended.square().sum().backward()
+        parts = [part.view(-1, 3, 2, 32).permute(1, 2, 0, 3) for part in qkv.detach().split([70, 30])]
+        expected = [
+            torch.nn.functional.scaled_dot_product_attention(*heads).transpose(0, 1).flatten(1)
+            for heads in parts
+        ]
+        print(float((attended - torch.cat(expected)).abs().max()), float(qkv.grad.abs().sum()))
+    """
+    if "AVX" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("neither AVX2 nor AVX-512")
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    error, size = map(float, run.stdout.split())
+    assert error <= 1e-5
+    assert size > 0
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    release_models()
+    monkeypatch.setattr(varlen, "_works", {})
+    monkeypatch.setattr(kernels, "_library", lambda: None)
+    yield
+    release_models()
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_vectors_are_the_same_without_kernels(texts, precision, request):
+    encoder = MiniLMEncoder(precision=precision, device="cpu", cache=None)
+    expected = encoder.transform(texts)
+    request.getfixturevalue("no_kernels")
+    found = encoder.transform(texts)
+    assert (found * expected).sum(axis=1).min() >= (0.999999 if precision == "fp32" else 0.9999)
+
+
+@needs_kernels
+def test_fine_tuning_is_the_same_without_kernels(requests, request):
+    X, y = requests.data[:64], requests.target[:64]
+    options = dict(epochs=1, batch_size=16, precision="fp32", random_state=0)
+    expected = MiniLMClassifier(**options).fit(X, y)
+    request.getfixturevalue("no_kernels")
+    found = MiniLMClassifier(**options).fit(X, y)
+    assert found.history_[0]["loss"] == pytest.approx(expected.history_[0]["loss"], rel=1e-3)
+    np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(X), atol=5e-3)
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch):
+    kernels._library.cache_clear()
+    monkeypatch.setattr(kernels, "_VERSION", -1)
+    try:
+        assert not kernels.has_attention(torch.float32, 32)
+    finally:
+        monkeypatch.undo()
+        kernels._library.cache_clear()
+    assert kernels.has_attention(torch.float32, 32) == HAVE_KERNELS
