@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
 from skminilm.engine import kernels, varlen
+from skminilm.finetuning.parameters import FlatParameters
 
 HAVE_KERNELS = kernels.has_attention(torch.float32, 32)
 needs_kernels = pytest.mark.skipif(not HAVE_KERNELS, reason="no kernels were compiled here")
@@ -69,6 +70,57 @@ def test_attention_and_its_gradient_are_those_of_the_definition(
     bound = 1e-2 if bf16 else 2e-5
     for ours, theirs in ((found[:n_tokens], expected), (qkv.grad, exact.grad)):
         assert (ours.double() - theirs).abs().max() <= bound * max(1.0, float(theirs.abs().max()))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+def test_gelu_and_its_gradient_are_those_of_the_definition(dtype, bound):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.linspace(-30, 30, 4001), 3 * torch.randn(95, generator=generator)])
+    weights = torch.randn(len(x), generator=generator).to(dtype)
+    found = x.to(dtype).requires_grad_()
+    exact = found.detach().double().requires_grad_()
+    result, expected = kernels.gelu(found), torch.nn.functional.gelu(exact)
+    result.backward(weights)
+    expected.backward(weights.double())
+    for ours, theirs in ((result, expected), (found.grad, exact.grad)):
+        assert ours.dtype == dtype
+        difference = (ours.detach().double() - theirs.detach()).abs()
+        assert (difference <= bound * theirs.detach().abs().clamp(min=1.0)).all()
+
+
+@needs_kernels
+def test_gelu_passes_on_what_is_no_number_and_takes_any_size():
+    x = torch.tensor([float("nan"), *range(16)])
+    assert kernels.gelu(x)[0].isnan()  # 17 numbers: torch's own
+    assert kernels.gelu(x[:16])[0].isnan()
+    assert kernels.gelu(x[:16].double()).dtype == torch.float64
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_adamw_is_that_of_torch(dtype, request):
+    generator = torch.Generator().manual_seed(0)
+    start = {"a": torch.randn(40, 33, generator=generator), "b": torch.randn(7, generator=generator)}
+    steps = [
+        [torch.randn(tensor.shape, generator=generator).to(dtype) for tensor in start.values()]
+        for _ in range(5)
+    ]
+
+    def train():
+        part = FlatParameters(start, dtype, learning_rate=1e-2, weight_decay=0.1)
+        for number, gradients in enumerate(steps):
+            part.step([gradient.clone() for gradient in gradients], rate=1 - number / 5, scale=0.7)
+        return part
+
+    found = train()
+    request.getfixturevalue("no_kernels")
+    expected = train()
+    assert (found.master != torch.cat([tensor.flatten() for tensor in start.values()])).all()
+    torch.testing.assert_close(found.master, expected.master, rtol=1e-5, atol=1e-6)
+    for name, view in found.views.items():
+        assert view.dtype == dtype
+        assert torch.equal(view.flatten(), found._split(found.master)[name].to(dtype).flatten())
 
 
 @needs_kernels

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.optim.adamw import adamw
+
+from ..engine import kernels
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 _FIRST_SCALE, _LEAST_SCALE = 2.0**16, 2.0**-14
@@ -54,7 +56,7 @@ class FlatParameters:
             name: torch.nn.Parameter(values.detach()) for name, values in self._split(self._computed).items()
         }
         self._moments: list[torch.Tensor] = []  # first, second; from the first step on
-        self._n_steps = [torch.zeros((), device=self.master.device) for _ in self._shapes]
+        self._n_steps = 0
 
     def _split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split([shape.numel() for shape in self._shapes.values()])
@@ -88,28 +90,24 @@ class FlatParameters:
         """
         if not self._moments:
             self._moments = [torch.zeros_like(self.master) for _ in range(2)]
+        self._n_steps += 1
+        options = dict(
+            learning_rate=self.learning_rate * rate,
+            weight_decay=self._weight_decay,
+            betas=(_BETA_1, _BETA_2),
+            epsilon=_EPSILON,
+            n_steps=self._n_steps,
+            scale=scale,
+        )
         parts = (self._split(flat).values() for flat in (self.master, *self._moments))
         with torch.no_grad():
-            for view, gradient, n_steps, master, first, second in zip(
-                self.views.values(), gradients, self._n_steps, *parts, strict=True
-            ):
-                adamw(
-                    [master],
-                    [gradient.float().mul_(scale)],
-                    [first],
-                    [second],
-                    [],
-                    [n_steps],
-                    fused=True,
-                    amsgrad=False,
-                    maximize=False,
-                    lr=self.learning_rate * rate,
-                    beta1=_BETA_1,
-                    beta2=_BETA_2,
-                    eps=_EPSILON,
-                    weight_decay=self._weight_decay,
-                )
-                if self._computed is not self.master:
+            for view, gradient, master, *moments in zip(self.views.values(), gradients, *parts, strict=True):
+                same = self._computed is self.master
+                if kernels.has_adamw(gradient):
+                    kernels.adamw(master, moments, gradient, None if same else view, **options)
+                    continue
+                _adamw(master, moments, gradient, **options)
+                if not same:
                     view.copy_(master)
 
     def release_steps(self) -> None:
@@ -131,6 +129,38 @@ class FlatParameters:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the parameters as float32 arrays of their own."""
         return {name: part.cpu().numpy().copy() for name, part in self._split(self.master).items()}
+
+
+def _adamw(
+    parameters: torch.Tensor,
+    moments: Sequence[torch.Tensor],
+    gradient: torch.Tensor,
+    *,
+    n_steps: int,
+    scale: float,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> None:
+    """See ``engine.kernels.adamw``, which is this in one pass."""
+    first, second = moments
+    adamw(
+        [parameters],
+        [gradient.float().mul_(scale)],
+        [first],
+        [second],
+        [],
+        [torch.full((), n_steps - 1.0, device=parameters.device)],
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        lr=learning_rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        eps=epsilon,
+        weight_decay=weight_decay,
+    )
 
 
 def norm(gradients: Iterable[torch.Tensor]) -> float:

@@ -1,24 +1,29 @@
-"""Attention on a CPU, compiled: the library beside this file, where it was built."""
+"""Compiled kernels for a CPU, and torch's operations where there are none.
+
+The library lies beside this file, where it was built (see ``hatch_build.py``).
+"""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 # A library of other sources than these is not used.
 _VERSION = 1
 _DTYPES = (torch.float32, torch.bfloat16)
-_HEAD_SIZE_STEP = 16  # the widest vector
+_STEP = 16  # numbers of the widest vector
 
 
 def has_attention(dtype: torch.dtype, head_size: int) -> bool:
-    """Tell whether there is a kernel here for a precision and a head size."""
-    return dtype in _DTYPES and head_size % _HEAD_SIZE_STEP == 0 and _library() is not None
+    """Tell whether :func:`attention` is there for a precision and a head size."""
+    return dtype in _DTYPES and head_size % _STEP == 0 and _library() is not None
 
 
 def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
@@ -42,6 +47,68 @@ def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_he
     return _Attention.apply(qkv, cu_seqlens, max_length, n_heads)
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """``torch.nn.functional.gelu``, with gradients; compiled where `x` allows."""
+    return _Gelu.apply(x) if _takes(x) and x.numel() % _STEP == 0 else F.gelu(x)
+
+
+def has_adamw(gradient: torch.Tensor) -> bool:
+    """Tell whether :func:`adamw` is there for a gradient."""
+    return _takes(gradient)
+
+
+def adamw(
+    parameters: torch.Tensor,
+    moments: Sequence[torch.Tensor],
+    gradient: torch.Tensor,
+    view: torch.Tensor | None,
+    *,
+    n_steps: int,
+    scale: float,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> None:
+    """Change parameters by a step of AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101).
+
+    Parameters
+    ----------
+    parameters : Tensor of float32
+        Changed in place, as are the `moments`, of the same size.
+    moments : sequence of two Tensors of float32
+    gradient : Tensor of float32 or bfloat16
+    view : Tensor or None
+        Receives the parameters in the gradient's precision.
+    n_steps : int
+        With this one.
+    scale : float
+        What the gradient is multiplied by.
+    learning_rate, weight_decay : float
+    betas : (float, float)
+    epsilon : float
+    """
+    step = _AdamWStep(
+        scale,
+        1 - learning_rate * weight_decay,
+        learning_rate / (1 - betas[0] ** n_steps),
+        *betas,
+        (1 - betas[1] ** n_steps) ** -0.5,
+        epsilon,
+    )
+    tensors = (parameters, *moments, gradient.contiguous(), view)
+    _call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, dtype=gradient.dtype)
+
+
+class _AdamWStep(ctypes.Structure):
+    """``Step`` of ``adamw.cpp``."""
+
+    _fields_ = [
+        (name, ctypes.c_float)
+        for name in ("scale", "kept", "rate", "beta_1", "beta_2", "correction", "epsilon")
+    ]
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, cu_seqlens, max_length, n_heads):
@@ -51,7 +118,7 @@ class _Attention(torch.autograd.Function):
         attended[int(cu_seqlens[-1]) :] = 0
         ctx.sizes = (len(cu_seqlens) - 1, max_length, n_heads, head_size)
         ctx.save_for_backward(qkv, cu_seqlens)
-        _call("attention_forward", (qkv, attended, cu_seqlens), ctx.sizes)
+        _call("attention_forward", (qkv, attended, cu_seqlens), *ctx.sizes, dtype=qkv.dtype)
         return attended
 
     @staticmethod
@@ -60,14 +127,37 @@ class _Attention(torch.autograd.Function):
         qkv, cu_seqlens = ctx.saved_tensors
         of_qkv = torch.empty_like(qkv)
         of_qkv[int(cu_seqlens[-1]) :] = 0
-        _call("attention_backward", (qkv, gradient.contiguous(), of_qkv, cu_seqlens), ctx.sizes)
+        tensors = (qkv, gradient.contiguous(), of_qkv, cu_seqlens)
+        _call("attention_backward", tensors, *ctx.sizes, dtype=qkv.dtype)
         return of_qkv, None, None, None
 
 
-def _call(name: str, tensors: tuple[torch.Tensor, ...], sizes: tuple[int, ...]) -> None:
-    places = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    is_bfloat16 = int(tensors[0].dtype == torch.bfloat16)
-    getattr(_library(), name)(*places, *sizes, is_bfloat16, torch.get_num_threads())
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        result = torch.empty_like(x)
+        _call("gelu_forward", (x, result), ctypes.c_int64(x.numel()), dtype=x.dtype)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        tensors = (x, gradient.contiguous(), of_x)
+        _call("gelu_backward", tensors, ctypes.c_int64(x.numel()), dtype=x.dtype)
+        return of_x
+
+
+def _takes(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in _DTYPES and _library() is not None
+
+
+def _call(name: str, tensors: tuple[torch.Tensor | None, ...], *sizes, dtype: torch.dtype) -> None:
+    places = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
+    getattr(_library(), name)(*places, *sizes, int(dtype == torch.bfloat16), torch.get_num_threads())
 
 
 @cache

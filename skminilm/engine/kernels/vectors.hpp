@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -16,9 +17,18 @@ typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 
 #define INLINE static inline __attribute__((always_inline))
 
+template <class To, class From>
+INLINE To as(From x) {
+  To y;
+  memcpy(&y, &x, sizeof y);
+  return y;
+}
+
 /* How numbers lie in memory. All arithmetic is in float32. */
 struct Float32 {
   typedef float Number;
+  INLINE float number(float x) { return x; }
+  INLINE float rounded(float x) { return x; }
   INLINE Floats load(const float *place) {
     typedef Floats Unaligned __attribute__((aligned(4)));
     return *(const Unaligned *)place;
@@ -32,12 +42,17 @@ struct Float32 {
 struct BFloat16 {
   typedef uint16_t Number;
   typedef Halves Unaligned __attribute__((aligned(2)));
+  INLINE float number(uint16_t x) { return as<float>((uint32_t)x << 16); }
+  INLINE uint16_t rounded(float x) {
+    uint32_t bits = as<uint32_t>(x);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+  }
   INLINE Floats load(const uint16_t *place) {
     return (Floats)(__builtin_convertvector(*(const Unaligned *)place, Bits) << 16);
   }
   INLINE void store(uint16_t *place, Floats x) {
     Bits bits = (Bits)x;
-    bits += 0x7fff + ((bits >> 16) & 1); /* to nearest, ties to even */
+    bits += 0x7fff + ((bits >> 16) & 1);
     *(Unaligned *)place = __builtin_convertvector(bits >> 16, Halves);
   }
 };
