@@ -24,10 +24,10 @@ _COMPILE = [
 # Without -fopenmp: its functions come from the library that torch has loaded, so that both share their threads.
 _LINK = ["-shared", "-Wl,--as-needed"]
 # By the names that torch gives to what a processor can do.
-_X86 = {
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-}
+_AVX2 = ["-mavx2", "-mfma"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+_X86 = {"avx2": _AVX2, "avx512": _AVX512}
+_AMX = ["-mamx-tile", "-mamx-bf16"]  # GCC >= 11; used where the processor has it
 
 
 class KernelsBuildHook(BuildHookInterface):
@@ -44,6 +44,8 @@ class KernelsBuildHook(BuildHookInterface):
         machine = platform.machine()
         for name, options in (_X86 if machine == "x86_64" else {machine: []}).items():
             try:
+                if name == "avx512" and _accepts(compiler, _AMX):
+                    options = [*options, *_AMX]
                 self._compile(compiler, folder, name, options)
             except subprocess.CalledProcessError as error:
                 self.app.display_warning(f"No compiled kernels for {name}: {error.stderr.strip()}")
@@ -63,6 +65,11 @@ class KernelsBuildHook(BuildHookInterface):
         finally:
             for file in objects:
                 file.unlink(missing_ok=True)
+
+
+def _accepts(compiler: str, options: list[str]) -> bool:
+    command = [compiler, *options, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _run(command: list) -> None:

@@ -195,9 +195,10 @@ def matrix_peak(dtype: torch.dtype, tokens: int = 2048) -> float:
             "w.weight": torch.randn(outputs, inputs).to(dtype),
             "w.bias": torch.zeros(outputs, dtype=dtype),
         }
-        product = linear.PlainLinear(weights)
-        if linear.can_prepack(dtype):
-            product = linear.PrepackedLinear({"w.weight": linear.prepack(weights["w.weight"])}, weights)
+        packed = linear.packed_linear(dtype, (outputs, inputs))
+        product = (packed or linear.PlainLinear)(weights)
+        if packed:
+            product.add("w.weight", weights["w.weight"])
         products.append((product, torch.randn(tokens, inputs).to(dtype)))
     flop = 2 * tokens * 384 * (1152 + 384 + 1536 + 1536)
     best = float("inf")

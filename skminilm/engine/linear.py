@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -74,35 +74,100 @@ class _NarrowingLinear(torch.autograd.Function):
         return gradient @ weight if needs_x else None, of_weight, gradient.sum(0) if needs_bias else None
 
 
-def prepack(matrix: torch.Tensor) -> torch.Tensor:
-    """Lay a weight out for :class:`PrepackedLinear`."""
-    return _ops()._reorder_linear_weight(matrix.contiguous())
-
-
-class PrepackedLinear(Linear):
-    """The product on prepacked matrices, without gradients.
-
-    torch lays a matrix out anew in each call, which for one text costs more
-    than the product; and MKL, its default for float32, is slow on AMD. GELU
-    and the residual are computed before the product is rounded.
+class PackedLinear(Linear):
+    """The product on matrices that are laid out for it once, without gradients.
 
     Parameters
     ----------
-    matrices : mapping of str to Tensor
-        What :func:`prepack` returned.
     weights : mapping of str to Tensor
         With the biases.
     """
 
-    def __init__(self, matrices: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-        self._matrices = matrices
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._matrices: dict[str, torch.Tensor] = {}
         self._weights = weights
+
+    def add(self, name: str, matrix: torch.Tensor) -> None:
+        """Take a matrix (n_outputs, n_inputs) by the name of the weight."""
+        self._matrices[name] = self._pack(matrix)
 
     def __call__(
         self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See :class:`Linear`."""
-        return _product(x, self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"], gelu, residual)
+        return self._product(
+            x, self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"], gelu, residual
+        )
+
+    @staticmethod
+    @abstractmethod
+    def _pack(matrix: torch.Tensor) -> torch.Tensor:
+        """Lay a matrix out."""
+
+    @staticmethod
+    @abstractmethod
+    def _product(
+        x: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor,
+        gelu: bool,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Compute the product, and what follows it, with a matrix that is laid out."""
+
+
+def packed_linear(dtype: torch.dtype, sizes: Iterable[int]) -> type[PackedLinear] | None:
+    """Return the best way on this CPU to multiply with matrices of a precision that have these sizes.
+
+    None where only torch's own product is there.
+    """
+    if dtype == torch.float32 and kernels.has_product(sizes):
+        return TiledLinear
+    return PrepackedLinear if can_prepack(dtype) else None
+
+
+class TiledLinear(PackedLinear):
+    """In float32, on a processor with AMX: see :func:`.kernels.product`."""
+
+    @staticmethod
+    def _pack(matrix: torch.Tensor) -> torch.Tensor:
+        return kernels.pack(matrix)
+
+    @staticmethod
+    def _product(
+        x: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor,
+        gelu: bool,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return kernels.product(x, matrix, bias, gelu=gelu, residual=residual)
+
+
+class PrepackedLinear(PackedLinear):
+    """oneDNN's product on prepacked matrices.
+
+    torch lays a matrix out anew in each call, which for one text costs more
+    than the product; and MKL, its default for float32, is slow on AMD. GELU
+    and the residual are computed before the product is rounded.
+    """
+
+    @staticmethod
+    def _pack(matrix: torch.Tensor) -> torch.Tensor:
+        return _ops()._reorder_linear_weight(matrix.contiguous())
+
+    @staticmethod
+    def _product(
+        x: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor,
+        gelu: bool,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        operator = _ops()._linear_pointwise
+        if residual is not None:
+            return operator.binary(x, residual, matrix, bias, "add")
+        return operator(x, matrix, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
@@ -124,9 +189,10 @@ def _try_prepacked(dtype: torch.dtype) -> bool:
     )
     try:
         with torch.inference_mode():
-            packed = prepack(weight)
+            prepacked = PrepackedLinear({"w.bias": bias})
+            prepacked.add("w.weight", weight)
             for gelu, added in ((False, None), (True, None), (False, residual)):
-                found = _product(x, packed, bias, gelu, added)
+                found = prepacked(x, "w", gelu=gelu, residual=added)
                 expected = PlainLinear({"w.weight": weight.float(), "w.bias": bias.float()})(
                     x.float(), "w", gelu=gelu, residual=None if added is None else added.float()
                 )
@@ -140,16 +206,3 @@ def _try_prepacked(dtype: torch.dtype) -> bool:
 
 def _ops():
     return torch.ops.mkldnn
-
-
-def _product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    gelu: bool,
-    residual: torch.Tensor | None,
-) -> torch.Tensor:
-    operator = _ops()._linear_pointwise
-    if residual is not None:
-        return operator.binary(x, residual, weight, bias, "add")
-    return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")

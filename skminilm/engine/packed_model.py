@@ -16,7 +16,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
-from .linear import Linear, PlainLinear, PrepackedLinear, can_prepack, prepack
+from .linear import Linear, PlainLinear, packed_linear
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -193,18 +193,16 @@ class PackedModel(StreamingModel):
         self._max_waste = None if takes_any_lengths else MAX_WASTE[device.type]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights: dict[str, torch.Tensor] = {}
-        prepacked = {}
-        prepacks = device.type == "cpu" and can_prepack(dtype)
+        sizes = (self.hidden_size, 3 * self.hidden_size, self.config.intermediate_size)
+        packed = packed_linear(dtype, sizes) if device.type == "cpu" else None
+        self._linear: Linear = packed(self.weights) if packed else PlainLinear(self.weights)
         for name, tensor in weights:
             is_layer = name.startswith("layers.")
             moved = tensor.to(device, dtype if is_layer else None)
-            if prepacks and is_layer and moved.ndim == 2:
-                prepacked[name] = prepack(moved)
+            if packed and is_layer and moved.ndim == 2:
+                self._linear.add(name, moved)
             else:
                 self.weights[name] = moved
-        self._linear: Linear = (
-            PrepackedLinear(prepacked, self.weights) if prepacks else PlainLinear(self.weights)
-        )
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 _VERSION = 1
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEP = 16  # numbers of the widest vector
+_SIDE = 32  # of the blocks of a product
 
 
 def has_attention(dtype: torch.dtype, head_size: int) -> bool:
@@ -45,6 +46,54 @@ def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_he
         0 for slots behind the sequences.
     """
     return _Attention.apply(qkv, cu_seqlens, max_length, n_heads)
+
+
+def has_product(sizes: Iterable[int]) -> bool:
+    """Tell whether :func:`product` is there for matrices of these numbers of rows and columns."""
+    library = _library()
+    return library is not None and all(size % _SIDE == 0 for size in sizes) and bool(library.can_multiply())
+
+
+def pack(matrix: torch.Tensor) -> torch.Tensor:
+    """Lay a matrix (n_outputs, n_inputs) of float32 out for :func:`product`.
+
+    As the sum of two in bfloat16, by strips of 32 rows and steps of 32 columns, each of these 2 tiles of 16 x 32.
+    """
+    high = matrix.bfloat16()
+    parts = torch.stack([high, (matrix - high.float()).bfloat16()])
+    n_strips, n_steps = (size // _SIDE for size in matrix.shape)
+    return parts.view(2, n_strips, 2, 16, n_steps, 16, 2).permute(1, 4, 0, 2, 5, 3, 6).contiguous()
+
+
+def product(
+    x: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    gelu: bool = False,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return ``x @ matrix.T + bias``, through GELU or added to `residual`, without gradients.
+
+    Each number is taken as the sum of two in bfloat16, which is 2^-16 exact.
+
+    Parameters
+    ----------
+    x : Tensor of float32, shape (n_tokens, n_inputs)
+    matrix : Tensor
+        What :func:`pack` returned.
+    bias : Tensor of float32, shape (n_outputs,)
+    gelu : bool, default=False
+    residual : Tensor of float32, shape (n_tokens, n_outputs), default=None
+
+    Returns
+    -------
+    Tensor of float32, shape (n_tokens, n_outputs)
+    """
+    y = x.new_empty(len(x), len(bias))
+    tensors = (x.contiguous(), matrix, bias, None if residual is None else residual.contiguous(), y)
+    _call("product", tensors, ctypes.c_int64(len(x)), len(bias), x.shape[1], int(gelu))
+    return y
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +146,7 @@ def adamw(
         epsilon,
     )
     tensors = (parameters, *moments, gradient.contiguous(), view)
-    _call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, dtype=gradient.dtype)
+    _call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, _is_bfloat16(gradient))
 
 
 class _AdamWStep(ctypes.Structure):
@@ -118,7 +167,7 @@ class _Attention(torch.autograd.Function):
         attended[int(cu_seqlens[-1]) :] = 0
         ctx.sizes = (len(cu_seqlens) - 1, max_length, n_heads, head_size)
         ctx.save_for_backward(qkv, cu_seqlens)
-        _call("attention_forward", (qkv, attended, cu_seqlens), *ctx.sizes, dtype=qkv.dtype)
+        _call("attention_forward", (qkv, attended, cu_seqlens), *ctx.sizes, _is_bfloat16(qkv))
         return attended
 
     @staticmethod
@@ -128,7 +177,7 @@ class _Attention(torch.autograd.Function):
         of_qkv = torch.empty_like(qkv)
         of_qkv[int(cu_seqlens[-1]) :] = 0
         tensors = (qkv, gradient.contiguous(), of_qkv, cu_seqlens)
-        _call("attention_backward", tensors, *ctx.sizes, dtype=qkv.dtype)
+        _call("attention_backward", tensors, *ctx.sizes, _is_bfloat16(qkv))
         return of_qkv, None, None, None
 
 
@@ -138,7 +187,7 @@ class _Gelu(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x)
         result = torch.empty_like(x)
-        _call("gelu_forward", (x, result), ctypes.c_int64(x.numel()), dtype=x.dtype)
+        _call("gelu_forward", (x, result), ctypes.c_int64(x.numel()), _is_bfloat16(x))
         return result
 
     @staticmethod
@@ -147,7 +196,7 @@ class _Gelu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         of_x = torch.empty_like(x)
         tensors = (x, gradient.contiguous(), of_x)
-        _call("gelu_backward", tensors, ctypes.c_int64(x.numel()), dtype=x.dtype)
+        _call("gelu_backward", tensors, ctypes.c_int64(x.numel()), _is_bfloat16(x))
         return of_x
 
 
@@ -155,9 +204,13 @@ def _takes(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _DTYPES and _library() is not None
 
 
-def _call(name: str, tensors: tuple[torch.Tensor | None, ...], *sizes, dtype: torch.dtype) -> None:
+def _is_bfloat16(x: torch.Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+def _call(name: str, tensors: tuple[torch.Tensor | None, ...], *sizes) -> None:
     places = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
-    getattr(_library(), name)(*places, *sizes, int(dtype == torch.bfloat16), torch.get_num_threads())
+    getattr(_library(), name)(*places, *sizes, torch.get_num_threads())
 
 
 @cache

@@ -1,20 +1,7 @@
-/* GELU(x) = x P(X <= x) for a standard normal X (Hendrycks & Gimpel, 2016, arXiv:1606.08415), and its gradient. */
-#include "vectors.hpp"
+/* GELU of many numbers, and its gradient. */
+#include "gelu.hpp"
 
 constexpr int kAhead = 1024; /* numbers that are fetched early: the loops compute too long for the processor to do it */
-
-/* P(X <= x), and in `density` exp(-x^2 / 2). By formula 7.1.26 of Abramowitz & Stegun (1964) for erf: error 1e-7. */
-INLINE Floats normal_probability(Floats x, Floats *density) {
-  Floats size = x < 0.0f ? -x : x;
-  *density = exp_of_negative(x * x * -0.5f);
-  Floats t = 1.0f / (1.0f + 0.231641888f * size); /* 0.3275911 / sqrt(2) */
-  Floats sum = t * 0.5307027145f - 0.7265760135f; /* half of the formula's coefficients */
-  sum = sum * t + 0.7107068705f;
-  sum = sum * t - 0.142248368f;
-  sum = sum * t + 0.127414796f;
-  Floats tail = sum * t * *density;
-  return x < 0.0f ? tail : 1.0f - tail;
-}
 
 template <class Format>
 static void forward(const void *x, void *result, int64_t n, int n_threads) {
@@ -23,8 +10,7 @@ static void forward(const void *x, void *result, int64_t n, int n_threads) {
 #pragma omp parallel for num_threads(n_threads)
   for (int64_t i = 0; i < n; i += kLanes) {
     __builtin_prefetch(from + i + kAhead);
-    Floats value = Format::load(from + i), density;
-    Format::store(to + i, value * normal_probability(value, &density));
+    Format::store(to + i, gelu_of(Format::load(from + i)));
   }
 }
 
