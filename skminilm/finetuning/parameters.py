@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from torch.optim.adamw import adamw
 
 from ..engine import kernels
 
@@ -17,9 +16,8 @@ _FIRST_SCALE, _LEAST_SCALE = 2.0**16, 2.0**-14
 class FlatParameters:
     """Parameters side by side in one float32 vector, with views in the precision of the computation.
 
-    A step goes parameter by parameter, from its gradient to its new view: no
-    gradient is held in float32 for all of them, and each is in the
-    processor's cache on the way. (torch.optim.AdamW takes the same kernel, but
+    A step goes parameter by parameter, from its gradient to its new view, so
+    that no gradient is held in float32 for all of them. (torch.optim.AdamW
     wants gradients in the precision of the parameters, and takes seconds to
     make.)
 
@@ -103,12 +101,7 @@ class FlatParameters:
         with torch.no_grad():
             for view, gradient, master, *moments in zip(self.views.values(), gradients, *parts, strict=True):
                 same = self._computed is self.master
-                if kernels.has_adamw(gradient):
-                    kernels.adamw(master, moments, gradient, None if same else view, **options)
-                    continue
-                _adamw(master, moments, gradient, **options)
-                if not same:
-                    view.copy_(master)
+                kernels.adamw(master, moments, gradient, None if same else view, **options)
 
     def release_steps(self) -> None:
         """Free the memory that only steps need: there will be no further one."""
@@ -129,38 +122,6 @@ class FlatParameters:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the parameters as float32 arrays of their own."""
         return {name: part.cpu().numpy().copy() for name, part in self._split(self.master).items()}
-
-
-def _adamw(
-    parameters: torch.Tensor,
-    moments: Sequence[torch.Tensor],
-    gradient: torch.Tensor,
-    *,
-    n_steps: int,
-    scale: float,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    epsilon: float,
-) -> None:
-    """See ``engine.kernels.adamw``, which is this in one pass."""
-    first, second = moments
-    adamw(
-        [parameters],
-        [gradient.float().mul_(scale)],
-        [first],
-        [second],
-        [],
-        [torch.full((), n_steps - 1.0, device=parameters.device)],
-        fused=True,
-        amsgrad=False,
-        maximize=False,
-        lr=learning_rate,
-        beta1=betas[0],
-        beta2=betas[1],
-        eps=epsilon,
-        weight_decay=weight_decay,
-    )
 
 
 def norm(gradients: Iterable[torch.Tensor]) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from torch.optim.adamw import adamw as torch_adamw
 
 # A library of other sources than these is not used.
 _VERSION = 1
@@ -45,7 +46,8 @@ def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_he
     Tensor, shape (n_slots, hidden_size)
         0 for slots behind the sequences.
     """
-    return _Attention.apply(qkv, cu_seqlens, max_length, n_heads)
+    attend = _Attention.apply if qkv.requires_grad else _attend
+    return attend(qkv.contiguous(), cu_seqlens, max_length, n_heads)
 
 
 def has_product(sizes: Iterable[int]) -> bool:
@@ -101,11 +103,6 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return _Gelu.apply(x) if _takes(x) and x.numel() % _STEP == 0 else F.gelu(x)
 
 
-def has_adamw(gradient: torch.Tensor) -> bool:
-    """Tell whether :func:`adamw` is there for a gradient."""
-    return _takes(gradient)
-
-
 def adamw(
     parameters: torch.Tensor,
     moments: Sequence[torch.Tensor],
@@ -121,14 +118,17 @@ def adamw(
 ) -> None:
     """Change parameters by a step of AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101).
 
+    Compiled where the gradient allows: in one pass over memory, which bounds the time.
+
     Parameters
     ----------
     parameters : Tensor of float32
         Changed in place, as are the `moments`, of the same size.
     moments : sequence of two Tensors of float32
-    gradient : Tensor of float32 or bfloat16
+    gradient : Tensor
+        It may be overwritten.
     view : Tensor or None
-        Receives the parameters in the gradient's precision.
+        Receives the parameters in its own precision.
     n_steps : int
         With this one.
     scale : float
@@ -137,16 +137,36 @@ def adamw(
     betas : (float, float)
     epsilon : float
     """
-    step = _AdamWStep(
-        scale,
-        1 - learning_rate * weight_decay,
-        learning_rate / (1 - betas[0] ** n_steps),
-        *betas,
-        (1 - betas[1] ** n_steps) ** -0.5,
-        epsilon,
-    )
-    tensors = (parameters, *moments, gradient.contiguous(), view)
-    _call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, _is_bfloat16(gradient))
+    in_one_pass = view is not None and view.dtype == gradient.dtype and _takes(gradient)
+    if _takes(gradient):
+        step = _AdamWStep(
+            scale,
+            1 - learning_rate * weight_decay,
+            learning_rate / (1 - betas[0] ** n_steps),
+            *betas,
+            (1 - betas[1] ** n_steps) ** -0.5,
+            epsilon,
+        )
+        tensors = (parameters, *moments, gradient.contiguous(), view if in_one_pass else None)
+        _call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, _is_bfloat16(gradient))
+    else:
+        torch_adamw(
+            [parameters],
+            [gradient.float().mul_(scale)],
+            *([moment] for moment in moments),
+            [],
+            [torch.full((), n_steps - 1.0, device=parameters.device)],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            lr=learning_rate,
+            beta1=betas[0],
+            beta2=betas[1],
+            eps=epsilon,
+            weight_decay=weight_decay,
+        )
+    if view is not None and not in_one_pass:
+        view.copy_(parameters)
 
 
 class _AdamWStep(ctypes.Structure):
@@ -161,24 +181,31 @@ class _AdamWStep(ctypes.Structure):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, cu_seqlens, max_length, n_heads):
-        qkv = qkv.contiguous()
-        head_size = qkv.shape[1] // (3 * n_heads)
-        attended = qkv.new_empty(len(qkv), n_heads * head_size)
-        attended[int(cu_seqlens[-1]) :] = 0
-        ctx.sizes = (len(cu_seqlens) - 1, max_length, n_heads, head_size)
         ctx.save_for_backward(qkv, cu_seqlens)
-        _call("attention_forward", (qkv, attended, cu_seqlens), *ctx.sizes, _is_bfloat16(qkv))
-        return attended
+        ctx.sizes = (max_length, n_heads)
+        return _attend(qkv, cu_seqlens, max_length, n_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         qkv, cu_seqlens = ctx.saved_tensors
         of_qkv = torch.empty_like(qkv)
-        of_qkv[int(cu_seqlens[-1]) :] = 0
         tensors = (qkv, gradient.contiguous(), of_qkv, cu_seqlens)
-        _call("attention_backward", tensors, *ctx.sizes, _is_bfloat16(qkv))
+        _call("attention_backward", tensors, *_attention_sizes(qkv, cu_seqlens, *ctx.sizes))
         return of_qkv, None, None, None
+
+
+def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
+    attended = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+    sizes = _attention_sizes(qkv, cu_seqlens, max_length, n_heads)
+    _call("attention_forward", (qkv, attended, cu_seqlens), *sizes)
+    return attended
+
+
+def _attention_sizes(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> tuple:
+    n_slots, width = qkv.shape
+    n_sequences, head_size = len(cu_seqlens) - 1, width // (3 * n_heads)
+    return ctypes.c_int64(n_slots), n_sequences, max_length, n_heads, head_size, _is_bfloat16(qkv)
 
 
 class _Gelu(torch.autograd.Function):
@@ -210,7 +237,8 @@ def _is_bfloat16(x: torch.Tensor) -> int:
 
 def _call(name: str, tensors: tuple[torch.Tensor | None, ...], *sizes) -> None:
     places = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
-    getattr(_library(), name)(*places, *sizes, torch.get_num_threads())
+    if getattr(_library(), name)(*places, *sizes, torch.get_num_threads()):
+        raise MemoryError(f"There is too little memory for {name}.")
 
 
 @cache

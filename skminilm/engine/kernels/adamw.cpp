@@ -1,18 +1,20 @@
-/* One step of AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101) in one pass over memory, which bounds its time. */
+/* One step of AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101) in one pass over memory, which bounds its
+ * time. */
 #include <math.h>
 
 #include "vectors.hpp"
 
 struct Step {
-  float scale;        /* of the gradient */
-  float kept;         /* of the parameters: 1 - learning rate * weight decay */
-  float rate;         /* learning rate / (1 - beta_1^t) */
+  float scale; /* of the gradient */
+  float kept;  /* of the parameters: 1 - learning rate * weight decay */
+  float rate;  /* learning rate / (1 - beta_1^t) */
   float beta_1, beta_2;
-  float correction;   /* 1 / sqrt(1 - beta_2^t) */
+  float correction; /* 1 / sqrt(1 - beta_2^t) */
   float epsilon;
 };
 
-/* Change parameters and moments; `view`, where there is one, receives the parameters in the gradient's format. */
+/* Change parameters and moments; `view`, where there is one, receives the parameters in the gradient's
+ * format. */
 template <class Format>
 static void change(float *__restrict__ parameters, float *__restrict__ first, float *__restrict__ second,
                    const typename Format::Number *__restrict__ gradient,
@@ -39,10 +41,12 @@ static void change(float *__restrict__ parameters, float *__restrict__ first, fl
   }
 }
 
-extern "C" void adamw_step(float *parameters, float *first, float *second, const void *gradient, void *view,
-                           int64_t n, Step step, int is_bfloat16, int n_threads) {
+extern "C" int adamw_step(float *parameters, float *first, float *second, const void *gradient, void *view,
+                          int64_t n, Step step, int is_bfloat16, int n_threads) {
   if (is_bfloat16)
-    change<BFloat16>(parameters, first, second, (const uint16_t *)gradient, (uint16_t *)view, n, step, n_threads);
+    change<BFloat16>(parameters, first, second, (const uint16_t *)gradient, (uint16_t *)view, n, step,
+                     n_threads);
   else
     change<Float32>(parameters, first, second, (const float *)gradient, (float *)view, n, step, n_threads);
+  return 0;
 }

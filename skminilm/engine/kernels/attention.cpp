@@ -8,6 +8,7 @@ gradient computes the probabilities again instead of keeping them, as in
 FlashAttention (Dao et al., 2022, arXiv:2205.14135).
 */
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,8 +25,7 @@ INLINE void tile(int depth, const float *a, int64_t a_row, int64_t a_column, con
                  float *c, int64_t c_row) {
   Floats sums[kRows][kVectors];
   for (int i = 0; i < kRows; i++)
-    for (int j = 0; j < kVectors; j++)
-      sums[i][j] = kAdd ? *(Floats *)(c + i * c_row + j * kLanes) : Floats{};
+    for (int j = 0; j < kVectors; j++) sums[i][j] = kAdd ? *(Floats *)(c + i * c_row + j * kLanes) : Floats{};
   for (int k = 0; k < depth; k++) {
     Floats values[kVectors];
     for (int j = 0; j < kVectors; j++) values[j] = *(const Floats *)(b + k * b_row + j * kLanes);
@@ -113,14 +113,16 @@ INLINE void write_rows(const float *rows, int m, int size, const float *factors,
                        int64_t stride) {
   for (int i = 0; i < m; i++)
     for (int d = 0; d < size; d += kLanes)
-      Format::store(x + i * stride + d, *(const Floats *)(rows + i * size + d) * (factors ? factors[i] : 1.0f));
+      Format::store(x + i * stride + d,
+                    *(const Floats *)(rows + i * size + d) * (factors ? factors[i] : 1.0f));
 }
 
 /* ---- Attention ------------------------------------------------------------ */
 
 INLINE int up_to_lanes(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-/* Replace scores (n_keys, width), a column for each query, by exponentials, and tell 1 / the sum of each column. */
+/* Replace scores (n_keys, width), a column for each query, by exponentials, and tell 1 / the sum of each
+ * column. */
 static void exponentials(float *scores, int n_keys, int width, float *inverse_sums) {
   for (int lane = 0; lane < width; lane += kLanes) {
     Floats top = *(Floats *)(scores + lane);
@@ -180,8 +182,8 @@ static void attend(const typename Format::Number *qkv, typename Format::Number *
 }
 
 /* Replace `of_probabilities` by the gradient of the scores; exponentials become probabilities. */
-static void softmax_backward(float *exponentials, const float *inverse_sums, float *of_probabilities, int n_keys,
-                             int width) {
+static void softmax_backward(float *exponentials, const float *inverse_sums, float *of_probabilities,
+                             int n_keys, int width) {
   for (int lane = 0; lane < width; lane += kLanes) {
     Floats factor = *(const Floats *)(inverse_sums + lane), mean = {};
     for (int64_t key = 0; key < n_keys; key++) {
@@ -198,14 +200,16 @@ static void softmax_backward(float *exponentials, const float *inverse_sums, flo
 
 template <class Format>
 static void attend_backward(const typename Format::Number *qkv, const typename Format::Number *of_attended,
-                            typename Format::Number *of_qkv, int length, int64_t hidden, int size, Space space) {
+                            typename Format::Number *of_qkv, int length, int64_t hidden, int size,
+                            Space space) {
   int64_t all = (int64_t)length * size, stride = 3 * hidden;
   float *keys = space.take(all), *values = space.take(all);
   float *of_keys = space.take(all), *of_values = space.take(all);
   float *queries = space.take(kBlock * size), *columns = space.take(kBlock * size);
   float *of_block = space.take(kBlock * size), *of_queries = space.take(kBlock * size);
   float *inverse_sums = space.take(kBlock);
-  float *probabilities = space.take((int64_t)length * kBlock), *of_scores = space.take((int64_t)length * kBlock);
+  float *probabilities = space.take((int64_t)length * kBlock),
+        *of_scores = space.take((int64_t)length * kBlock);
   float scale = 1.0f / sqrtf(size);
   read_rows<Format>(qkv + hidden, stride, length, length, size, 1.0f, keys);
   read_rows<Format>(qkv + 2 * hidden, stride, length, length, size, 1.0f, values);
@@ -233,65 +237,75 @@ static void attend_backward(const typename Format::Number *qkv, const typename F
 
 /* ---- All heads of all sequences ------------------------------------------- */
 
+/* Returns 1 where the memory is too small. */
 template <class Compute>
-INLINE void for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_floats, Compute compute) {
+INLINE int for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_floats, Compute compute) {
+  n_floats = (n_floats + 15) / 16 * 16;
+  float *floats = (float *)aligned_alloc(64, n_threads * n_floats * sizeof(float));
+  if (!floats) return 1;
   /* Heads of one sequence lie side by side: one thread takes several, but every thread gets some. */
   int chunk = n_sequences * n_heads / (8 * n_threads);
   chunk = chunk > n_heads ? n_heads : chunk < 1 ? 1 : chunk;
-#pragma omp parallel num_threads(n_threads)
-  {
-    float *floats = (float *)aligned_alloc(64, (n_floats * sizeof(float) + 63) / 64 * 64);
-    if (!floats) abort();
-#pragma omp for schedule(dynamic, chunk)
-    for (int i = 0; i < n_sequences * n_heads; i++) compute(i / n_heads, i % n_heads, Space{floats});
-    free(floats);
-  }
+#pragma omp parallel for num_threads(n_threads) schedule(dynamic, chunk)
+  for (int i = 0; i < n_sequences * n_heads; i++)
+    compute(i / n_heads, i % n_heads, Space{floats + omp_get_thread_num() * n_floats});
+  free(floats);
+  return 0;
+}
+
+template <class Number>
+INLINE void clear(Number *rows, int64_t start, int64_t stop, int64_t width) {
+  memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
 }
 
 template <class Format>
-static void forward(const void *qkv, void *attended, const int32_t *offsets, int n_sequences, int longest,
-                    int n_heads, int size, int n_threads) {
+static int forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots, int n_sequences,
+                   int longest, int n_heads, int size, int n_threads) {
   typedef typename Format::Number Number;
   int64_t hidden = (int64_t)n_heads * size;
-  for_each_head(n_sequences, n_heads, n_threads, floats_for_forward(longest, size),
-                [=](int sequence, int head, Space space) {
-                  int64_t start = offsets[sequence];
-                  attend<Format>((const Number *)qkv + start * 3 * hidden + head * size,
-                                 (Number *)attended + start * hidden + head * size,
-                                 offsets[sequence + 1] - start, hidden, size, space);
-                });
+  clear((Number *)attended, offsets[n_sequences], n_slots, hidden);
+  return for_each_head(n_sequences, n_heads, n_threads, floats_for_forward(longest, size),
+                       [=](int sequence, int head, Space space) {
+                         int64_t start = offsets[sequence];
+                         attend<Format>((const Number *)qkv + start * 3 * hidden + head * size,
+                                        (Number *)attended + start * hidden + head * size,
+                                        offsets[sequence + 1] - start, hidden, size, space);
+                       });
 }
 
 template <class Format>
-static void backward(const void *qkv, const void *of_attended, void *of_qkv, const int32_t *offsets,
-                     int n_sequences, int longest, int n_heads, int size, int n_threads) {
+static int backward(const void *qkv, const void *of_attended, void *of_qkv, const int32_t *offsets,
+                    int64_t n_slots, int n_sequences, int longest, int n_heads, int size, int n_threads) {
   typedef typename Format::Number Number;
   int64_t hidden = (int64_t)n_heads * size;
-  for_each_head(n_sequences, n_heads, n_threads, floats_for_backward(longest, size),
-                [=](int sequence, int head, Space space) {
-                  int64_t start = offsets[sequence];
-                  attend_backward<Format>((const Number *)qkv + start * 3 * hidden + head * size,
-                                          (const Number *)of_attended + start * hidden + head * size,
-                                          (Number *)of_qkv + start * 3 * hidden + head * size,
-                                          offsets[sequence + 1] - start, hidden, size, space);
-                });
+  clear((Number *)of_qkv, offsets[n_sequences], n_slots, 3 * hidden);
+  return for_each_head(n_sequences, n_heads, n_threads, floats_for_backward(longest, size),
+                       [=](int sequence, int head, Space space) {
+                         int64_t start = offsets[sequence];
+                         attend_backward<Format>((const Number *)qkv + start * 3 * hidden + head * size,
+                                                 (const Number *)of_attended + start * hidden + head * size,
+                                                 (Number *)of_qkv + start * 3 * hidden + head * size,
+                                                 offsets[sequence + 1] - start, hidden, size, space);
+                       });
 }
 
 /* Of this interface; the caller compares it with the one that it knows. */
 extern "C" int kernels_version() { return 1; }
 
-/* qkv (n_tokens, 3 * n_heads * size), attended (n_tokens, n_heads * size); sequence i has the tokens
-offsets[i] to offsets[i + 1], at most `longest`; size is a multiple of 16. */
-extern "C" void attention_forward(const void *qkv, void *attended, const int32_t *offsets, int n_sequences,
-                                  int longest, int n_heads, int size, int is_bfloat16, int n_threads) {
+/* qkv (n_slots, 3 * n_heads * size), attended (n_slots, n_heads * size), 0 behind the sequences; sequence i
+has the tokens offsets[i] to offsets[i + 1], at most `longest`; size is a multiple of 16. Returns 1 where the
+memory is too small. */
+extern "C" int attention_forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
+                                 int n_sequences, int longest, int n_heads, int size, int is_bfloat16,
+                                 int n_threads) {
   auto run = is_bfloat16 ? forward<BFloat16> : forward<Float32>;
-  run(qkv, attended, offsets, n_sequences, longest, n_heads, size, n_threads);
+  return run(qkv, attended, offsets, n_slots, n_sequences, longest, n_heads, size, n_threads);
 }
 
 /* of_attended and of_qkv: gradients of a loss, in the shapes of attended and qkv */
-extern "C" void attention_backward(const void *qkv, const void *of_attended, void *of_qkv, const int32_t *offsets,
-                                   int n_sequences, int longest, int n_heads, int size, int is_bfloat16,
-                                   int n_threads) {
+extern "C" int attention_backward(const void *qkv, const void *of_attended, void *of_qkv,
+                                  const int32_t *offsets, int64_t n_slots, int n_sequences, int longest,
+                                  int n_heads, int size, int is_bfloat16, int n_threads) {
   auto run = is_bfloat16 ? backward<BFloat16> : backward<Float32>;
-  run(qkv, of_attended, of_qkv, offsets, n_sequences, longest, n_heads, size, n_threads);
+  return run(qkv, of_attended, of_qkv, offsets, n_slots, n_sequences, longest, n_heads, size, n_threads);
 }

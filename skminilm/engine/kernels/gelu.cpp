@@ -1,7 +1,8 @@
 /* GELU of many numbers, and its gradient. */
 #include "gelu.hpp"
 
-constexpr int kAhead = 1024; /* numbers that are fetched early: the loops compute too long for the processor to do it */
+constexpr int kAhead =
+    1024; /* numbers that are fetched early: the loops compute too long for the processor to do it */
 
 template <class Format>
 static void forward(const void *x, void *result, int64_t n, int n_threads) {
@@ -30,12 +31,14 @@ static void backward(const void *x, const void *of_result, void *of_x, int64_t n
 }
 
 /* n numbers, a multiple of 16 */
-extern "C" void gelu_forward(const void *x, void *result, int64_t n, int is_bfloat16, int n_threads) {
+extern "C" int gelu_forward(const void *x, void *result, int64_t n, int is_bfloat16, int n_threads) {
   (is_bfloat16 ? forward<BFloat16> : forward<Float32>)(x, result, n, n_threads);
+  return 0;
 }
 
 /* of_result and of_x: gradients of a loss */
-extern "C" void gelu_backward(const void *x, const void *of_result, void *of_x, int64_t n, int is_bfloat16,
-                              int n_threads) {
+extern "C" int gelu_backward(const void *x, const void *of_result, void *of_x, int64_t n, int is_bfloat16,
+                             int n_threads) {
   (is_bfloat16 ? backward<BFloat16> : backward<Float32>)(x, of_result, of_x, n, n_threads);
+  return 0;
 }

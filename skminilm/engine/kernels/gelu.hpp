@@ -3,7 +3,8 @@
 
 #include "vectors.hpp"
 
-/* P(X <= x), and in `density` exp(-x^2 / 2). By formula 7.1.26 of Abramowitz & Stegun (1964) for erf: error 1e-7. */
+/* P(X <= x), and in `density` exp(-x^2 / 2). By formula 7.1.26 of Abramowitz & Stegun (1964) for erf: error
+ * 1e-7. */
 INLINE Floats normal_probability(Floats x, Floats *density) {
   Floats size = x < 0.0f ? -x : x;
   *density = exp_of_negative(x * x * -0.5f);

@@ -1,21 +1,23 @@
-/* Products of tokens with a weight in float32, on the tiles of AMX, with what follows them: bias, GELU, residual.
+/* Products of tokens with a weight in float32, on the tiles of AMX, with what follows them: bias, GELU,
+residual.
 
-Tiles multiply bfloat16 and add in float32. Each float32 is taken as the sum of two bfloat16, which hold 16 of its 24
-digits, and three of their four products are added: twice as fast as float32 arithmetic, with a relative error of
-2^-16 a factor. (Henry, Tang & Heinecke, 2019, arXiv:1904.06376, who call it "BFloat16x2".)
+Tiles multiply bfloat16 and add in float32. Each float32 is taken as the sum of two bfloat16, which hold 16 of
+its 24 digits, and three of their four products are added: twice as fast as float32 arithmetic, with a
+relative error of 2^-16 a factor (Henry, Tang & Heinecke, 2019, arXiv:1904.06376).
 */
 #include "gelu.hpp"
 
 #if defined(__AMX_BF16__)
 #include <cpuid.h>
 #include <immintrin.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-constexpr int kSide = 32;            /* rows and columns of a result, and depth of a step: 2 x 2 tiles */
-constexpr int kTile = 512;           /* numbers of a tile of a factor, (16, 32) */
-constexpr int kFactor = 4 * kTile;   /* of a step of one factor: two tiles of high parts, two of low parts */
+constexpr int kSide = 32;          /* rows and columns of a result, and depth of a step: 2 x 2 tiles */
+constexpr int kTile = 512;         /* numbers of a tile of a factor, (16, 32) */
+constexpr int kFactor = 4 * kTile; /* of a step of one factor: two tiles of high parts, two of low parts */
 
 /* Eight tiles of 16 rows of 64 bytes. */
 struct __attribute__((packed)) TileShapes {
@@ -42,9 +44,11 @@ INLINE void add_products() {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-/* sums (32, 32) = tokens @ weight. In between, while the tiles compute, `between` is called with each step. */
+/* sums (32, 32) = tokens @ weight. In between, while the tiles compute, `between` is called with each step.
+ */
 template <class Between>
-INLINE void sum_products(const uint16_t *tokens, const uint16_t *weight, int steps, float *sums, Between between) {
+INLINE void sum_products(const uint16_t *tokens, const uint16_t *weight, int steps, float *sums,
+                         Between between) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -81,21 +85,24 @@ INLINE void read_tokens(const float *x, int n_rows, int depth, uint16_t *tokens)
     }
 }
 
-/* y (m, n) = x (m, depth) @ weight' + bias, then GELU or + residual; n and depth are multiples of 32. The weight lies
-as (n / 32, depth / 32, 2 parts, 2 tiles, 16, 16, 2): strips of 32 columns, steps of 32, high and low part. */
-extern "C" void product(const float *x, const uint16_t *weight, const float *bias, const float *residual, float *y,
-                        int64_t m, int n, int depth, int gelu, int n_threads) {
+/* y (m, n) = x (m, depth) @ weight' + bias, then GELU or + residual; n and depth are multiples of 32. The
+weight lies as (n / 32, depth / 32, 2 parts, 2 tiles, 16, 16, 2): strips of 32 columns, steps of 32, high and
+low part. Returns 1 where the memory is too small. */
+extern "C" int product(const float *x, const uint16_t *weight, const float *bias, const float *residual,
+                       float *y, int64_t m, int n, int depth, int gelu, int n_threads) {
   int64_t n_blocks = (m + kSide - 1) / kSide;
   int n_strips = n / kSide, n_steps = depth / kSide, rows_a_step = (kSide + n_steps - 1) / n_steps;
   int n_shares = 1; /* of the strips: few tokens keep all threads busy too */
   while (n_blocks * n_shares < 4 * n_threads && n_strips % (2 * n_shares) == 0) n_shares *= 2;
   int strips_a_share = n_strips / n_shares;
+  int64_t space = (int64_t)n_steps * kFactor;
+  uint16_t *spaces = (uint16_t *)aligned_alloc(64, n_threads * space * sizeof(uint16_t));
+  if (!spaces) return 1;
 #pragma omp parallel num_threads(n_threads)
   {
     TileShapes shapes;
     _tile_loadconfig(&shapes);
-    uint16_t *tokens = (uint16_t *)aligned_alloc(64, (size_t)n_steps * kFactor * sizeof(uint16_t));
-    if (!tokens) abort();
+    uint16_t *tokens = spaces + omp_get_thread_num() * space;
     float sums[2][kSide * kSide] __attribute__((aligned(64)));
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < n_blocks * n_shares; task++) {
@@ -117,13 +124,15 @@ extern "C" void product(const float *x, const uint16_t *weight, const float *bia
                      [&](int step) __attribute__((always_inline)) {
                        if (strip == first) return;
                        int stop = (step + 1) * rows_a_step;
-                       for (int row = step * rows_a_step; row < stop && row < n_rows; row++) finish(strip - 1, row);
+                       for (int row = step * rows_a_step; row < stop && row < n_rows; row++)
+                         finish(strip - 1, row);
                      });
       for (int row = 0; row < n_rows; row++) finish(last, row);
     }
-    free(tokens);
     _tile_release();
   }
+  free(spaces);
+  return 0;
 }
 
 /* Tell whether the processor has such tiles, and ask the system for them. */

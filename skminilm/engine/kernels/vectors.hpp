@@ -57,8 +57,8 @@ struct BFloat16 {
   }
 };
 
-/* exp(x) for x <= 0, relative error 2e-7; NaN stays NaN. Never less than exp(-60): processors take a hundred times as
-long to compute with numbers so small that they lose digits. */
+/* exp(x) for x <= 0, relative error 2e-7; NaN stays NaN. Never less than exp(-60): processors take a hundred
+times as long to compute with numbers so small that they lose digits. */
 INLINE Floats exp_of_negative(Floats x) {
   x = x < -60.0f ? Floats{} - 60.0f : x;
   Floats power = x * 1.44269504f;
