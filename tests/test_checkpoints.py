@@ -93,7 +93,7 @@ def test_sentence_transformers_folder_gives_its_vectors(make_sentence_transforme
     with pytest.warns(UserWarning, match="max_length=24"):
         found = MiniLMEncoder(folder, precision="fp32").transform(texts)
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # of numbers up to 3
 
 
 def test_weights_with_a_head_are_read_under_their_prefix(folder, tmp_path, texts):
