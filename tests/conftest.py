@@ -216,6 +216,18 @@ def resident_mib():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def attention_by_definition(qkv, lengths, n_heads):
+    """Attention of each sequence of a pack to itself, by the formula."""
+    import torch
+
+    outputs = []
+    for tokens in qkv[: sum(lengths)].split(lengths):
+        query, key, value = tokens.unflatten(1, (3, n_heads, -1)).permute(1, 2, 0, 3)
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        outputs.append((scores.softmax(-1) @ value).transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
+
+
 def plain_hidden_states(weights, pack, config):
     """The forward pass on matrices as they are, with gradients: what training runs."""
     from skminilm.engine.forward import embed, encoder_layer

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import plain_hidden_states
+from conftest import attention_by_definition, plain_hidden_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,15 +107,6 @@ def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkey
             hidden = plain_hidden_states(weights, pack, checkpoint.config)
             found.append(pool(hidden, pack, "mean").detach().numpy())
     assert np.abs(found[1] - found[0]).max() <= 2e-5
-
-
-def attention_by_definition(qkv, lengths, n_heads):
-    outputs = []
-    for tokens in qkv[: sum(lengths)].split(lengths):
-        query, key, value = tokens.unflatten(1, (3, n_heads, -1)).permute(1, 2, 0, 3)
-        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-        outputs.append((scores.softmax(-1) @ value).transpose(0, 1).flatten(1))
-    return torch.cat(outputs)
 
 
 @given(

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import attention_by_definition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,15 +20,6 @@ HAVE_KERNELS = kernels.has_attention(torch.float32, 32)
 needs_kernels = pytest.mark.skipif(not HAVE_KERNELS, reason="no kernels were compiled here")
 
 needs_tiles = pytest.mark.skipif(not kernels.has_product([32]), reason="the processor has no AMX")
-
-
-def attention_by_definition(qkv, lengths, n_heads):
-    outputs = []
-    for tokens in qkv[: sum(lengths)].split(lengths):
-        query, key, value = tokens.unflatten(1, (3, n_heads, -1)).permute(1, 2, 0, 3)
-        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-        outputs.append((scores.softmax(-1) @ value).transpose(0, 1).flatten(1))
-    return torch.cat(outputs)
 
 
 def attend(qkv, lengths, n_heads):

@@ -96,7 +96,7 @@ class PackedLinear(Linear):
     ) -> torch.Tensor:
         """See :class:`Linear`."""
         return self._product(
-            x, self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"], gelu, residual
+            x, self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"], gelu=gelu, residual=residual
         )
 
     @staticmethod
@@ -110,6 +110,7 @@ class PackedLinear(Linear):
         x: torch.Tensor,
         matrix: torch.Tensor,
         bias: torch.Tensor,
+        *,
         gelu: bool,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
@@ -127,21 +128,10 @@ def packed_linear(dtype: torch.dtype, sizes: Iterable[int]) -> type[PackedLinear
 
 
 class TiledLinear(PackedLinear):
-    """In float32, on a processor with AMX: see :func:`.kernels.product`."""
+    """In float32, on a processor with AMX."""
 
-    @staticmethod
-    def _pack(matrix: torch.Tensor) -> torch.Tensor:
-        return kernels.pack(matrix)
-
-    @staticmethod
-    def _product(
-        x: torch.Tensor,
-        matrix: torch.Tensor,
-        bias: torch.Tensor,
-        gelu: bool,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return kernels.product(x, matrix, bias, gelu=gelu, residual=residual)
+    _pack = staticmethod(kernels.pack)
+    _product = staticmethod(kernels.product)
 
 
 class PrepackedLinear(PackedLinear):
@@ -161,6 +151,7 @@ class PrepackedLinear(PackedLinear):
         x: torch.Tensor,
         matrix: torch.Tensor,
         bias: torch.Tensor,
+        *,
         gelu: bool,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:

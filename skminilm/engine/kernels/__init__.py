@@ -29,22 +29,9 @@ def has_attention(dtype: torch.dtype, head_size: int) -> bool:
 
 
 def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
-    """Scaled dot-product attention of every sequence to itself, with gradients.
+    """Compute ``varlen.varlen_attention``, with gradients, of float32 or bfloat16 on the CPU.
 
-    Parameters
-    ----------
-    qkv : Tensor of float32 or bfloat16, shape (n_slots, 3 * hidden_size)
-        Queries, keys and values side by side, on the CPU.
-    cu_seqlens : Tensor of int32, shape (n_sequences + 1,)
-        Offsets of the sequences.
-    max_length : int
-        Tokens of the longest.
-    n_heads : int
-
-    Returns
-    -------
-    Tensor, shape (n_slots, hidden_size)
-        0 for slots behind the sequences.
+    Slots behind the sequences get 0.
     """
     attend = _Attention.apply if qkv.requires_grad else _attend
     return attend(qkv.contiguous(), cu_seqlens, max_length, n_heads)
@@ -137,8 +124,9 @@ def adamw(
     betas : (float, float)
     epsilon : float
     """
-    in_one_pass = view is not None and view.dtype == gradient.dtype and _takes(gradient)
-    if _takes(gradient):
+    is_compiled = _takes(gradient)
+    in_one_pass = is_compiled and view is not None and view.dtype == gradient.dtype
+    if is_compiled:
         step = _AdamWStep(
             scale,
             1 - learning_rate * weight_decay,
