@@ -27,7 +27,8 @@ _LINK = ["-shared", "-Wl,--as-needed"]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86 = {"avx2": _AVX2, "avx512": _AVX512}
-_AMX = ["-mamx-tile", "-mamx-bf16"]  # GCC >= 11; used where the processor has it
+# As far as the compiler knows them; used where the processor has them.
+_OPTIONAL = [["-mavx512vnni"], ["-mamx-tile", "-mamx-bf16"]]
 
 
 class KernelsBuildHook(BuildHookInterface):
@@ -44,8 +45,8 @@ class KernelsBuildHook(BuildHookInterface):
         machine = platform.machine()
         for name, options in (_X86 if machine == "x86_64" else {machine: []}).items():
             try:
-                if name == "avx512" and _accepts(compiler, _AMX):
-                    options = [*options, *_AMX]
+                if name == "avx512":
+                    options = [*options, *(o for some in _OPTIONAL if _accepts(compiler, some) for o in some)]
                 self._compile(compiler, folder, name, options)
             except subprocess.CalledProcessError as error:
                 self.app.display_warning(f"No compiled kernels for {name}: {error.stderr.strip()}")

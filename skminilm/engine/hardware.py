@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernels import int8
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = ("torch", "openvino")
 PRECISIONS = (*_DTYPES, "int8")
@@ -37,8 +39,8 @@ class Compute:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the layers' weights and activations."""
-        return _DTYPES[self.precision]
+        """Of the layers' activations, and of their weights but for int8."""
+        return torch.bfloat16 if self.precision == "int8" else _DTYPES[self.precision]
 
     @property
     def namespace(self) -> str:
@@ -72,19 +74,32 @@ def resolve_compute(
             )
         device = "cpu"
     resolved = resolve_device(device)
-    if precision == "int8" and backend != "openvino":
+    if precision == "int8" and backend == "torch":
+        _check_int8(resolved)
+    if calibration is not None and (precision, backend) != ("int8", "openvino"):
         raise ValueError(
-            "precision='int8' needs backend='openvino' (pip install 'skminilm[openvino]'): with "
-            "backend='torch' use 'auto', 'bf16' or 'fp32'."
+            "calibration_texts are for precision='int8' with backend='openvino', not "
+            f"precision={precision!r} with backend={backend!r}."
         )
-    if calibration is not None and precision != "int8":
-        raise ValueError(f"calibration_texts are for precision='int8', not precision={precision!r}.")
     helpers = _other_gpus(resolved) if device == "auto" else ()
     if precision == "auto":
         precision = _best_precision(resolved)
     if precision == "fp16" and resolved.type == "cpu":
         raise ValueError("precision='fp16' needs a GPU: use 'auto', 'bf16' or 'fp32' on a CPU.")
     return Compute(resolved, precision, backend, calibration, helpers)
+
+
+def _check_int8(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ValueError(
+            f"precision='int8' is for the CPU, not device={str(device)!r}: use device='cpu', or precision='auto'."
+        )
+    if not int8.is_available():
+        raise ValueError(
+            "precision='int8' with backend='torch' needs a processor with AVX-512 VNNI and the compiled "
+            "kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not here: use "
+            "backend='openvino' (pip install 'skminilm[openvino]'), or precision='auto'."
+        )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -16,7 +16,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
-from .linear import Linear, PlainLinear, packed_linear
+from .linear import Linear, PackedLinear, PlainLinear, packed_linear
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -38,12 +38,13 @@ LORA_SCALE = 2.0
 WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
 Reduce = Callable[[torch.Tensor, Pack], torch.Tensor]
 Result = TypeVar("Result")
-_LAYER_PARTS = {
-    "attention_output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
+LAYER_PARTS = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "intermediate": ("intermediate.dense",),
+    "output": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
 }
 
 
@@ -66,10 +67,10 @@ def fused_weights(
     for layer in range(first_layer, config.num_hidden_layers):
         old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
         for kind in ("weight", "bias"):
-            parts = [weights[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            yield f"{new}qkv.{kind}", torch.cat(parts).to(dtype)
-            for part, old_part in _LAYER_PARTS.items():
-                yield f"{new}{part}.{kind}", weights[f"{old}{old_part}.{kind}"].to(dtype)
+            for part, old_parts in LAYER_PARTS.items():
+                tensors = [weights[f"{old}{old_part}.{kind}"] for old_part in old_parts]
+                joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+                yield f"{new}{part}.{kind}", joined.to(dtype)
 
 
 def _fused_embeddings(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -202,12 +203,17 @@ class PackedModel(StreamingModel):
         packed = packed_linear(dtype, sizes) if device.type == "cpu" else None
         self._linear: Linear = packed(self.weights) if packed else PlainLinear(self.weights)
         for name, tensor in weights:
-            is_layer = name.startswith("layers.")
-            moved = tensor.to(device, dtype if is_layer else None)
-            if packed and is_layer and moved.ndim == 2:
-                self._linear.add(name, moved)
+            if name.startswith("layers."):
+                self._add_layer_weight(name, tensor)
             else:
-                self.weights[name] = moved
+                self.weights[name] = tensor.to(device)
+
+    def _add_layer_weight(self, name: str, tensor: torch.Tensor) -> None:
+        moved = tensor.to(self.device, self.dtype)
+        if isinstance(self._linear, PackedLinear) and moved.ndim == 2:
+            self._linear.add(name, moved)
+        else:
+            self.weights[name] = moved
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""

@@ -14,6 +14,7 @@ from torch.utils.weak import TensorWeakRef
 from ..checkpoints import Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from .hardware import Compute, return_free_memory
+from .int8_model import Int8Model
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
 from .packed_model import WORD, PackedModel, TunedWeights, fused_weights, replaced_weights
 from .replicated_model import ReplicatedModel
@@ -49,7 +50,7 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
     Raises
     ------
     ValueError
-        Another architecture than BERT's was asked of OpenVINO.
+        OpenVINO or int8 cannot run this architecture.
     ImportError
         OpenVINO was asked for and is not installed.
     OSError
@@ -58,10 +59,14 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
 
     def build() -> StreamingModel | SentenceTransformersModel:
         if checkpoint.read_weights is None:
-            if compute.backend != "torch":
+            if compute.backend != "torch" or compute.precision == "int8":
+                asked = (
+                    f"backend={compute.backend!r}" if compute.backend != "torch" else "precision='int8'"
+                )
                 raise ValueError(
-                    f"backend={compute.backend!r} needs a BERT-shaped checkpoint; {checkpoint.name!r} runs "
-                    f"through sentence-transformers because {checkpoint.foreign_reason}: use backend='torch'."
+                    f"{asked} needs a BERT-shaped checkpoint; {checkpoint.name!r} runs through "
+                    f"sentence-transformers because {checkpoint.foreign_reason}: use backend='torch' with "
+                    "another precision, such as 'auto'."
                 )
             return SentenceTransformersModel(checkpoint, compute.device, compute.dtype)
         if compute.backend == "openvino":
@@ -69,6 +74,8 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
 
             weights = dict(read_weights(checkpoint, torch.float32))
             return OpenVINOModel(checkpoint, weights, compute.precision, compute.calibration)
+        if compute.precision == "int8":
+            return Int8Model(checkpoint, read_weights(checkpoint, torch.float32))
         return _packed_model(checkpoint, compute)
 
     return get_or_build((checkpoint.fingerprint, compute), build)

@@ -1,23 +1,18 @@
-"""Compiled kernels for a CPU, and torch's operations where there are none.
-
-The library lies beside this file, where it was built (see ``hatch_build.py``).
-"""
+"""Compiled kernels for a CPU, and torch's operations where there are none."""
 
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Iterable, Sequence
-from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.optim.adamw import adamw as torch_adamw
 
-# A library of other sources than these is not used.
-_VERSION = 1
+from . import _library
+from ._library import call
+
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEP = 16  # numbers of the widest vector
 _SIDE = 32  # of the blocks of a product
@@ -25,7 +20,7 @@ _SIDE = 32  # of the blocks of a product
 
 def has_attention(dtype: torch.dtype, head_size: int) -> bool:
     """Tell whether :func:`attention` is there for a precision and a head size."""
-    return dtype in _DTYPES and head_size % _STEP == 0 and _library() is not None
+    return dtype in _DTYPES and head_size % _STEP == 0 and _library.load() is not None
 
 
 def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
@@ -39,7 +34,7 @@ def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_he
 
 def has_product(sizes: Iterable[int]) -> bool:
     """Tell whether :func:`product` is there for matrices of these numbers of rows and columns."""
-    library = _library()
+    library = _library.load()
     return library is not None and all(size % _SIDE == 0 for size in sizes) and bool(library.can_multiply())
 
 
@@ -81,7 +76,7 @@ def product(
     """
     y = x.new_empty(len(x), len(bias))
     tensors = (x.contiguous(), matrix, bias, None if residual is None else residual.contiguous(), y)
-    _call("product", tensors, ctypes.c_int64(len(x)), len(bias), x.shape[1], int(gelu))
+    call("product", tensors, ctypes.c_int64(len(x)), len(bias), x.shape[1], int(gelu))
     return y
 
 
@@ -136,7 +131,7 @@ def adamw(
             epsilon,
         )
         tensors = (parameters, *moments, gradient.contiguous(), view if in_one_pass else None)
-        _call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, _is_bfloat16(gradient))
+        call("adamw_step", tensors, ctypes.c_int64(parameters.numel()), step, _is_bfloat16(gradient))
     else:
         torch_adamw(
             [parameters],
@@ -179,14 +174,14 @@ class _Attention(torch.autograd.Function):
         qkv, cu_seqlens = ctx.saved_tensors
         of_qkv = torch.empty_like(qkv)
         tensors = (qkv, gradient.contiguous(), of_qkv, cu_seqlens)
-        _call("attention_backward", tensors, *_attention_sizes(qkv, cu_seqlens, *ctx.sizes))
+        call("attention_backward", tensors, *_attention_sizes(qkv, cu_seqlens, *ctx.sizes))
         return of_qkv, None, None, None
 
 
 def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
     attended = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     sizes = _attention_sizes(qkv, cu_seqlens, max_length, n_heads)
-    _call("attention_forward", (qkv, attended, cu_seqlens), *sizes)
+    call("attention_forward", (qkv, attended, cu_seqlens), *sizes)
     return attended
 
 
@@ -202,7 +197,7 @@ class _Gelu(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x)
         result = torch.empty_like(x)
-        _call("gelu_forward", (x, result), ctypes.c_int64(x.numel()), _is_bfloat16(x))
+        call("gelu_forward", (x, result), ctypes.c_int64(x.numel()), _is_bfloat16(x))
         return result
 
     @staticmethod
@@ -211,34 +206,13 @@ class _Gelu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         of_x = torch.empty_like(x)
         tensors = (x, gradient.contiguous(), of_x)
-        _call("gelu_backward", tensors, ctypes.c_int64(x.numel()), _is_bfloat16(x))
+        call("gelu_backward", tensors, ctypes.c_int64(x.numel()), _is_bfloat16(x))
         return of_x
 
 
 def _takes(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in _DTYPES and _library() is not None
+    return x.device.type == "cpu" and x.dtype in _DTYPES and _library.load() is not None
 
 
 def _is_bfloat16(x: torch.Tensor) -> int:
     return int(x.dtype == torch.bfloat16)
-
-
-def _call(name: str, tensors: tuple[torch.Tensor | None, ...], *sizes) -> None:
-    places = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
-    if getattr(_library(), name)(*places, *sizes, torch.get_num_threads()):
-        raise MemoryError(f"There is too little memory for {name}.")
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels_{_instructions()}.so")))
-    except OSError:  # not built here, or this torch does not bring the OpenMP that it shares with torch
-        return None
-    return library if library.kernels_version() == _VERSION else None
-
-
-def _instructions() -> str:
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return platform.machine()
-    return torch.backends.cpu.get_cpu_capability().lower()

@@ -1,0 +1,36 @@
+"""The library of compiled kernels, which lies beside this file where it was built (see ``hatch_build.py``)."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+# A library of other sources than these is not used.
+_VERSION = 2
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """Return the library for this processor, or None where there is none."""
+    try:
+        library = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels_{_instructions()}.so")))
+    except OSError:  # not built here, or this torch does not bring the OpenMP that it shares with torch
+        return None
+    return library if library.kernels_version() == _VERSION else None
+
+
+def _instructions() -> str:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return platform.machine()
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def call(name: str, tensors: tuple[torch.Tensor | None, ...], *arguments) -> None:
+    """Call a function of the library with the places of tensors, other arguments and the number of threads."""
+    places = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
+    if getattr(load(), name)(*places, *arguments, torch.get_num_threads()):
+        raise MemoryError(f"There is too little memory for {name}.")
