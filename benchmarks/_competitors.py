@@ -15,9 +15,11 @@ import torch
 from _reference import load_sentence_transformer
 
 from skminilm import MiniLMEncoder
+from skminilm.engine.kernels import int8
 
 Encode = Callable[[list[str]], np.ndarray]
 REFERENCE = "sentence-transformers fp32"
+_VNNI = "AVX-512 VNNI or its kernel"
 
 
 def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encode]:
@@ -41,17 +43,18 @@ def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encod
         "embetter SentenceEncoder": (["embetter"], lambda: _embetter(folder)),
         "skminilm fp32": ([], lambda: ours("fp32")),
         "skminilm auto": ([], lambda: ours("auto")),
+        "skminilm int8": ([_VNNI], lambda: ours("int8")),
         "skminilm openvino fp32": (["openvino"], lambda: ours("fp32", backend="openvino")),
         "skminilm openvino bf16": (["openvino"], lambda: ours("bf16", backend="openvino")),
         "skminilm openvino int8": (["openvino", "nncf"], lambda: ours("int8", backend="openvino")),
     }
     found = {}
-    for name, (packages, make) in makers.items():
+    for name, (needs, make) in makers.items():
         if names and name != REFERENCE and not name.startswith(tuple(names)):
             continue
-        missing = [package for package in packages if not _installed(package)]
+        missing = [need for need in needs if not _is_here(need)]
         if missing:
-            print(f"{name}: left out, {', '.join(missing)} not installed")
+            print(f"{name}: left out, {', '.join(missing)} not here")
             continue
         found[name] = make()
     return found
@@ -62,9 +65,11 @@ def ours(precision: str, **options) -> Encode:
     return MiniLMEncoder(precision=precision, prompt=None, cache=None, **options).transform
 
 
-def _installed(package: str) -> bool:
+def _is_here(need: str) -> bool:
+    if need == _VNNI:
+        return int8.is_available()
     try:
-        return importlib.util.find_spec(package) is not None
+        return importlib.util.find_spec(need) is not None
     except ModuleNotFoundError:
         return False
 

@@ -20,6 +20,8 @@ from _competitors import machine
 from _data import options_parser, read, write_figures
 from _reference import write_reference
 
+from skminilm.engine.kernels import int8
+
 PROGRAMS = {
     "sentence-transformers fp32": """
 from sentence_transformers import SentenceTransformer
@@ -33,6 +35,10 @@ encode = MiniLMEncoder(precision="fp32", prompt=None).transform
 from skminilm import MiniLMEncoder
 encode = MiniLMEncoder(prompt=None).transform
 """,
+    "skminilm int8": """
+from skminilm import MiniLMEncoder
+encode = MiniLMEncoder(precision="int8", prompt=None).transform
+""",
     "skminilm openvino bf16": """
 from skminilm import MiniLMEncoder
 encode = MiniLMEncoder(precision="bf16", backend="openvino", prompt=None).transform
@@ -42,7 +48,7 @@ from skminilm import MiniLMEncoder
 encode = MiniLMEncoder(precision="int8", backend="openvino", prompt=None).transform
 """,
 }
-REFERENCE = next(iter(PROGRAMS))
+REFERENCE, INT8 = next(iter(PROGRAMS)), "skminilm int8"
 PEAK = """
 import json
 encode(json.load(open({texts!r})))
@@ -151,6 +157,9 @@ def main():
         texts = data[data.split == "test"].sample(1000, random_state=0).text.tolist()
         only = tuple(options.only or [""])
         names = [name for name in PROGRAMS if name == REFERENCE or name.startswith(only)]
+        if INT8 in names and not int8.is_available():
+            print(f"{INT8}: left out, AVX-512 VNNI or its kernel is not here")
+            names.remove(INT8)
         with tempfile.TemporaryDirectory() as temporary:
             folder = write_reference(options.reference or Path(temporary))
             figures["processes"] = compare(folder, texts, options.rounds, names)

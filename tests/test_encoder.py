@@ -140,7 +140,6 @@ def test_missing_as_empty():
         ({"cache": 1}, "cache.*must be"),
         ({"long_text": "middle"}, "long_text.*must be"),
         ({"backend": "onnx"}, "backend.*must be"),
-        ({"precision": "int8"}, "precision='int8' needs backend='openvino'"),
         ({"calibration_texts": ["a"]}, "calibration_texts are for precision='int8'"),
         ({"missing": "drop"}, "missing.*must be"),
         ({"batch_tokens": 0}, "batch_tokens.*must be"),

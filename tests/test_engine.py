@@ -357,7 +357,6 @@ def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):
         ("torch", "cuda:99", "auto", "device='cuda:99' is not present"),
         ("torch", "cpu", "fp16", "precision='fp16' needs a GPU"),
         ("torch", "cpu", "fp8", "precision='fp8' is not known"),
-        ("torch", "cpu", "int8", "precision='int8' needs backend='openvino'"),
         ("openvino", "cpu", "fp16", "precision='fp16' needs a GPU"),
         ("openvino", "cuda", "auto", "device='cuda' needs backend='torch'"),
         ("onnx", "cpu", "auto", "backend='onnx' is not known"),

@@ -222,7 +222,7 @@ def test_a_narrower_processor_computes_the_same():
 def no_kernels(monkeypatch):
     release_models()
     monkeypatch.setattr(varlen, "_works", {})
-    monkeypatch.setattr(kernels, "_library", lambda: None)
+    monkeypatch.setattr(kernels._library, "load", lambda: None)
     yield
     release_models()
 
@@ -250,11 +250,11 @@ def test_fine_tuning_is_the_same_without_kernels(requests, request):
 
 
 def test_a_library_of_another_version_is_not_used(monkeypatch):
-    kernels._library.cache_clear()
-    monkeypatch.setattr(kernels, "_VERSION", -1)
+    kernels._library.load.cache_clear()
+    monkeypatch.setattr(kernels._library, "_VERSION", -1)
     try:
         assert not kernels.has_attention(torch.float32, 32)
     finally:
         monkeypatch.undo()
-        kernels._library.cache_clear()
+        kernels._library.load.cache_clear()
     assert kernels.has_attention(torch.float32, 32) == HAVE_KERNELS

@@ -178,9 +178,17 @@ def _best_precision(device: torch.device) -> str:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the processor has bfloat16 instructions (AVX-512 BF16 or AMX)."""
-    # Private, but the only place where torch tells; absent on some builds, where fp32 is right.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return cpu_has_amx() or _cpu_has("_is_avx512_bf16_supported")
+
+
+def cpu_has_amx() -> bool:
+    """Tell whether the processor has AMX, which multiplies tiles."""
+    return _cpu_has("_is_amx_tile_supported")
+
+
+def _cpu_has(check: str) -> bool:
+    # Private, but the only place where torch tells; absent on some builds, where the plain way is right.
+    return getattr(torch.cpu, check, bool)()
 
 
 def return_free_memory() -> None:

@@ -16,6 +16,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
 from ._names import layer_prefix
 from .forward import embed, encoder_layer
+from .hardware import cpu_has_amx
 from .linear import Linear, PackedLinear, PlainLinear, packed_linear
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
@@ -28,9 +29,9 @@ CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
 MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
-# In bfloat16 torch's attention of equal lengths is faster than our kernel from here on (measured: 96 level, 128 5 %,
-# 512 33 %); in float32 the kernel is at all lengths.
-_LONGEST_IN_CPU_KERNEL = {torch.bfloat16: 112}
+# On the tiles of AMX torch's attention of equal lengths is faster than our kernel from here on (measured: 96 tokens
+# level, 128 5 %, 512 33 %). In float32, and in bfloat16 without AMX (three times), the kernel is at all lengths.
+_LONGEST_BESIDE_AMX = 112
 
 # Low-rank adapters: weight + LORA_SCALE * lora_B @ lora_A.
 LORA_RANK = 8
@@ -195,8 +196,10 @@ class PackedModel(StreamingModel):
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         self._longest_in_kernel = 0
         if can_use_varlen(device, dtype, self.config.head_size):
-            bounds = _LONGEST_IN_CPU_KERNEL if device.type == "cpu" else {}
-            self._longest_in_kernel = bounds.get(dtype, self.config.max_position_embeddings)
+            prefers_tiles = device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_amx()
+            self._longest_in_kernel = (
+                _LONGEST_BESIDE_AMX if prefers_tiles else self.config.max_position_embeddings
+            )
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self.weights: dict[str, torch.Tensor] = {}
         sizes = (self.hidden_size, 3 * self.hidden_size, self.config.intermediate_size)
