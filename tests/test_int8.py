@@ -181,7 +181,7 @@ def test_the_model_takes_a_byte_a_weight(texts):
 
 def test_without_the_instructions_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setattr(int8, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="AVX-512 VNNI.*backend='openvino'.*precision='auto'"):
+    with pytest.raises(ValueError, match=r"AVX-512 VNNI.*backend='openvino'.*precision='auto'"):
         encoder().fit(["a"])
 
 

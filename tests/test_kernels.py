@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
+from skminilm.checkpoints.q4 import dequantize_q4
 from skminilm.engine import kernels, varlen
 from skminilm.finetuning.parameters import FlatParameters
 
@@ -106,6 +107,18 @@ def test_products_on_tiles_pass_on_what_is_no_number():
 
 
 @needs_kernels
+def test_rows_in_4_bits_are_those_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    every_scale = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.uint8).view(-1, 2, 2)
+    numbers = torch.randint(0, 256, (len(every_scale), 2, 16), dtype=torch.uint8, generator=generator)
+    table = torch.cat([every_scale, numbers], dim=-1)
+    ids = torch.randperm(len(table), generator=generator)
+    torch.testing.assert_close(
+        kernels.gather_q4(table, ids), dequantize_q4(table[ids]), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@needs_kernels
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
 def test_gelu_and_its_gradient_are_those_of_the_definition(dtype, bound):
     generator = torch.Generator().manual_seed(0)
@@ -195,9 +208,13 @@ def test_what_is_not_finite_is_not_hidden(value):
 def test_a_narrower_processor_computes_the_same():
     script = """if True:
         import torch
+        from skminilm.checkpoints.q4 import dequantize_q4
         from skminilm.engine import kernels
         assert torch.backends.cpu.get_cpu_capability() == "AVX2"
         assert kernels.has_attention(torch.float32, 32)
+        table = torch.randint(0, 256, (9, 12, 18), dtype=torch.uint8)
+        rows, expected = kernels.gather_q4(table, torch.arange(9)), dequantize_q4(table)
+        torch.testing.assert_close(rows, expected, rtol=0, atol=0, equal_nan=True)
         qkv = torch.randn(100, 192, generator=torch.Generator().manual_seed(0), requires_grad=True)
         attended = kernels.attention(qkv, torch.tensor([0, 70, 100], dtype=torch.int32), 70, 2)
         attended.square().sum().backward()

@@ -14,27 +14,25 @@ import torch.nn.functional as F
 
 from ..checkpoints import BertConfig
 from ..checkpoints.q4 import dequantize_q4
+from . import kernels
 from ._names import layer_prefix
 from .attention import attention
 from .linear import Linear
 from .packing import Pack
 
-_FEW_TOKENS = 64
 Weights = Mapping[str, torch.Tensor]
 
 
 def gather_word_embeddings(table: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
     """Return rows of the embedding table, float32 (n_tokens, hidden_size).
 
-    A table in 4 bits (uint8 blocks) is dequantised row by row, on a CPU each row once.
+    A table in 4 bits (uint8 blocks) is dequantised row by row.
     """
     if table.dtype != torch.uint8:
         return F.embedding(input_ids, table).float()
-    # Finding those that repeat takes longer for a few, and makes the host wait for a GPU.
-    if len(input_ids) <= _FEW_TOKENS or input_ids.device.type != "cpu":
-        return dequantize_q4(table[input_ids])
-    unique, inverse = torch.unique(input_ids, return_inverse=True)
-    return dequantize_q4(table[unique])[inverse]
+    if input_ids.device.type == "cpu" and kernels.has_gather_q4():
+        return kernels.gather_q4(table, input_ids)
+    return dequantize_q4(table[input_ids])
 
 
 def embed(weights: Weights, pack: Pack, epsilon: float, dtype: torch.dtype) -> torch.Tensor:

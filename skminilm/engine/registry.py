@@ -60,9 +60,7 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
     def build() -> StreamingModel | SentenceTransformersModel:
         if checkpoint.read_weights is None:
             if compute.backend != "torch" or compute.precision == "int8":
-                asked = (
-                    f"backend={compute.backend!r}" if compute.backend != "torch" else "precision='int8'"
-                )
+                asked = f"backend={compute.backend!r}" if compute.backend != "torch" else "precision='int8'"
                 raise ValueError(
                     f"{asked} needs a BERT-shaped checkpoint; {checkpoint.name!r} runs through "
                     f"sentence-transformers because {checkpoint.foreign_reason}: use backend='torch' with "

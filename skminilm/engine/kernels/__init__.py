@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.optim.adamw import adamw as torch_adamw
 
+from ...checkpoints import q4
 from . import _library
 from ._library import call
 
@@ -78,6 +79,31 @@ def product(
     tensors = (x.contiguous(), matrix, bias, None if residual is None else residual.contiguous(), y)
     call("product", tensors, ctypes.c_int64(len(x)), len(bias), x.shape[1], int(gelu))
     return y
+
+
+def has_gather_q4() -> bool:
+    """Tell whether :func:`gather_q4` is there."""
+    return _library.load() is not None
+
+
+def gather_q4(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return rows of a matrix in 4 bits, see :func:`~skminilm.checkpoints.q4.dequantize_q4`.
+
+    Parameters
+    ----------
+    table : Tensor of uint8, shape (n_rows, n_blocks, 18)
+    ids : Tensor of int64, shape (n_ids,)
+        Rows; whether there are such is not checked.
+
+    Returns
+    -------
+    Tensor of float32, shape (n_ids, 32 * n_blocks)
+    """
+    n_blocks = table.shape[1]
+    rows = torch.empty(len(ids), q4.BLOCK * n_blocks)
+    tensors = table.contiguous(), ids.contiguous(), rows
+    call("gather_q4", tensors, ctypes.c_int64(len(ids)), ctypes.c_int64(n_blocks))
+    return rows
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

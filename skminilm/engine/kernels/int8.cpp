@@ -1,8 +1,8 @@
 /* The parts of a layer that take each token by itself, in 8-bit integers on AVX-512 VNNI.
 
 A row of activations is taken as least + scale * (0 to 255), by its own extremes; a row of a weight as scale *
-(-127 to 127). Integers are multiplied and added exactly; the results, and all between the products, are floats.
-From the attention to the end of a layer a block of tokens stays in the cache.
+(-127 to 127). Integers are multiplied and added exactly; the results, and all between the products, are
+floats. From the attention to the end of a layer a block of tokens stays in the cache.
 */
 #include "vectors.hpp"
 
@@ -13,13 +13,13 @@ From the attention to the end of a layer a block of tokens stays in the cache.
 #include <omp.h>
 #include <stdlib.h>
 
-constexpr int kTile = 6;    /* tokens whose sums are kept in registers, with ... */
-constexpr int kStrip = 64;  /* ... so many columns of a weight */
-constexpr int kBlock = 24;  /* tokens that a thread takes through a layer at once */
+constexpr int kTile = 6;   /* tokens whose sums are kept in registers, with ... */
+constexpr int kStrip = 64; /* ... so many columns of a weight */
+constexpr int kBlock = 24; /* tokens that a thread takes through a layer at once */
 constexpr int kVectors = kStrip / kLanes;
 
 /* So that sums stay in registers. */
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 32")
 
 /* (n, depth), its numbers as (n / 64, depth / 4, 64, 4); `sums` are those of the scaled rows. */
 struct Matrix {
@@ -101,31 +101,37 @@ INLINE void add_products(__m512i &sums, __m512i x, __m512i weight) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
 }
 
-/* Products of kRows rows with a strip of a weight; `ahead` is what comes into the cache meanwhile. */
-template <int kRows, class Finish>
-INLINE void tile(const Rows &x, int64_t first, const Matrix &weight, int64_t column, const int8_t *ahead,
+/* finish(row, column, values) for the products of the rows from `first` on, but none from n_rows on, with a strip
+ * of a weight */
+template <class Finish>
+INLINE void tile(const Rows &x, int64_t first, int n_rows, const Matrix &weight, int64_t column,
                  Finish finish) {
   const uint8_t *rows = x.numbers + first * weight.depth;
   const int8_t *numbers = weight.numbers + column * weight.depth;
-  __m512i sums[kRows][kVectors];
-  UNROLL for (int i = 0; i < kRows; i++)
-    UNROLL for (int j = 0; j < kVectors; j++) sums[i][j] = _mm512_setzero_si512();
-  for (int64_t k = 0; k < weight.depth; k += 4, numbers += 4 * kStrip, ahead += 64) {
-    __builtin_prefetch(ahead);
+  __m512i sums[kTile][kVectors];
+  UNROLL
+  for (int i = 0; i < kTile * kVectors; i++) sums[i / kVectors][i % kVectors] = _mm512_setzero_si512();
+  for (int64_t k = 0; k < weight.depth; k += 4, numbers += 4 * kStrip) {
     __m512i values[kVectors];
-    UNROLL for (int j = 0; j < kVectors; j++) values[j] = _mm512_loadu_si512(numbers + j * 64);
-    UNROLL for (int i = 0; i < kRows; i++) {
+    UNROLL
+    for (int j = 0; j < kVectors; j++) values[j] = _mm512_loadu_si512(numbers + j * 64);
+    UNROLL
+    for (int i = 0; i < kTile; i++) {
       int32_t four;
       memcpy(&four, rows + i * weight.depth + k, sizeof four);
       __m512i factor = _mm512_set1_epi32(four);
-      UNROLL for (int j = 0; j < kVectors; j++) add_products(sums[i][j], factor, values[j]);
+      UNROLL
+      for (int j = 0; j < kVectors; j++) add_products(sums[i][j], factor, values[j]);
     }
   }
-  UNROLL for (int j = 0; j < kVectors; j++) {
+  UNROLL
+  for (int j = 0; j < kVectors; j++) {
     int64_t place = column + j * kLanes;
     Floats scale = Float32::load(weight.scales + place), sum = Float32::load(weight.sums + place);
     Floats bias = Float32::load(weight.bias + place);
-    UNROLL for (int i = 0; i < kRows; i++) {
+    UNROLL
+    for (int i = 0; i < kTile; i++) {
+      if (first + i >= n_rows) break;
       Floats value = (Floats)_mm512_cvtepi32_ps(sums[i][j]) * scale * x.scales[first + i];
       finish(first + i, place, value + (sum * x.least[first + i] + bias));
     }
@@ -136,21 +142,9 @@ INLINE void tile(const Rows &x, int64_t first, const Matrix &weight, int64_t col
 template <class Finish>
 INLINE void multiply(const Team &team, const Rows &x, int n_rows, const Matrix &weight, Finish finish) {
   int64_t n_strips = weight.n / kStrip;
-  int64_t column = n_strips * team.member / team.size * kStrip;
-  int64_t stop = n_strips * (team.member + 1) / team.size * kStrip;
-  for (; column < stop; column += kStrip) {
-    const int8_t *next = weight.numbers + (column + kStrip < stop ? column + kStrip : column) * weight.depth;
-    for (int row = 0; row < n_rows; row += kTile, next += 16 * weight.depth) {
-      switch (n_rows - row) {
-        case 1: tile<1>(x, row, weight, column, next, finish); break;
-        case 2: tile<2>(x, row, weight, column, next, finish); break;
-        case 3: tile<3>(x, row, weight, column, next, finish); break;
-        case 4: tile<4>(x, row, weight, column, next, finish); break;
-        case 5: tile<5>(x, row, weight, column, next, finish); break;
-        default: tile<kTile>(x, row, weight, column, next, finish);
-      }
-    }
-  }
+  int64_t stop = n_strips * (team.member + 1) / team.size;
+  for (int64_t strip = n_strips * team.member / team.size; strip < stop; strip++)
+    for (int row = 0; row < n_rows; row += kTile) tile(x, row, n_rows, weight, strip * kStrip, finish);
 }
 
 /* Layer norm of n numbers in place (Ba, Kiros & Hinton, 2016, arXiv:1607.06450). */
@@ -191,8 +185,9 @@ static void multiply_block(Team team, const uint16_t *x, const Matrix &weight, u
   for (int row = team.member; row < n_rows; row += team.size)
     quantize<BFloat16>(x + row * weight.depth, weight.depth, rows, row);
   team.wait();
-  multiply(team, rows, n_rows, weight, [=](int64_t row, int64_t column, Floats value) __attribute__((
-                                           always_inline)) { BFloat16::store(y + row * weight.n + column, value); });
+  multiply(team, rows, n_rows, weight,
+           [=](int64_t row, int64_t column, Floats value)
+               __attribute__((always_inline)) { BFloat16::store(y + row * weight.n + column, value); });
   team.wait(); /* until nobody reads the rows */
 }
 
@@ -272,7 +267,7 @@ extern "C" int int8_product(const uint16_t *x, uint16_t *y, const Matrix *weight
 /* The states behind a layer, of what attention returned in it and of the states before it: all bfloat16
  * (n_tokens, hidden size). */
 extern "C" int int8_after_attention(const uint16_t *attended, const uint16_t *hidden, uint16_t *result,
-                                          const Layer *layer, int64_t n_tokens, int n_threads) {
+                                    const Layer *layer, int64_t n_tokens, int n_threads) {
   int64_t size = layer->output.n, wide = layer->output.depth;
   int64_t n_bytes = bytes_for_rows(size) + bytes_for_rows(wide) + kBlock * (size + wide) * 4;
   return for_each_block(n_tokens, n_bytes, n_threads, [=](Team team, int64_t start, int n_rows, Space space) {
