@@ -28,7 +28,7 @@ _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86 = {"avx2": _AVX2, "avx512": _AVX512}
 # As far as the compiler knows them; used where the processor has them.
-_OPTIONAL = [["-mavx512vnni"], ["-mamx-tile", "-mamx-bf16"]]
+_OPTIONAL = [["-mavx512vnni", "-mavx512bf16"], ["-mamx-tile", "-mamx-bf16"]]
 
 
 class KernelsBuildHook(BuildHookInterface):

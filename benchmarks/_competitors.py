@@ -15,7 +15,7 @@ import torch
 from _reference import load_sentence_transformer
 
 from skminilm import MiniLMEncoder
-from skminilm.engine.kernels import int8
+from skminilm.engine.kernels import layers
 
 Encode = Callable[[list[str]], np.ndarray]
 REFERENCE = "sentence-transformers fp32"
@@ -67,7 +67,7 @@ def ours(precision: str, **options) -> Encode:
 
 def _is_here(need: str) -> bool:
     if need == _VNNI:
-        return int8.is_available()
+        return layers.is_available(torch.int8)
     try:
         return importlib.util.find_spec(need) is not None
     except ModuleNotFoundError:

@@ -19,7 +19,7 @@ from _data import options_parser, read, write_figures
 from _reference import write_reference
 
 from skminilm.checkpoints import load_checkpoint
-from skminilm.engine.kernels import int8
+from skminilm.engine.kernels import layers
 
 FLOP_A_TOKEN = 12 * 2 * 384 * (1152 + 384 + 2 * 1536)  # of the matrix products with weights
 
@@ -174,7 +174,7 @@ def main():
             figures["tokenizer"] = bench_tokenizer(test.text.tolist(), options.rounds)
         elif options.probe:
             precisions = [("fp32", "torch"), ("auto", "torch"), ("int8", "openvino")]
-            if int8.is_available():
+            if layers.is_available(torch.int8):
                 precisions.append(("int8", "torch"))
             figures["probe"] = bench_probe(data, precisions)
         else:

@@ -22,6 +22,7 @@ from skminilm.engine import (
     find_best_spans,
     get_model,
     get_tuned_model,
+    layers,
     linear,
     read_trainable_weights,
     resolve_compute,
@@ -383,6 +384,7 @@ def test_without_prepacked_products_the_vectors_are_the_same(texts, precision, b
     monkeypatch.setattr(linear, "_ops", Operators)
     monkeypatch.setattr(linear, "_can_prepack", {})
     monkeypatch.setattr(linear.kernels, "has_product", lambda sizes: False)
+    monkeypatch.setattr(layers.compiled, "is_available", lambda dtype: False)
     release_models()
     try:
         assert not linear.can_prepack(torch.float32)

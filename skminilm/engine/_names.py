@@ -1,6 +1,16 @@
-"""What a graph and those who feed it have to agree on."""
+"""What those who make weights and those who compute with them have to agree on."""
 
 HIDDEN_MASKED = -1e4  # added to a score that must not count: far below any, and finite in every precision
+
+# Of a layer, each with weight and bias, and what transformers' ``BertModel`` calls them.
+LAYER_PARTS = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "intermediate": ("intermediate.dense",),
+    "output": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
+}
 
 
 def layer_prefix(layer: int) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .kernels import int8
+from .kernels import layers
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 BACKENDS = ("torch", "openvino")
-PRECISIONS = (*_DTYPES, "int8")
+PRECISIONS = tuple(_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Compute:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the layers' activations, and of their weights but for int8."""
-        return torch.bfloat16 if self.precision == "int8" else _DTYPES[self.precision]
+        """Of the layers' weights."""
+        return _DTYPES[self.precision]
 
     @property
     def namespace(self) -> str:
@@ -94,7 +94,7 @@ def _check_int8(device: torch.device) -> None:
         raise ValueError(
             f"precision='int8' is for the CPU, not device={str(device)!r}: use device='cpu', or precision='auto'."
         )
-    if not int8.is_available():
+    if not layers.is_available(torch.int8):
         raise ValueError(
             "precision='int8' with backend='torch' needs a processor with AVX-512 VNNI and the compiled "
             "kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not here: use "

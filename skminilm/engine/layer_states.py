@@ -119,7 +119,8 @@ class TopTunedModel(PackedModel):
     """
 
     def __init__(self, states: LayerStates, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        super().__init__(states.model.checkpoint, weights, states.model.device, states.model.dtype)
+        model = states.model
+        super().__init__(model.checkpoint, weights, model.device, model.weights_dtype)
         self._states = states
 
     def last_hidden_state(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:

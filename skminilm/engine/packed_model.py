@@ -14,17 +14,17 @@ from ..checkpoints import BertConfig, Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
-from ._names import layer_prefix
-from .forward import embed, encoder_layer
+from ._names import LAYER_PARTS, layer_prefix
+from .forward import embed
 from .hardware import cpu_has_amx
-from .linear import Linear, PackedLinear, PlainLinear, packed_linear
+from .layers import new_layers
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
 from .varlen import can_use_varlen
 
 # Measured: of 1,024, 2,048, 4,096 and 8,192 tokens the best on a CPU.
-CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096}
+CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096, torch.int8: 2048}
 CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
@@ -39,29 +39,18 @@ LORA_SCALE = 2.0
 WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
 Reduce = Callable[[torch.Tensor, Pack], torch.Tensor]
 Result = TypeVar("Result")
-LAYER_PARTS = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention_output": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "intermediate": ("intermediate.dense",),
-    "output": ("output.dense",),
-    "output_norm": ("output.LayerNorm",),
-}
 
 
 def fused_weights(
-    weights: Mapping[str, torch.Tensor],
-    config: BertConfig,
-    dtype: torch.dtype = torch.float32,
-    first_layer: int = 0,
+    weights: Mapping[str, torch.Tensor], config: BertConfig, first_layer: int = 0
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Rename the weights of transformers' ``BertModel`` and join what is used together.
 
     Queries, keys and values become one matrix; the type embedding, which is
-    type 0 for every token, is added to the positions. The layers' weights are
-    in `dtype`. One by one, so that no more than one is held twice where
-    `weights` reads each when it is asked for. Layers below `first_layer`,
-    and with them the embeddings, are not read.
+    type 0 for every token, is added to the positions. All but the word
+    embeddings are in float32. One by one, so that no more than one is held
+    twice where `weights` reads each when it is asked for. Layers below
+    `first_layer`, and with them the embeddings, are not read.
     """
     if first_layer == 0:
         yield from _fused_embeddings(weights)
@@ -71,7 +60,7 @@ def fused_weights(
             for part, old_parts in LAYER_PARTS.items():
                 tensors = [weights[f"{old}{old_part}.{kind}"] for old_part in old_parts]
                 joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-                yield f"{new}{part}.{kind}", joined.to(dtype)
+                yield f"{new}{part}.{kind}", joined.float()
 
 
 def _fused_embeddings(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -175,9 +164,12 @@ class PackedModel(StreamingModel):
         See :func:`fused_weights`.
     device : torch.device
     dtype : torch.dtype
-        Of the layers. Embeddings are summed in float32.
-        Matrices that torch can lay out for its products are kept in that
-        layout only.
+        Of the layers' weights. Embeddings are summed in float32.
+
+    Attributes
+    ----------
+    dtype : torch.dtype
+        Of the hidden states: that of the weights, but bfloat16 for int8.
     """
 
     def __init__(
@@ -191,32 +183,24 @@ class PackedModel(StreamingModel):
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.device = device
-        self.dtype = dtype
+        self.weights_dtype = dtype
+        self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         self._longest_in_kernel = 0
-        if can_use_varlen(device, dtype, self.config.head_size):
-            prefers_tiles = device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_amx()
+        if can_use_varlen(device, self.dtype, self.config.head_size):
+            prefers_tiles = device.type == "cpu" and self.dtype == torch.bfloat16 and cpu_has_amx()
             self._longest_in_kernel = (
                 _LONGEST_BESIDE_AMX if prefers_tiles else self.config.max_position_embeddings
             )
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
-        self.weights: dict[str, torch.Tensor] = {}
-        sizes = (self.hidden_size, 3 * self.hidden_size, self.config.intermediate_size)
-        packed = packed_linear(dtype, sizes) if device.type == "cpu" else None
-        self._linear: Linear = packed(self.weights) if packed else PlainLinear(self.weights)
+        self._layers = new_layers(self.config, device, dtype)
+        self.weights: dict[str, torch.Tensor] = {}  # of the embeddings
         for name, tensor in weights:
             if name.startswith("layers."):
-                self._add_layer_weight(name, tensor)
+                self._layers.add(name, tensor)
             else:
                 self.weights[name] = tensor.to(device)
-
-    def _add_layer_weight(self, name: str, tensor: torch.Tensor) -> None:
-        moved = tensor.to(self.device, self.dtype)
-        if isinstance(self._linear, PackedLinear) and moved.ndim == 2:
-            self._linear.add(name, moved)
-        else:
-            self.weights[name] = moved
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""
@@ -233,9 +217,8 @@ class PackedModel(StreamingModel):
         self, hidden: torch.Tensor, pack: Pack, *, first_layer: int = 0, stop_layer: int | None = None
     ) -> torch.Tensor:
         """Return what some of the layers make of hidden states, both (n_slots, hidden_size)."""
-        for layer in range(first_layer, self.config.num_hidden_layers if stop_layer is None else stop_layer):
-            hidden = encoder_layer(hidden, self.weights, layer, pack, self.config, self._linear)
-        return hidden
+        stop = self.config.num_hidden_layers if stop_layer is None else stop_layer
+        return self._layers.run(hidden, pack, range(first_layer, stop))
 
     def last_hidden_state(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
         """Return the hidden states after the last layer; `batch` and `offsets` are what `pack` is made of."""

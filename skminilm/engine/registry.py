@@ -14,7 +14,6 @@ from torch.utils.weak import TensorWeakRef
 from ..checkpoints import Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from .hardware import Compute, return_free_memory
-from .int8_model import Int8Model
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
 from .packed_model import WORD, PackedModel, TunedWeights, fused_weights, replaced_weights
 from .replicated_model import ReplicatedModel
@@ -70,10 +69,8 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
         if compute.backend == "openvino":
             from .openvino_model import OpenVINOModel
 
-            weights = dict(read_weights(checkpoint, torch.float32))
+            weights = dict(read_weights(checkpoint))
             return OpenVINOModel(checkpoint, weights, compute.precision, compute.calibration)
-        if compute.precision == "int8":
-            return Int8Model(checkpoint, read_weights(checkpoint, torch.float32))
         return _packed_model(checkpoint, compute)
 
     return get_or_build((checkpoint.fingerprint, compute), build)
@@ -92,7 +89,7 @@ def get_tuned_model(
         if n_frozen == 0:
             return _packed_model(checkpoint, compute, tuned)
         states = new_layer_states(checkpoint, compute, n_frozen, cache)
-        weights = replaced_weights(read_weights(checkpoint, compute.dtype, first_layer=n_frozen), tuned)
+        weights = replaced_weights(read_weights(checkpoint, first_layer=n_frozen), tuned)
         return TopTunedModel(states, weights)
 
     return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
@@ -110,7 +107,7 @@ def read_trainable_weights(
     checkpoint: Checkpoint, n_frozen_layers: int, tuned: TunedWeights | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Read weights in float32 to train on: of the layers above the frozen ones, or all if none is frozen."""
-    weights = read_weights(checkpoint, torch.float32, first_layer=n_frozen_layers)
+    weights = read_weights(checkpoint, first_layer=n_frozen_layers)
     # Adapters go on as adapters: they are not merged.
     return replaced_weights(weights, tuned) if tuned and not tuned.has_adapters else weights
 
@@ -122,7 +119,7 @@ def _packed_model(
     for device in (compute.device, *compute.helpers):
         # Rows of a table that was trained are replaced where they come from, on the CPU.
         own_table = tuned is not None and WORD in tuned.arrays
-        weights = read_weights(checkpoint, compute.dtype, _CPU if own_table else device)
+        weights = read_weights(checkpoint, _CPU if own_table else device)
         if tuned:
             weights = replaced_weights(weights, tuned)
         replicas.append(PackedModel(checkpoint, weights, device, compute.dtype))
@@ -130,9 +127,9 @@ def _packed_model(
 
 
 def read_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device = _CPU, *, first_layer: int = 0
+    checkpoint: Checkpoint, device: torch.device = _CPU, *, first_layer: int = 0
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read the fused weights of a BERT-shaped checkpoint one by one, the layers' in `dtype`.
+    """Read the fused weights of a BERT-shaped checkpoint one by one.
 
     The embedding table is on `device` and shared with other models: not to be
     changed. From a `first_layer` other than 0 on, there are no embeddings.
@@ -146,7 +143,7 @@ def read_weights(
         weights = checkpoint.read_weights()
         if first_layer == 0:
             weights = ChainMap({WORD_EMBEDDINGS: _shared_word_table(checkpoint, weights, device)}, weights)
-        yield from fused_weights(weights, checkpoint.config, dtype, first_layer)
+        yield from fused_weights(weights, checkpoint.config, first_layer)
     except KeyError as error:
         raise OSError(
             f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."

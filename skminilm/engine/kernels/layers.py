@@ -1,0 +1,149 @@
+"""The parts of a layer that take each token by itself, in few calls, on a CPU with AVX-512."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from . import _library
+from ._library import call
+
+SIZE_STEP = 64  # rows and columns of a matrix are a multiple of it
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Tell whether the processor multiplies factors of a type, float32, bfloat16 or int8, and has the kernel."""
+    library = _library.load()
+    return library is not None and bool(library.has_layers(dtype.itemsize))
+
+
+class Matrix:
+    """A matrix laid out for the products, in 8-bit integers each row with its own scale.
+
+    Parameters
+    ----------
+    matrix : Tensor of float32, shape (n_outputs, n_inputs)
+        Both sizes are multiples of `SIZE_STEP`.
+    bias : Tensor of float32, shape (n_outputs,)
+    dtype : torch.dtype
+        Of the factors: float32, bfloat16 or int8.
+    """
+
+    def __init__(self, matrix: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
+        self.n_outputs, n_inputs = matrix.shape
+        self.dtype = dtype
+        scales = sums = None
+        if dtype == torch.int8:
+            scales = matrix.abs().amax(dim=1) / 127
+            matrix = (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+            sums = scales * matrix.sum(dim=1)
+        # By strips of 64 rows; in each, what fills 32 bits of every row, one after the other.
+        neighbours = 4 // dtype.itemsize
+        strips = matrix.to(dtype).view(-1, SIZE_STEP, n_inputs // neighbours, neighbours)
+        self._tensors = strips.transpose(1, 2).contiguous(), scales, sums, bias.contiguous()
+        places = (None if tensor is None else tensor.data_ptr() for tensor in self._tensors)
+        self.c_struct = _Matrix(*places, self.n_outputs, n_inputs)
+
+
+class AfterAttention:
+    """What follows attention in a layer: projection, norm, feed-forward, norm.
+
+    Parameters
+    ----------
+    attention_output, intermediate, output : Matrix
+    attention_norm, output_norm : (Tensor, Tensor)
+        Weight and bias, float32 (hidden_size,).
+    epsilon : float
+        Of the norms.
+    """
+
+    def __init__(
+        self,
+        attention_output: Matrix,
+        attention_norm: tuple[torch.Tensor, torch.Tensor],
+        intermediate: Matrix,
+        output: Matrix,
+        output_norm: tuple[torch.Tensor, torch.Tensor],
+        epsilon: float,
+    ) -> None:
+        matrices = attention_output, intermediate, output
+        norms = [tuple(tensor.contiguous() for tensor in norm) for norm in (attention_norm, output_norm)]
+        self.dtype = output.dtype
+        self._parts = matrices, norms  # the structure holds their places alone
+        self.c_struct = _Layer(
+            *(matrix.c_struct for matrix in matrices),
+            *(_Norm(*(tensor.data_ptr() for tensor in norm)) for norm in norms),
+            epsilon,
+        )
+
+
+def product(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+    """Return ``x @ matrix.T + bias``.
+
+    For int8, each row of `x` becomes 256 steps between its least and its
+    greatest number.
+
+    Parameters
+    ----------
+    x : Tensor, shape (n_tokens, n_inputs)
+        Float32 for a matrix in float32, else bfloat16.
+    matrix : Matrix
+
+    Returns
+    -------
+    Tensor of the same type, shape (n_tokens, n_outputs)
+    """
+    y = x.new_empty(len(x), matrix.n_outputs)
+    _call("layer_product", (x.contiguous(), y), matrix)
+    return y
+
+
+def after_attention(attended: torch.Tensor, hidden: torch.Tensor, layer: AfterAttention) -> torch.Tensor:
+    """Return the hidden states behind a layer.
+
+    Parameters
+    ----------
+    attended : Tensor, shape (n_tokens, hidden_size)
+        What attention returned; float32 for a layer in float32, else bfloat16.
+    hidden : Tensor of the same type, shape (n_tokens, hidden_size)
+        The states before the layer.
+    layer : AfterAttention
+
+    Returns
+    -------
+    Tensor of the same type, shape (n_tokens, hidden_size)
+    """
+    result = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    _call("layer_after_attention", (attended.contiguous(), hidden.contiguous(), result), layer)
+    return result
+
+
+def _call(name: str, tensors: tuple[torch.Tensor, ...], weights: Matrix | AfterAttention) -> None:
+    n_tokens = ctypes.c_int64(len(tensors[0]))
+    call(name, tensors, ctypes.byref(weights.c_struct), weights.dtype.itemsize, n_tokens)
+
+
+class _Matrix(ctypes.Structure):
+    """``Matrix`` of ``layers.cpp``."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("numbers", "scales", "sums", "bias")),
+        *((name, ctypes.c_int64) for name in ("n", "depth")),
+    ]
+
+
+class _Norm(ctypes.Structure):
+    """``Norm`` of ``layers.cpp``."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias")]
+
+
+class _Layer(ctypes.Structure):
+    """``Layer`` of ``layers.cpp``."""
+
+    _fields_ = [
+        *((name, _Matrix) for name in ("attention_output", "intermediate", "output")),
+        *((name, _Norm) for name in ("attention_norm", "output_norm")),
+        ("epsilon", ctypes.c_float),
+    ]
