@@ -71,8 +71,9 @@ class MiniLMEncoder(
         off with a warning. ``"auto"``: the checkpoint's limit.
     precision : {"auto", "fp32", "bf16", "fp16", "int8"}, default="auto"
         Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
-        float16 on older GPUs, else float32. ``"int8"`` needs
-        ``backend="openvino"``. The result is float32 always.
+        float16 on older GPUs, else float32. ``"int8"`` is for CPUs: it needs
+        AVX-512 VNNI and the compiled kernels, or ``backend="openvino"``. The
+        result is float32 always.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:
         ``pip install "skminilm[openvino]"``.
@@ -100,10 +101,10 @@ class MiniLMEncoder(
     local_files_only : bool, default=False
         Never ask a model hub.
     calibration_texts : sequence of str, default=None
-        For ``precision="int8"``: texts like those to be encoded, from which
-        the ranges of the 8-bit numbers are measured. None takes texts in 16
-        languages that ship with the package. The first call with new ones
-        takes a minute; the result is kept on disk.
+        For ``precision="int8"`` with ``backend="openvino"``: texts like those
+        to be encoded, from which the ranges of the 8-bit numbers are
+        measured. None takes texts in 16 languages that ship with the package.
+        The first call with new ones takes a minute; the result is kept on disk.
     verbose : int, default=0
         1 shows a progress bar.
 

@@ -86,7 +86,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         Fingerprint and settings of the encoder; None with `nli`.
     nli_digest_ : str or None
         sha256 of what `nli` has learned.
-    offsets_ : ndarray of float32, shape (n_labels,)
+    offsets_ : ndarray of float64, shape (n_labels,)
         Mean similarity of each hypothesis to the texts of `fit`, which is
         taken off its scores: some labels are nearer than others to any text.
         Without X, and with `nli`, 0.
@@ -180,7 +180,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
             "hypotheses_": hypotheses,
             "multilabel_": self.multi_label,
             "vectors_": None,
-            "offsets_": np.zeros(len(names), np.float32),
+            "offsets_": np.zeros(len(names)),
             "encoder_state_": None,
             "nli_digest_": None,
         }
@@ -195,7 +195,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
             encoder = self._encoder()
             vectors = attributes["vectors_"] = encoder.fit_transform(hypotheses)
             if texts is not None:
-                attributes["offsets_"] = encoder.transform(texts.first).mean(axis=0) @ vectors.T
+                attributes["offsets_"] = _cosines(encoder.transform(texts.first), vectors).mean(axis=0)
             attributes["encoder_state_"] = {
                 "fingerprint_": encoder.fingerprint_,
                 "defaults_": encoder.defaults_,
@@ -206,7 +206,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the score of each label, float32 or float64 (n_texts, n_labels).
+        """Return the score of each label, float64 (n_texts, n_labels).
 
         Without `nli` the cosine of text and hypothesis less `offsets_`; with
         it the logarithm of the probability that the hypothesis is entailed;
@@ -239,7 +239,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         if (self.nli is None) != (self.nli_digest_ is None) or self.multi_label != self.multilabel_:
             raise ValueError("nli or multi_label was changed since fit: fit again.")
         if self.nli is None:
-            return self._encoder(self.encoder_state_).transform(texts.first) @ self.vectors_.T - self.offsets_
+            vectors = self._encoder(self.encoder_state_).transform(texts.first)
+            return _cosines(vectors, self.vectors_) - self.offsets_
         nli = self._open_nli()
         if _digest(nli) != self.nli_digest_:
             raise ValueError("nli is another classifier than in fit: fit again.")
@@ -387,6 +388,11 @@ def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     return _load(folder, stamps)
+
+
+def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    # In float32 their differences, which are small, would depend on how many are computed together.
+    return np.matmul(vectors, others.T, dtype=np.float64)
 
 
 @lru_cache(maxsize=1)

@@ -10,12 +10,13 @@ from . import _library
 from ._library import call
 
 SIZE_STEP = 64  # rows and columns of a matrix are a multiple of it
+_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def is_available(dtype: torch.dtype) -> bool:
-    """Tell whether the processor multiplies factors of a type, float32, bfloat16 or int8, and has the kernel."""
+    """Tell whether the kernel is there for factors of a type (float32, bfloat16, int8) on this processor."""
     library = _library.load()
-    return library is not None and bool(library.has_layers(dtype.itemsize))
+    return dtype in _DTYPES and library is not None and bool(library.has_layers(dtype.itemsize))
 
 
 class Matrix:
