@@ -76,39 +76,31 @@ INLINE Floats short_gelu(Floats x) {
 /* ---- Factors: how they lie in memory, are made from numbers, and multiplied
  * -------------------------------- */
 
-struct Float32Factors {
-  typedef Float32 Format; /* of what passes between the calls */
+template <class Number>
+struct FloatFactors {
+  typedef Number Format; /* of what passes between the calls */
   typedef Floats Sums;
-  static constexpr int kBytes = 4;
+  static constexpr int kBytes = sizeof(typename Format::Number);
 
   template <class From>
   INLINE void read(const typename From::Number *x, int64_t n, const Rows &to, int64_t row) {
-    for (int64_t i = 0; i < n; i += kLanes)
-      Float32::store((float *)to.numbers + row * n + i, From::load(x + i));
+    auto numbers = (typename Format::Number *)to.numbers + row * n;
+    for (int64_t i = 0; i < n; i += kLanes) Format::store(numbers + i, From::load(x + i));
   }
-  INLINE void add_products(Sums &sums, Bits x, Bits weight) { sums += (Floats)x * (Floats)weight; }
   INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &, int64_t) {
     return sums + Float32::load(weight.bias + column);
   }
+};
+
+struct Float32Factors : FloatFactors<Float32> {
+  INLINE void add_products(Sums &sums, Bits x, Bits weight) { sums += (Floats)x * (Floats)weight; }
   INLINE Floats gelu(Floats x) { return gelu_of(x); }
 };
 
-struct BFloat16Factors {
-  typedef BFloat16 Format;
-  typedef Floats Sums;
-  static constexpr int kBytes = 2;
-
-  template <class From>
-  INLINE void read(const typename From::Number *x, int64_t n, const Rows &to, int64_t row) {
-    for (int64_t i = 0; i < n; i += kLanes)
-      BFloat16::store((uint16_t *)to.numbers + row * n + i, From::load(x + i));
-  }
+struct BFloat16Factors : FloatFactors<BFloat16> {
   /* As GCC's own function it copies each sum in each step; likewise below. */
   INLINE void add_products(Sums &sums, Bits x, Bits weight) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
-  }
-  INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &, int64_t) {
-    return sums + Float32::load(weight.bias + column);
   }
   INLINE Floats gelu(Floats x) { return short_gelu(x); }
 };
