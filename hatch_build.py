@@ -27,8 +27,12 @@ _LINK = ["-shared", "-Wl,--as-needed"]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86 = {"avx2": _AVX2, "avx512": _AVX512}
-# As far as the compiler knows them; used where the processor has them.
-_OPTIONAL = [["-mavx512vnni", "-mavx512bf16"], ["-mamx-tile", "-mamx-bf16"]]
+# By library and source: as far as the compiler and its assembler know them, used where the processor has them.
+_OPTIONAL = {
+    ("avx2", "layers"): ["-mavxvnni"],
+    ("avx512", "layers"): ["-mavx512vnni", "-mavx512bf16"],  # GCC >= 10
+    ("avx512", "product"): ["-mamx-tile", "-mamx-bf16"],  # GCC >= 11
+}
 
 
 class KernelsBuildHook(BuildHookInterface):
@@ -45,8 +49,6 @@ class KernelsBuildHook(BuildHookInterface):
         machine = platform.machine()
         for name, options in (_X86 if machine == "x86_64" else {machine: []}).items():
             try:
-                if name == "avx512":
-                    options = [*options, *(o for some in _OPTIONAL if _accepts(compiler, some) for o in some)]
                 self._compile(compiler, folder, name, options)
             except subprocess.CalledProcessError as error:
                 self.app.display_warning(f"No compiled kernels for {name}: {error.stderr.strip()}")
@@ -61,16 +63,15 @@ class KernelsBuildHook(BuildHookInterface):
         try:
             for source in sorted(folder.glob("*.cpp")):
                 objects.append(folder / f"{source.stem}_{name}.o")
-                _run([compiler, *_COMPILE, *options, "-c", source, "-o", objects[-1]])
+                command = [compiler, *_COMPILE, *options, "-c", source, "-o", objects[-1]]
+                try:
+                    _run([*command, *_OPTIONAL.get((name, source.stem), [])])
+                except subprocess.CalledProcessError:
+                    _run(command)
             _run([compiler, *_LINK, *objects, "-o", library])
         finally:
             for file in objects:
                 file.unlink(missing_ok=True)
-
-
-def _accepts(compiler: str, options: list[str]) -> bool:
-    command = [compiler, *options, "-x", "c++", "-fsyntax-only", os.devnull]
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _run(command: list) -> None:

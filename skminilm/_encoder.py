@@ -72,8 +72,8 @@ class MiniLMEncoder(
     precision : {"auto", "fp32", "bf16", "fp16", "int8"}, default="auto"
         Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
         float16 on older GPUs, else float32. ``"int8"`` is for CPUs: it needs
-        AVX-512 VNNI and the compiled kernels, or ``backend="openvino"``. The
-        result is float32 always.
+        AVX-VNNI or AVX-512 VNNI and the compiled kernels, or
+        ``backend="openvino"``. The result is float32 always.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:
         ``pip install "skminilm[openvino]"``.

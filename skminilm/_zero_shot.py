@@ -206,7 +206,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the score of each label, float64 (n_texts, n_labels).
+        """Return the score of each label, (n_texts, n_labels): float64, or with `nli` as that computes.
 
         Without `nli` the cosine of text and hypothesis less `offsets_`; with
         it the logarithm of the probability that the hypothesis is entailed;

@@ -1,5 +1,10 @@
 """Layers by compiled kernels, and vectors in 8-bit integers."""
 
+import os
+import re
+import subprocess
+import sys
+
 import joblib
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ from skminilm.engine.hardware import resolve_compute
 from skminilm.engine.kernels import layers
 
 needs_int8 = pytest.mark.skipif(
-    not layers.is_available(torch.int8), reason="no AVX-512 VNNI, or no kernels were compiled here"
+    not layers.is_available(torch.int8), reason="no VNNI, or no kernels were compiled here"
 )
 of_each_type = pytest.mark.parametrize(
     "dtype",
@@ -80,32 +85,40 @@ def test_products_are_off_by_the_rounding_of_their_factors_alone(
     assert ((found.double() - expected).abs() <= 1.01 * bound).all()
 
 
-@of_each_type
-@pytest.mark.parametrize("n_tokens", [1, 5, 24, 25, 200])
-def test_what_follows_attention_is_that_of_the_definition(dtype, n_tokens):
-    size, wide = 128, 320
-    generator = torch.Generator().manual_seed(n_tokens)
+def random_layer(dtype, size, wide, generator):
+    """Return what follows attention in a layer, and the same by torch's operations."""
     shapes = {"attention_output": (size, size), "intermediate": (wide, size), "output": (size, wide)}
     matrices = {name: random_matrix(*shape, generator) for name, shape in shapes.items()}
     norms = {
         name: (1 + torch.rand(size, generator=generator), torch.randn(size, generator=generator))
         for name in ("attention_norm", "output_norm")
     }
-    layer = layers.AfterAttention(
-        **{name: layers.Matrix(*pair, dtype) for name, pair in matrices.items()}, **norms, epsilon=1e-12
-    )
-    attended, hidden = (random_tokens(n_tokens, size, generator, dtype) for _ in range(2))
-    found = layers.after_attention(attended, hidden, layer)
 
     def norm(x, name):
         return F.layer_norm(x, (size,), *norms[name], 1e-12)
 
-    states = norm(F.linear(attended.float(), *matrices["attention_output"]) + hidden, "attention_norm")
-    inner = F.gelu(F.linear(states, *matrices["intermediate"]))
-    expected = norm(F.linear(inner, *matrices["output"]) + states, "output_norm")
-    largest, usual = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (0.05, 0.005), torch.int8: (0.1, 0.015)}[
-        dtype
-    ]
+    def by_operations(attended, hidden):
+        states = norm(F.linear(attended.float(), *matrices["attention_output"]) + hidden, "attention_norm")
+        inner = F.gelu(F.linear(states, *matrices["intermediate"]))
+        return norm(F.linear(inner, *matrices["output"]) + states, "output_norm")
+
+    laid_out = {name: layers.Matrix(*pair, dtype) for name, pair in matrices.items()}
+    return layers.AfterAttention(**laid_out, **norms, epsilon=1e-12), by_operations
+
+
+@of_each_type
+@pytest.mark.parametrize("n_tokens", [1, 5, 24, 25, 200])
+def test_what_follows_attention_is_that_of_the_definition(dtype, n_tokens):
+    generator = torch.Generator().manual_seed(n_tokens)
+    layer, by_operations = random_layer(dtype, 128, 320, generator)
+    attended, hidden = (random_tokens(n_tokens, 128, generator, dtype) for _ in range(2))
+    found = layers.after_attention(attended, hidden, layer)
+    expected = by_operations(attended, hidden)
+    largest, usual = {
+        torch.float32: (1e-5, 1e-6),
+        torch.bfloat16: (0.05, 0.005),
+        torch.int8: (0.1, 0.015),
+    }[dtype]
     assert found.dtype == hidden.dtype
     assert (found - expected).abs().max() <= largest
     assert (found - expected).square().mean().sqrt() <= usual
@@ -115,16 +128,35 @@ def test_what_follows_attention_is_that_of_the_definition(dtype, n_tokens):
 def test_a_token_does_not_depend_on_others_or_on_threads(dtype):
     generator = torch.Generator().manual_seed(0)
     matrix = layers.Matrix(*random_matrix(192, 128, generator), dtype)
-    x = random_tokens(101, 128, generator, dtype)
-    expected = layers.product(x, matrix)
+    layer, _ = random_layer(dtype, 128, 192, generator)
+    x, hidden = (random_tokens(101, 128, generator, dtype) for _ in range(2))
+    x[40] = float("nan")
+    product, states = layers.product(x, matrix), layers.after_attention(x, hidden, layer)
+    assert states[40].isnan().all()
+    assert states[torch.arange(101) != 40].isfinite().all()
     threads = torch.get_num_threads()
     try:
-        for n_threads in (1, 2, 3):
+        for n_threads in (1, 2, 3, 5):
             torch.set_num_threads(n_threads)
-            for rows in (slice(None), slice(60, 101), slice(3, 20), slice(7, 8)):
-                assert torch.equal(layers.product(x[rows], matrix), expected[rows])
+            for start, stop in ((0, 101), (60, 101), (3, 20), (7, 8), (9, 33), (50, 98), (40, 46), (0, 0)):
+                rows = slice(start, stop)
+                for _ in range(5):
+                    of_product = layers.product(x[rows], matrix)
+                    of_layer = layers.after_attention(x[rows], hidden[rows], layer)
+                    for found, expected in ((of_product, product), (of_layer, states)):
+                        assert torch.equal(found.nan_to_num(7), expected[rows].nan_to_num(7))
     finally:
         torch.set_num_threads(threads)
+
+
+@of_each_type
+def test_what_does_not_fit_is_refused(dtype):
+    generator = torch.Generator().manual_seed(0)
+    matrix = layers.Matrix(*random_matrix(64, 128, generator), dtype)
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    for x in (torch.zeros(3, 64, dtype=state_dtype(dtype)), torch.zeros(3, 128, dtype=other)):
+        with pytest.raises(ValueError, match=r"layer_product takes torch.* of 128 columns, not"):
+            layers.product(x, matrix)
 
 
 @of_each_type
@@ -147,6 +179,7 @@ def test_what_is_not_finite_is_not_hidden(dtype, value):
 def test_all_layers_are_as_by_operations(dtype, texts, monkeypatch):
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype]
     monkeypatch.setattr(engine_layers, "cpu_has_amx", lambda: False)
+    monkeypatch.setattr(engine_layers.kernels, "has_product", lambda sizes: False)
     release_models()
     found = encoder(precision=precision).transform(texts)
     model = get_model(load_checkpoint("bundled"), resolve_compute("torch", "cpu", precision))
@@ -178,11 +211,15 @@ def test_vectors_are_near_those_of_float32(mixed):
     assert np.abs(found - expected).max() > 1e-4  # it really is another precision
 
 
-@needs_int8
-def test_vectors_do_not_depend_on_order_and_batches(mixed):
-    together = encoder().transform(mixed)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=needs_int8)])
+def test_vectors_do_not_depend_on_order_and_batches(mixed, precision):
+    resolved = resolve_compute("torch", "cpu", precision)
+    model = get_model(load_checkpoint("bundled"), resolved)
+    if not isinstance(model._layers, engine_layers.CompiledLayers):
+        pytest.skip("layers by operations depend on them within rounding")
+    together = encoder(precision=precision).transform(mixed)
     order = np.random.default_rng(0).permutation(len(mixed))
-    shuffled = encoder(batch_tokens=300).transform([mixed[i] for i in order])
+    shuffled = encoder(precision=precision, batch_tokens=300).transform([mixed[i] for i in order])
     np.testing.assert_array_equal(shuffled, together[order])
 
 
@@ -221,8 +258,24 @@ def test_another_architecture_is_refused(distilbert_folder):
 
 def test_without_the_instructions_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setattr(layers, "is_available", lambda dtype: False)
-    with pytest.raises(ValueError, match=r"AVX-512 VNNI.*backend='openvino'.*precision='auto'"):
+    with pytest.raises(ValueError, match=r"AVX-VNNI or AVX-512 VNNI.*backend='openvino'.*precision='auto'"):
         encoder().fit(["a"])
+
+
+def test_without_the_products_no_layers_are_made(monkeypatch):
+    monkeypatch.setattr(layers, "is_available", lambda dtype: False)
+    with pytest.raises(ValueError, match="no products in int8 on cpu"):
+        engine_layers.new_layers(load_checkpoint("bundled").config, torch.device("cpu"), torch.int8)
+
+
+def test_a_processor_with_avx2_alone_computes_the_same():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not layers.is_available(torch.float32):
+        pytest.skip("no AVX-512, or no kernels")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "definition or token"]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    run = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 6
 
 
 def test_a_gpu_is_refused(monkeypatch):

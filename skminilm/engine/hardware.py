@@ -96,9 +96,9 @@ def _check_int8(device: torch.device) -> None:
         )
     if not layers.is_available(torch.int8):
         raise ValueError(
-            "precision='int8' with backend='torch' needs a processor with AVX-512 VNNI and the compiled "
-            "kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not here: use "
-            "backend='openvino' (pip install 'skminilm[openvino]'), or precision='auto'."
+            "precision='int8' with backend='torch' needs a processor with AVX-VNNI or AVX-512 VNNI and the "
+            "compiled kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not "
+            "here: use backend='openvino' (pip install 'skminilm[openvino]'), or precision='auto'."
         )
 
 

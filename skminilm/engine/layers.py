@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
 from ..checkpoints import BertConfig
+from . import kernels
 from ._names import LAYER_PARTS
 from .attention import attention
 from .forward import encoder_layer
@@ -35,20 +37,23 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     Raises
     ------
     ValueError
-        The type is int8, and the sizes are not those that its products take.
+        The type is int8, and the sizes are not those that its products take, or they are not here at all.
     """
-    if device.type == "cpu" and compiled.is_available(dtype):
-        sizes = config.hidden_size, config.intermediate_size
-        fit = all(size % compiled.SIZE_STEP == 0 for size in sizes)
-        if dtype == torch.int8 and not fit:
-            raise ValueError(
-                f"precision='int8' needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this "
-                f"checkpoint have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto', or "
-                "backend='openvino'."
-            )
-        # With its tiles AMX multiplies bfloat16, and float32 as several of them, faster than this.
-        if dtype == torch.int8 or (fit and not cpu_has_amx()):
-            return CompiledLayers(config, dtype)
+    sizes = config.hidden_size, config.intermediate_size
+    has_kernel = device.type == "cpu" and compiled.is_available(dtype)
+    fit = all(size % compiled.SIZE_STEP == 0 for size in sizes)
+    if dtype == torch.int8 and not (has_kernel and fit):
+        raise ValueError(
+            f"precision='int8' needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this "
+            f"checkpoint have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto', or "
+            "backend='openvino'."
+            if has_kernel
+            else f"There are no products in int8 on {device} here: use precision='auto'."
+        )
+    # With its tiles AMX multiplies bfloat16, and float32 as several of them, faster than this.
+    on_tiles = {torch.float32: partial(kernels.has_product, sizes), torch.bfloat16: cpu_has_amx}
+    if has_kernel and fit and not (dtype in on_tiles and on_tiles[dtype]()):
+        return CompiledLayers(config, dtype)
     return LayersByOperations(config, device, dtype)
 
 

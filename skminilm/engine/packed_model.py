@@ -189,7 +189,7 @@ class PackedModel(StreamingModel):
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         self._longest_in_kernel = 0
         if can_use_varlen(device, self.dtype, self.config.head_size):
-            prefers_tiles = device.type == "cpu" and self.dtype == torch.bfloat16 and cpu_has_amx()
+            prefers_tiles = device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_amx()
             self._longest_in_kernel = (
                 _LONGEST_BESIDE_AMX if prefers_tiles else self.config.max_position_embeddings
             )

@@ -1,4 +1,5 @@
-/* The parts of a layer that take each token by itself, on AVX-512: products with weights, GELU, norms.
+/* The parts of a layer that take each token by itself, on AVX2 and AVX-512: products with weights, GELU,
+norms.
 
 From the attention to the end of a layer a block of tokens stays in the cache. Factors of products are
 float32, bfloat16 or 8-bit integers; a lane of a vector holds one, two or four of them, that many neighbours
@@ -6,23 +7,25 @@ of one row, and sums are exact (integers) or float32. All between the products i
 */
 #include "gelu.hpp"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 
-constexpr int kTile = 6;   /* tokens whose sums are kept in registers, with ... */
-constexpr int kStrip = 64; /* ... so many columns of a weight */
-constexpr int kBlock = 24; /* tokens that a thread takes through a layer at once */
-constexpr int kVectors = kStrip / kLanes;
+/* What is kept in registers, of which there are 32 or 16: sums of so many tokens with so many vectors of
+ * columns. */
+constexpr int kTile = 6;
+constexpr int kVectors = kLanes == 16 ? 4 : 2;
+constexpr int kStrip = kVectors * kLanes; /* columns of a weight that lie together */
+constexpr int kBlock = 24;                /* tokens that a thread takes through a layer at once */
 
 /* So that sums stay in registers. */
 #define UNROLL _Pragma("GCC unroll 32")
 
-/* (n, depth), its numbers as (n / 64, depth / m, 64, m) with m neighbours in a lane. Of integers each row has
- * a scale, and `sums` are those of the scaled rows. */
+/* (n, depth), its numbers as (n / kStrip, depth / m, kStrip, m) with m neighbours in a lane. Of integers each
+ * row has a scale, and `sums` are those of the scaled rows. */
 struct Matrix {
   const char *numbers;
   const float *scales, *sums, *bias;
@@ -46,18 +49,18 @@ struct Rows {
   float *scales, *least;
 };
 
-/* The threads that share a block of tokens. */
+/* The threads that share a block of tokens, of so many in all teams. All teams wait for each other. */
 struct Team {
-  int member, size;
+  int member, size, n_threads;
   void wait() const {
-    if (size > 1) {
+    if (n_threads > 1) {
 #pragma omp barrier
     }
   }
 };
 
-/* GELU within 2.5e-4, where bfloat16 or 8 bits are next: on [-4, 4] by a polynomial for P(X <= x) = 1/2 + x
- * p(x^2), fitted for the least largest error. */
+/* GELU within 1.4e-4 or 3.5e-5 of it, where bfloat16 or 8 bits are next: on [-4, 4] by a polynomial for P(X
+ * <= x) = 1/2 + x p(x^2), fitted for the least largest error. */
 INLINE Floats short_gelu(Floats x) {
   Floats inside = x > 4.0f ? Floats{} + 4.0f : x;
   x = x < -4.0f ? Floats{} - 4.0f : x;
@@ -75,6 +78,34 @@ INLINE Floats short_gelu(Floats x) {
 
 /* ---- Factors: how they lie in memory, are made from numbers, and multiplied
  * -------------------------------- */
+
+/* Store integers as bytes, those beyond 0 or 255 as these. */
+INLINE void store_bytes(char *place, Ints x) {
+#if defined(__AVX512F__)
+  x = x < 0 ? Ints{} : x;
+  _mm_storeu_si128((__m128i *)place, _mm512_cvtusepi32_epi8((__m512i)x));
+#else
+  __m256i halves = _mm256_packus_epi32((__m256i)x, (__m256i)x), bytes = _mm256_packus_epi16(halves, halves);
+  int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);
+  memcpy(place, &low, 4);
+  memcpy(place + 4, &high, 4);
+#endif
+}
+
+/* Not inlined: with these loops in it GCC keeps a tile's sums in memory. */
+#define APART static __attribute__((noinline))
+
+APART float least_of(Floats x) {
+  float least = x[0];
+  for (int lane = 1; lane < kLanes; lane++) least = x[lane] < least ? x[lane] : least;
+  return least;
+}
+
+APART float sum_of(Floats x) {
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; lane++) sum += x[lane];
+  return sum;
+}
 
 template <class Number>
 struct FloatFactors {
@@ -97,6 +128,7 @@ struct Float32Factors : FloatFactors<Float32> {
   INLINE Floats gelu(Floats x) { return gelu_of(x); }
 };
 
+#if defined(__AVX512BF16__)
 struct BFloat16Factors : FloatFactors<BFloat16> {
   /* As GCC's own function it copies each sum in each step; likewise below. */
   INLINE void add_products(Sums &sums, Bits x, Bits weight) {
@@ -104,13 +136,15 @@ struct BFloat16Factors : FloatFactors<BFloat16> {
   }
   INLINE Floats gelu(Floats x) { return short_gelu(x); }
 };
+#endif
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 struct Int8Factors {
   typedef BFloat16 Format;
   typedef Ints Sums;
   static constexpr int kBytes = 1;
 
-  /* What is not finite gives NaN as the scale. */
+  /* What is not finite, or has no finite sum, gives NaN as the scale. */
   template <class From>
   INLINE void read(const typename From::Number *x, int64_t n, const Rows &to, int64_t row) {
     Floats least = From::load(x), most = least, sum = {};
@@ -120,19 +154,22 @@ struct Int8Factors {
       most = value > most ? value : most;
       sum += value;
     }
-    float low = _mm512_reduce_min_ps((__m512)least), high = _mm512_reduce_max_ps((__m512)most);
+    float low = least_of(least), high = -least_of(-most);
     float scale = (high - low) / 255, inverse = scale > 0 ? 1 / scale : 0;
     Floats shift = Floats{} + (0.5f - low * inverse); /* 1/2: conversion cuts off */
     for (int64_t i = 0; i < n; i += kLanes) {
-      __m512i whole = _mm512_cvttps_epi32((__m512)(From::load(x + i) * inverse + shift));
-      whole = _mm512_max_epi32(whole, _mm512_setzero_si512());
-      _mm_storeu_si128((__m128i *)(to.numbers + row * n + i), _mm512_cvtusepi32_epi8(whole));
+      Floats value = From::load(x + i) * inverse + shift;
+      store_bytes(to.numbers + row * n + i, __builtin_convertvector(value, Ints));
     }
-    to.scales[row] = scale + 0 * _mm512_reduce_add_ps((__m512)sum);
+    to.scales[row] = scale + 0 * sum_of(sum);
     to.least[row] = low;
   }
   INLINE void add_products(Sums &sums, Bits x, Bits weight) {
+#if defined(__AVX512VNNI__)
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight));
+#endif
   }
   INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &x, int64_t row) {
     Floats scaled = __builtin_convertvector(sums, Floats) * Float32::load(weight.scales + column);
@@ -141,6 +178,7 @@ struct Int8Factors {
   }
   INLINE Floats gelu(Floats x) { return short_gelu(x); }
 };
+#endif
 
 /* ---- Products
  * ---------------------------------------------------------------------------------------------- */
@@ -160,11 +198,11 @@ INLINE void tile(const Rows &x, int64_t first, int n_rows, const Matrix &weight,
   typename Factors::Sums sums[kTile][kVectors];
   UNROLL
   for (int i = 0; i < kTile * kVectors; i++) sums[i / kVectors][i % kVectors] = typename Factors::Sums{};
-  for (int64_t k = 0; k < row_bytes; k += 4, numbers += 4 * kStrip, ahead += 64) {
+  for (int64_t k = 0; k < row_bytes; k += 4, numbers += 4 * kStrip, ahead += kStrip) {
     __builtin_prefetch(ahead);
     Bits values[kVectors];
     UNROLL
-    for (int j = 0; j < kVectors; j++) values[j] = load_lanes(numbers + j * 64);
+    for (int j = 0; j < kVectors; j++) values[j] = load_lanes(numbers + j * kLanes * 4);
     UNROLL
     for (int i = 0; i < kTile; i++) {
       uint32_t neighbours;
@@ -201,12 +239,12 @@ INLINE void multiply(const Team &team, const Rows &x, int n_rows, const Matrix &
 INLINE void normalize(float *x, int64_t n, const Norm &norm, float epsilon) {
   Floats sum = {}, squares = {};
   for (int64_t i = 0; i < n; i += kLanes) sum += Float32::load(x + i);
-  float mean = _mm512_reduce_add_ps((__m512)sum) / n;
+  float mean = sum_of(sum) / n;
   for (int64_t i = 0; i < n; i += kLanes) {
     Floats value = Float32::load(x + i) - mean;
     squares += value * value;
   }
-  float factor = 1 / sqrtf(_mm512_reduce_add_ps((__m512)squares) / n + epsilon);
+  float factor = 1 / sqrtf(sum_of(squares) / n + epsilon);
   for (int64_t i = 0; i < n; i += kLanes) {
     Floats value = (Float32::load(x + i) - mean) * factor;
     Float32::store(x + i, value * Float32::load(norm.weight + i) + Float32::load(norm.bias + i));
@@ -290,23 +328,39 @@ static void finish_block(Team team, const typename Factors::Format::Number *atte
   }
 }
 
-/* compute(team, first token, number of tokens, space) for all tokens; each thread takes blocks, or where
- * there is one block all share it. Returns 1 where the memory is too small. */
+/* compute(team, first token, number of tokens, space) for all tokens: each thread takes blocks, or where
+ * there are fewer blocks than threads, each block a team. Returns 1 where the memory is too small. */
 template <class Compute>
 INLINE int for_each_block(int64_t n_tokens, int64_t n_bytes, int n_threads, Compute compute) {
-  bool is_shared = n_tokens <= kBlock;
+  int64_t n_blocks = (n_tokens + kBlock - 1) / kBlock;
+  bool in_teams = n_blocks < n_threads;
   n_bytes = (n_bytes + 4095) / 4096 * 4096;
-  char *bytes = (char *)aligned_alloc(4096, (is_shared ? 1 : n_threads) * n_bytes);
-  if (!bytes) return 1;
-  if (is_shared) {
+  char *bytes = (char *)aligned_alloc(4096, (in_teams ? n_blocks : n_threads) * n_bytes);
+  if (n_tokens == 0 || !bytes) {
+    free(bytes);
+    return n_tokens > 0;
+  }
+  /* Whole tiles, as many for each block as for the others. */
+  int64_t size = (n_tokens + n_blocks * kTile - 1) / (n_blocks * kTile) * kTile;
+  auto take = [&](int64_t block, Team team, int place) {
+    int64_t start = block * size, n_rows = n_tokens - start < size ? n_tokens - start : size;
+    compute(team, start, n_rows > 0 ? (int)n_rows : 0, Space{bytes + place * n_bytes});
+  };
+  if (in_teams) {
 #pragma omp parallel num_threads(n_threads)
-    compute(Team{omp_get_thread_num(), omp_get_num_threads()}, 0, (int)n_tokens, Space{bytes});
+    {
+      int thread = omp_get_thread_num(), n = omp_get_num_threads();
+      int n_teams = n_blocks < n ? n_blocks : n;
+      for (int64_t first = 0; first < n_blocks;
+           first += n_teams) { /* one round, but where threads are refused */
+        int team = (int64_t)thread * n_teams / n;
+        int start = (team * n + n_teams - 1) / n_teams, stop = ((team + 1) * n + n_teams - 1) / n_teams;
+        take(first + team, Team{thread - start, stop - start, n}, first + team);
+      }
+    }
   } else {
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic)
-    for (int64_t start = 0; start < n_tokens; start += kBlock) {
-      int n_rows = n_tokens - start < kBlock ? n_tokens - start : kBlock;
-      compute(Team{0, 1}, start, n_rows, Space{bytes + omp_get_thread_num() * n_bytes});
-    }
+    for (int64_t block = 0; block < n_blocks; block++) take(block, Team{0, 1, 1}, omp_get_thread_num());
   }
   free(bytes);
   return 0;
@@ -336,34 +390,55 @@ static int after_attention(const void *attended, const void *hidden, void *resul
   });
 }
 
-/* y (n_tokens, weight.n) = x (n_tokens, weight.depth) @ weight' + bias. The factors have so many bytes: 4
- * float32, 2 bfloat16, 1 integers; x and y are float32 in the first case, else bfloat16. */
+/* run(Factors) for factors of so many bytes: 4 float32, 2 bfloat16, 1 integers. */
+template <class Run>
+INLINE int with_factors(int factor_bytes, Run run) {
+  if (factor_bytes == 4) return run(Float32Factors());
+#if defined(__AVX512BF16__)
+  if (factor_bytes == 2) return run(BFloat16Factors());
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  if (factor_bytes == 1) return run(Int8Factors());
+#endif
+  return 1;
+}
+
+/* y (n_tokens, weight.n) = x (n_tokens, weight.depth) @ weight' + bias; x and y are float32 where the factors
+ * are, else bfloat16. */
 extern "C" int layer_product(const void *x, void *y, const Matrix *weight, int factor_bytes, int64_t n_tokens,
                              int n_threads) {
-  auto run = factor_bytes == 4   ? product<Float32Factors>
-             : factor_bytes == 2 ? product<BFloat16Factors>
-                                 : product<Int8Factors>;
-  return run(x, y, weight, n_tokens, n_threads);
+  return with_factors(factor_bytes, [=](auto factors) {
+    return product<decltype(factors)>(x, y, weight, n_tokens, n_threads);
+  });
 }
 
 /* The states behind a layer, of what attention returned in it and of the states before it: all (n_tokens,
  * hidden size), in the precision of layer_product. */
 extern "C" int layer_after_attention(const void *attended, const void *hidden, void *result,
                                      const Layer *layer, int factor_bytes, int64_t n_tokens, int n_threads) {
-  auto run = factor_bytes == 4   ? after_attention<Float32Factors>
-             : factor_bytes == 2 ? after_attention<BFloat16Factors>
-                                 : after_attention<Int8Factors>;
-  return run(attended, hidden, result, layer, n_tokens, n_threads);
+  return with_factors(factor_bytes, [=](auto factors) {
+    return after_attention<decltype(factors)>(attended, hidden, result, layer, n_tokens, n_threads);
+  });
 }
 
-/* Tell whether the processor can multiply factors of so many bytes. */
-extern "C" int has_layers(int factor_bytes) {
-  unsigned a, b, c, d;
-  if (factor_bytes == 1) return __get_cpuid_count(7, 0, &a, &b, &c, &d) && c & bit_AVX512VNNI;
-  if (factor_bytes == 2) return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & bit_AVX512BF16;
-  return factor_bytes == 4;
+/* Of a matrix, the columns that lie together; 0 where the processor cannot multiply factors of so many bytes.
+ */
+extern "C" int layer_strip(int factor_bytes) {
+  bool is_there = factor_bytes == 4;
+  unsigned first, a = 0, b, c, d;
+  if (!__get_cpuid_count(7, 0, &first, &b, &c, &d)) return 0;
+  if (first >= 1) __get_cpuid_count(7, 1, &a, &b, &first, &d);
+#if defined(__AVX512BF16__)
+  if (factor_bytes == 2) is_there = a & 1 << 5;
+#endif
+#if defined(__AVX512VNNI__)
+  if (factor_bytes == 1) is_there = c & 1 << 11;
+#elif defined(__AVXVNNI__)
+  if (factor_bytes == 1) is_there = a & 1 << 4;
+#endif
+  return is_there ? kStrip : 0;
 }
 
 #else
-extern "C" int has_layers(int) { return 0; }
+extern "C" int layer_strip(int) { return 0; }
 #endif

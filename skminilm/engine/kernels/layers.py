@@ -1,4 +1,4 @@
-"""The parts of a layer that take each token by itself, in few calls, on a CPU with AVX-512."""
+"""The parts of a layer that take each token by itself, in few calls, on a CPU with AVX2 or AVX-512."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 def is_available(dtype: torch.dtype) -> bool:
     """Tell whether the kernel is there for factors of a type (float32, bfloat16, int8) on this processor."""
     library = _library.load()
-    return dtype in _DTYPES and library is not None and bool(library.has_layers(dtype.itemsize))
+    return dtype in _DTYPES and library is not None and library.layer_strip(dtype.itemsize) > 0
 
 
 class Matrix:
@@ -32,19 +32,20 @@ class Matrix:
     """
 
     def __init__(self, matrix: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
-        self.n_outputs, n_inputs = matrix.shape
+        self.n_outputs, self.n_inputs = matrix.shape
         self.dtype = dtype
         scales = sums = None
         if dtype == torch.int8:
             scales = matrix.abs().amax(dim=1) / 127
             matrix = (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
             sums = scales * matrix.sum(dim=1)
-        # By strips of 64 rows; in each, what fills 32 bits of every row, one after the other.
+        # By strips of some rows; in each, what fills 32 bits of every row, one after the other.
         neighbours = 4 // dtype.itemsize
-        strips = matrix.to(dtype).view(-1, SIZE_STEP, n_inputs // neighbours, neighbours)
+        strip = _library.load().layer_strip(dtype.itemsize)
+        strips = matrix.to(dtype).view(-1, strip, self.n_inputs // neighbours, neighbours)
         self._tensors = strips.transpose(1, 2).contiguous(), scales, sums, bias.contiguous()
         places = (None if tensor is None else tensor.data_ptr() for tensor in self._tensors)
-        self.c_struct = _Matrix(*places, self.n_outputs, n_inputs)
+        self.c_struct = _Matrix(*places, self.n_outputs, self.n_inputs)
 
 
 class AfterAttention:
@@ -70,7 +71,7 @@ class AfterAttention:
     ) -> None:
         matrices = attention_output, intermediate, output
         norms = [tuple(tensor.contiguous() for tensor in norm) for norm in (attention_norm, output_norm)]
-        self.dtype = output.dtype
+        self.dtype, self.n_inputs = output.dtype, output.n_outputs
         self._parts = matrices, norms  # the structure holds their places alone
         self.c_struct = _Layer(
             *(matrix.c_struct for matrix in matrices),
@@ -96,7 +97,7 @@ def product(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
     Tensor of the same type, shape (n_tokens, n_outputs)
     """
     y = x.new_empty(len(x), matrix.n_outputs)
-    _call("layer_product", (x.contiguous(), y), matrix)
+    _call("layer_product", (x,), y, matrix)
     return y
 
 
@@ -116,12 +117,19 @@ def after_attention(attended: torch.Tensor, hidden: torch.Tensor, layer: AfterAt
     Tensor of the same type, shape (n_tokens, hidden_size)
     """
     result = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    _call("layer_after_attention", (attended.contiguous(), hidden.contiguous(), result), layer)
+    _call("layer_after_attention", (attended, hidden), result, layer)
     return result
 
 
-def _call(name: str, tensors: tuple[torch.Tensor, ...], weights: Matrix | AfterAttention) -> None:
-    n_tokens = ctypes.c_int64(len(tensors[0]))
+def _call(
+    name: str, inputs: tuple[torch.Tensor, ...], result: torch.Tensor, weights: Matrix | AfterAttention
+):
+    dtype = torch.float32 if weights.dtype == torch.float32 else torch.bfloat16
+    for x in inputs:
+        if x.dtype != dtype or x.shape[1] != weights.n_inputs:
+            raise ValueError(f"{name} takes {dtype} of {weights.n_inputs} columns, not {x.dtype}, {x.shape}.")
+    tensors = *(x.contiguous() for x in inputs), result
+    n_tokens = ctypes.c_int64(len(result))
     call(name, tensors, ctypes.byref(weights.c_struct), weights.dtype.itemsize, n_tokens)
 
 
