@@ -19,7 +19,7 @@ of one row, and sums are exact (integers) or float32. All between the products i
 constexpr int kTile = 6;
 constexpr int kVectors = kLanes == 16 ? 4 : 2;
 constexpr int kStrip = kVectors * kLanes; /* columns of a weight that lie together */
-constexpr int kBlock = 24;                /* tokens that a thread takes through a layer at once */
+constexpr int kBlock = 48; /* tokens that a thread takes through a layer at once, at the most */
 
 /* So that sums stay in registers. */
 #define UNROLL _Pragma("GCC unroll 32")
@@ -192,13 +192,13 @@ INLINE Bits load_lanes(const char *place) {
  * strip of a weight; meanwhile what is `ahead` comes into the cache */
 template <class Factors, class Finish>
 INLINE void tile(const Rows &x, int64_t first, int n_rows, const Matrix &weight, int64_t column,
-                 const char *ahead, Finish finish) {
+                 const char *ahead, int64_t ahead_step, Finish finish) {
   int64_t row_bytes = weight.depth * Factors::kBytes;
   const char *rows = x.numbers + first * row_bytes, *numbers = weight.numbers + column * row_bytes;
   typename Factors::Sums sums[kTile][kVectors];
   UNROLL
   for (int i = 0; i < kTile * kVectors; i++) sums[i / kVectors][i % kVectors] = typename Factors::Sums{};
-  for (int64_t k = 0; k < row_bytes; k += 4, numbers += 4 * kStrip, ahead += kStrip) {
+  for (int64_t k = 0; k < row_bytes; k += 4, numbers += 4 * kStrip, ahead += ahead_step) {
     __builtin_prefetch(ahead);
     Bits values[kVectors];
     UNROLL
@@ -228,10 +228,12 @@ template <class Factors, class Finish>
 INLINE void multiply(const Team &team, const Rows &x, int n_rows, const Matrix &weight, Finish finish) {
   int64_t n_strips = weight.n / kStrip, strip_bytes = weight.depth * Factors::kBytes * kStrip;
   int64_t stop = n_strips * (team.member + 1) / team.size;
+  int n_tiles = (n_rows + kTile - 1) / kTile;
   for (int64_t strip = n_strips * team.member / team.size; strip < stop; strip++) {
     const char *next = weight.numbers + (strip + 1) % n_strips * strip_bytes; /* a part during each tile */
-    for (int row = 0; row < n_rows; row += kTile, next += strip_bytes / (kBlock / kTile))
-      tile<Factors>(x, row, n_rows, weight, strip * kStrip, next, finish);
+    for (int i = 0; i < n_tiles; i++)
+      tile<Factors>(x, i * kTile, n_rows, weight, strip * kStrip, next + i * strip_bytes / n_tiles,
+                    4 * kStrip / n_tiles, finish);
   }
 }
 
@@ -332,7 +334,10 @@ static void finish_block(Team team, const typename Factors::Format::Number *atte
  * there are fewer blocks than threads, each block a team. Returns 1 where the memory is too small. */
 template <class Compute>
 INLINE int for_each_block(int64_t n_tokens, int64_t n_bytes, int n_threads, Compute compute) {
-  int64_t n_blocks = (n_tokens + kBlock - 1) / kBlock;
+  /* Few tokens in large blocks: for each the weights have to come from memory. */
+  int64_t most = n_tokens > kBlock * n_threads ? kBlock / 2 : kBlock;
+  int64_t n_blocks = (n_tokens + most - 1) / most;
+  if (n_blocks > n_threads) n_blocks = (n_blocks + n_threads - 1) / n_threads * n_threads;
   bool in_teams = n_blocks < n_threads;
   n_bytes = (n_bytes + 4095) / 4096 * 4096;
   char *bytes = (char *)aligned_alloc(4096, (in_teams ? n_blocks : n_threads) * n_bytes);
@@ -352,7 +357,7 @@ INLINE int for_each_block(int64_t n_tokens, int64_t n_bytes, int n_threads, Comp
       int thread = omp_get_thread_num(), n = omp_get_num_threads();
       int n_teams = n_blocks < n ? n_blocks : n;
       for (int64_t first = 0; first < n_blocks;
-           first += n_teams) { /* one round, but where threads are refused */
+           first += n_teams) { /* one round, but where the system gives fewer threads */
         int team = (int64_t)thread * n_teams / n;
         int start = (team * n + n_teams - 1) / n_teams, stop = ((team + 1) * n + n_teams - 1) / n_teams;
         take(first + team, Team{thread - start, stop - start, n}, first + team);
