@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 
@@ -37,24 +36,26 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     Raises
     ------
     ValueError
-        The type is int8, and the sizes are not those that its products take, or they are not here at all.
+        The type is int8, and its products are not here, or do not take these sizes.
     """
     sizes = config.hidden_size, config.intermediate_size
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
     fit = all(size % compiled.SIZE_STEP == 0 for size in sizes)
-    if dtype == torch.int8 and not (has_kernel and fit):
-        raise ValueError(
-            f"precision='int8' needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this "
-            f"checkpoint have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto', or "
-            "backend='openvino'."
-            if has_kernel
-            else f"There are no products in int8 on {device} here: use precision='auto'."
-        )
-    # With its tiles AMX multiplies bfloat16, and float32 as several of them, faster than this.
-    on_tiles = {torch.float32: partial(kernels.has_product, sizes), torch.bfloat16: cpu_has_amx}
-    if has_kernel and fit and not (dtype in on_tiles and on_tiles[dtype]()):
+    if has_kernel and fit and not _is_better_on_tiles(dtype, sizes):
         return CompiledLayers(config, dtype)
-    return LayersByOperations(config, device, dtype)
+    if dtype != torch.int8:
+        return LayersByOperations(config, device, dtype)
+    if not has_kernel:
+        raise ValueError(f"There are no products in int8 on {device} here: use precision='auto'.")
+    raise ValueError(
+        f"precision='int8' needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this checkpoint "
+        f"have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto', or backend='openvino'."
+    )
+
+
+def _is_better_on_tiles(dtype: torch.dtype, sizes: tuple[int, ...]) -> bool:
+    """Tell whether there is AMX to multiply a type: bfloat16, or float32 as several of them."""
+    return kernels.has_product(sizes) if dtype == torch.float32 else dtype == torch.bfloat16 and cpu_has_amx()
 
 
 class LayersByOperations(Layers):
