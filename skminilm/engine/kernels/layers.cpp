@@ -76,8 +76,7 @@ INLINE Floats short_gelu(Floats x) {
   return x * (sum * inside + 0.5f);
 }
 
-/* ---- Factors: how they lie in memory, are made from numbers, and multiplied
- * -------------------------------- */
+/* ---- Factors: how they lie in memory, are made from numbers, and multiplied ----- */
 
 /* Store integers as bytes, those beyond 0 or 255 as these. */
 INLINE void store_bytes(char *place, Ints x) {
@@ -180,8 +179,7 @@ struct Int8Factors {
 };
 #endif
 
-/* ---- Products
- * ---------------------------------------------------------------------------------------------- */
+/* ---- Products ------------------------------------------------------------------- */
 
 INLINE Bits load_lanes(const char *place) {
   typedef Bits Unaligned __attribute__((aligned(1)));
@@ -253,8 +251,7 @@ INLINE void normalize(float *x, int64_t n, const Norm &norm, float epsilon) {
   }
 }
 
-/* ---- Blocks of tokens
- * -------------------------------------------------------------------------------------- */
+/* ---- Blocks of tokens ----------------------------------------------------------- */
 
 /* Memory for a block, each part at a whole cache line. */
 struct Space {
