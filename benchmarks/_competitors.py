@@ -19,7 +19,7 @@ from skminilm.engine.kernels import layers
 
 Encode = Callable[[list[str]], np.ndarray]
 REFERENCE = "sentence-transformers fp32"
-_VNNI = "AVX-512 VNNI or its kernel"
+VNNI = "VNNI or its kernel"
 
 
 def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encode]:
@@ -43,7 +43,7 @@ def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encod
         "embetter SentenceEncoder": (["embetter"], lambda: _embetter(folder)),
         "skminilm fp32": ([], lambda: ours("fp32")),
         "skminilm auto": ([], lambda: ours("auto")),
-        "skminilm int8": ([_VNNI], lambda: ours("int8")),
+        "skminilm int8": ([VNNI], lambda: ours("int8")),
         "skminilm openvino fp32": (["openvino"], lambda: ours("fp32", backend="openvino")),
         "skminilm openvino bf16": (["openvino"], lambda: ours("bf16", backend="openvino")),
         "skminilm openvino int8": (["openvino", "nncf"], lambda: ours("int8", backend="openvino")),
@@ -65,9 +65,14 @@ def ours(precision: str, **options) -> Encode:
     return MiniLMEncoder(precision=precision, prompt=None, cache=None, **options).transform
 
 
+def has_int8() -> bool:
+    """Tell whether int8 on the torch backend is there."""
+    return layers.is_available(torch.int8)
+
+
 def _is_here(need: str) -> bool:
-    if need == _VNNI:
-        return layers.is_available(torch.int8)
+    if need == VNNI:
+        return has_int8()
     try:
         return importlib.util.find_spec(need) is not None
     except ModuleNotFoundError:

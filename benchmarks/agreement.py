@@ -6,12 +6,11 @@ python benchmarks/agreement.py --data DIR
 from __future__ import annotations
 
 import numpy as np
-import torch
+from _competitors import has_int8
 from _data import options_parser, read, write_figures
 from _reference import load_reference, pooled_vectors
 
 from skminilm import MiniLMEncoder
-from skminilm.engine.kernels import layers
 
 
 def main():
@@ -25,8 +24,8 @@ def main():
     expected = pooled_vectors(load_reference(), texts)
     print(f"{len(texts)} texts in {rows.lang.nunique()} languages, mean pooling, no prompt, not normalised")
     figures: dict = {}
-    has_int8 = options.device == "cpu" and layers.is_available(torch.int8)
-    for precision in ("fp32", "bf16", *["int8"] * has_int8):
+    with_int8 = options.device == "cpu" and has_int8()
+    for precision in ("fp32", "bf16", *["int8"] * with_int8):
         encoder = MiniLMEncoder(
             precision=precision, device=options.device, prompt=None, normalize=False, cache=None
         )

@@ -14,12 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _competitors import REFERENCE, competitors, machine, matrix_peak, median_ratio, ours, time_interleaved
+from _competitors import (
+    REFERENCE,
+    competitors,
+    has_int8,
+    machine,
+    matrix_peak,
+    median_ratio,
+    ours,
+    time_interleaved,
+)
 from _data import options_parser, read, write_figures
 from _reference import write_reference
 
 from skminilm.checkpoints import load_checkpoint
-from skminilm.engine.kernels import layers
 
 FLOP_A_TOKEN = 12 * 2 * 384 * (1152 + 384 + 2 * 1536)  # of the matrix products with weights
 
@@ -174,7 +182,7 @@ def main():
             figures["tokenizer"] = bench_tokenizer(test.text.tolist(), options.rounds)
         elif options.probe:
             precisions = [("fp32", "torch"), ("auto", "torch"), ("int8", "openvino")]
-            if layers.is_available(torch.int8):
+            if has_int8():
                 precisions.append(("int8", "torch"))
             figures["probe"] = bench_probe(data, precisions)
         else:

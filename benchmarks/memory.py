@@ -16,12 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from _competitors import machine
+from _competitors import VNNI, has_int8, machine
 from _data import options_parser, read, write_figures
 from _reference import write_reference
-
-from skminilm.engine.kernels import layers
 
 PROGRAMS = {
     "sentence-transformers fp32": """
@@ -158,8 +155,8 @@ def main():
         texts = data[data.split == "test"].sample(1000, random_state=0).text.tolist()
         only = tuple(options.only or [""])
         names = [name for name in PROGRAMS if name == REFERENCE or name.startswith(only)]
-        if INT8 in names and not layers.is_available(torch.int8):
-            print(f"{INT8}: left out, AVX-512 VNNI or its kernel is not here")
+        if INT8 in names and not has_int8():
+            print(f"{INT8}: left out, {VNNI} not here")
             names.remove(INT8)
         with tempfile.TemporaryDirectory() as temporary:
             folder = write_reference(options.reference or Path(temporary))

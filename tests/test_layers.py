@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -48,6 +50,21 @@ def random_matrix(n_outputs, n_inputs, generator):
 
 def random_tokens(n_tokens, size, generator, dtype):
     return torch.randn(n_tokens, size, generator=generator).to(state_dtype(dtype))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="no compiler")
+def test_what_the_processor_can_do_is_compiled():
+    """A source that fails with the flags for some processors is compiled without them: nothing else would tell."""
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout
+    if int(version.split(".")[0]) < 11:
+        pytest.skip("a compiler that does not know all of it")
+    present = set(Path("/proc/cpuinfo").read_text().split())
+    flags = {
+        "AVX512": {torch.float32: "avx512f", torch.bfloat16: "avx512_bf16", torch.int8: "avx512_vnni"},
+        "AVX2": {torch.float32: "avx2", torch.int8: "avx_vnni"},
+    }
+    for dtype, flag in flags.get(torch.backends.cpu.get_cpu_capability(), {}).items():
+        assert layers.is_available(dtype) == (flag in present)
 
 
 @of_each_type

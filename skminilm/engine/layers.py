@@ -114,7 +114,7 @@ class CompiledLayers(Layers):
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """See :class:`Layers`."""
         _, layer, part = name.split(".", 2)
-        self._parts[part] = tensor.float()
+        self._parts[part] = tensor
         if len(self._parts) == 2 * len(LAYER_PARTS):
             self._add_layer(int(layer), self._parts)
             self._parts = {}

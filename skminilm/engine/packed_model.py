@@ -113,7 +113,7 @@ def replaced_weights(
         down = tuned.arrays.get(f"{name}.lora_A")
         if down is not None:
             delta = _tensor(tuned.arrays[f"{name}.lora_B"]) @ _tensor(down)
-            yield name, (tensor.float() + LORA_SCALE * delta).to(tensor.dtype)
+            yield name, tensor + LORA_SCALE * delta
             continue
         if name not in tuned.arrays:
             yield name, tensor

@@ -123,7 +123,7 @@ def after_attention(attended: torch.Tensor, hidden: torch.Tensor, layer: AfterAt
 
 def _call(
     name: str, inputs: tuple[torch.Tensor, ...], result: torch.Tensor, weights: Matrix | AfterAttention
-):
+) -> None:
     dtype = torch.float32 if weights.dtype == torch.float32 else torch.bfloat16
     for x in inputs:
         if x.dtype != dtype or x.shape[1] != weights.n_inputs:
