@@ -14,7 +14,7 @@ from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
 from ._targets import ClassTargets, MultilabelTargets, Targets
-from ._validation import Texts, check_row_weights, complete_class_weight, is_multilabel
+from ._validation import check_row_weights, complete_class_weight, is_multilabel
 
 
 class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
@@ -42,12 +42,12 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a logistic regression on the frozen vectors,
         or at small random numbers.
-    refit_head : bool or "auto", default="auto"
+    refit_head : bool, default=True
         After training fit the head anew to the vectors of the trained
-        network, as a logistic regression: on single texts it generalises
-        better to other languages than the head that training leaves behind,
-        on pairs worse. ``"auto"``: where X has one column. Never with
-        ``trainable="head"``.
+        network, as a logistic regression: it generalises better to other
+        languages than the head that training leaves behind. With
+        ``trainable="head"``, which changes no vectors, there is nothing to
+        fit anew.
     epochs : int or "auto", default="auto"
         Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
         steps.
@@ -70,8 +70,10 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         Tokens a text may have; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
         From token states to one vector, which is scaled to norm 1. ``"pair"``,
-        for sentence pairs and their ``"auto"``: the means u and v of both
-        texts, which have seen one another, as (u, v, abs(u - v), u * v) [3]_.
+        for sentence pairs and their ``"auto"``: the means of both texts, which
+        have seen one another, and for each text what the other one matches
+        least: the maxima of abs(x - c) over its tokens x, whose counterpart c
+        is the mean of the other text's tokens, weighted by nearness [3]_.
     prompt : str or None, default="auto"
         Put before every text; see :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None
@@ -161,9 +163,8 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
        Underperform Out-of-Distribution", ICLR 2022, arXiv:2202.10054.
     .. [2] E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
        ICLR 2022, arXiv:2106.09685.
-    .. [3] A. Conneau et al., "Supervised Learning of Universal Sentence
-       Representations from Natural Language Inference Data", EMNLP 2017,
-       arXiv:1705.02364, section 3.1.
+    .. [3] After A. Parikh et al., "A Decomposable Attention Model for Natural
+       Language Inference", EMNLP 2016, arXiv:1606.01933.
 
     Examples
     --------
@@ -178,7 +179,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
 
     _parameter_constraints = {  # noqa: RUF012
         **FineTunedEstimator._parameter_constraints,
-        "refit_head": ["boolean", StrOptions({"auto"})],
+        "refit_head": ["boolean"],
         "label_smoothing": [NumberInterval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -190,7 +191,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
         revision=None,
         trainable="encoder",
         init_head="probe",
-        refit_head="auto",
+        refit_head=True,
         epochs="auto",
         batch_size=32,
         learning_rate="auto",
@@ -346,10 +347,8 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
             row_weights * of_classes[targets.values], len(row_weights), "sample_weight times class_weight"
         )
 
-    def _refits_head(self, texts: Texts) -> bool:
-        if self.trainable == "head":
-            return False
-        return texts.second is None if self.refit_head == "auto" else self.refit_head
+    def _refits_head(self) -> bool:
+        return self.refit_head and self.trainable != "head"
 
     def _label_smoothing(self) -> float:
         return self.label_smoothing

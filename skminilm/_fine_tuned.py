@@ -82,7 +82,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
         return row_weights
 
-    def _refits_head(self, texts: Texts) -> bool:
+    def _refits_head(self) -> bool:
         return False
 
     def _label_smoothing(self) -> float:
@@ -278,7 +278,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             options,
             workers=workers,
             hooks=hooks,
-            refit=refit if self._refits_head(data.texts) else None,
+            refit=refit if self._refits_head() else None,
         )
 
     def _n_epochs(self, n_texts: int) -> int:

@@ -393,11 +393,12 @@ def test_balanced_weights_count(split):
     assert np.abs(balanced.coef_ - MiniLMClassifier(**options).fit(X, y).coef_).max() > 1e-3
 
 
-def test_auto_refits_no_head_of_pairs(texts):
+def test_the_head_of_pairs_is_refitted_too(texts):
     X, y = list(zip(texts[::2], texts[1::2], strict=True)), np.arange(32) % 2
     options = dict(trainable=1, epochs=1, random_state=0)
-    auto, never, always = (
-        MiniLMClassifier(refit_head=refit, **options).fit(X, y).coef_ for refit in ("auto", False, True)
+    default, never, always = (
+        MiniLMClassifier(**options, **refit).fit(X, y).coef_
+        for refit in ({}, {"refit_head": False}, {"refit_head": True})
     )
-    np.testing.assert_array_equal(auto, never)
-    assert not np.array_equal(auto, always)
+    np.testing.assert_array_equal(default, always)
+    assert not np.array_equal(default, never)

@@ -601,9 +601,9 @@ def test_cuda_agrees_with_transformers(many_texts, expected, precision, bound):
     assert cosines(encoder.transform(many_texts), expected).min() >= bound
 
 
-def test_pairs_are_compared_by_the_means_of_both_texts(texts):
+def test_pairs_are_compared_by_means_and_by_what_is_unmatched(texts):
     checkpoint = load_checkpoint("bundled")
-    batch = tokenize(checkpoint.tokenizer, texts[:6], texts[6:12], checkpoint.defaults)
+    batch = tokenize(checkpoint.tokenizer, [*texts[:6], ""], [*texts[6:12], ""], checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
     pack = make_pack(batch, batch.offsets, rows, torch.device("cpu"), 0.0)
     hidden = torch.randn(len(pack.input_ids), 32, generator=torch.Generator().manual_seed(0))
@@ -613,12 +613,29 @@ def test_pairs_are_compared_by_the_means_of_both_texts(texts):
         ids = batch.input_ids[start : start + len(states)].tolist()
         behind_first = ids.index(2) + 1  # <s> A </s> and </s> B </s>
         assert ids[behind_first] == 2
-        u, v = (
-            torch.nn.functional.normalize(part.mean(dim=0), dim=0)
-            for part in (states[:behind_first], states[behind_first:])
-        )
-        expected = torch.cat([u, v, (u - v).abs(), u * v * 32**0.5])
-        torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-5)
+        both = states[:behind_first], states[behind_first:]
+        first, second = (torch.nn.functional.normalize(part, dim=1) for part in both)
+        expected = [torch.nn.functional.normalize(part.mean(dim=0), dim=0) for part in both]
+        for mine, other in ((first, second), (second, first)):
+            counterparts = (20 * mine @ other.T).softmax(dim=1) @ other
+            expected.append((mine - counterparts).abs().amax(dim=0))
+        torch.testing.assert_close(found[row], torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_comparison_of_pairs_has_the_gradients_of_its_formula(texts):
+    checkpoint = load_checkpoint("bundled")
+    batch = tokenize(checkpoint.tokenizer, texts[:3], texts[6:9], checkpoint.defaults)
+    rows = np.argsort(-batch.lengths, kind="stable")
+    pack = make_pack(batch, batch.offsets, rows, torch.device("cpu"), 0.0)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(len(pack.input_ids), 8, generator=generator, requires_grad=True)
+    direction, upstream = torch.randn(len(pack.input_ids), 8, generator=generator), torch.randn(3, 32)
+    (pool(hidden, pack, "pair") * upstream).sum().backward()
+    with torch.no_grad():
+        step = 1e-3 * direction
+        change = pool(hidden + step, pack, "pair") - pool(hidden - step, pack, "pair")
+    expected = float((change * upstream).sum() / 2e-3)
+    assert float((hidden.grad * direction).sum()) == pytest.approx(expected, rel=0.02, abs=0.02)
 
 
 @pytest.fixture
