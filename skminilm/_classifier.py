@@ -123,7 +123,7 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     multilabel_ : bool
         y had several columns.
     coef_ : ndarray of float32, shape (n_classes, 384)
-        The head.
+        The head; of pairs of shape (n_classes, 1536).
     intercept_ : ndarray of float32, shape (n_classes,)
     n_iter_ : int
         Epochs run.
