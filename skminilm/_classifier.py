@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.base import ClassifierMixin
 from sklearn.utils._param_validation import StrOptions
 
+from ._accuracy import AccuracyMixin
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
@@ -17,7 +17,7 @@ from ._targets import ClassTargets, MultilabelTargets, Targets
 from ._validation import check_row_weights, complete_class_weight, is_multilabel
 
 
-class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
+class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     """Classify texts in about 100 languages with a fine-tuned MiniLM.
 
     A linear head over the pooled vectors starts at a logistic regression on
@@ -365,7 +365,14 @@ class MiniLMClassifier(ClassifierMixin, FineTunedEstimator):
     def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
         attributes = self._target_attributes(targets, self.coef_, self.intercept_)
         now = attributes["classes_"]
-        if not np.array_equal(now, self.classes_) or attributes["multilabel_"] != self.multilabel_:
+        if attributes["multilabel_"] != self.multilabel_:
+            one, several = "one label a text", "several columns"
+            before, after = (several, one) if self.multilabel_ else (one, several)
+            raise ValueError(
+                f"warm_start=True goes on from the earlier fit, whose y had {before}, and y has {after}: set "
+                "warm_start=False."
+            )
+        if not np.array_equal(now, self.classes_):
             raise ValueError(
                 f"warm_start=True goes on with the classes of the earlier fit, {self.classes_.tolist()}, and y "
                 f"has {now.tolist()}: set warm_start=False."

@@ -109,10 +109,11 @@ class DiskVectorCache:
             try:
                 with closing(self._connect()) as connection:
                     return action(connection)
-            except sqlite3.OperationalError as error:  # locked, disk full, read-only
-                self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
-                return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
+                is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
+                if is_passing and not str(error).startswith(("no such table", "no such column")):
+                    self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
+                    return None
                 try:
                     self._set_aside(identity, error)
                 except OSError as failure:  # open elsewhere on Windows, or in a folder that is read-only
@@ -188,9 +189,9 @@ def _pack(key: bytes, vector: np.ndarray) -> bytes:
 
 
 def _unpack(key: bytes, stored: bytes) -> np.ndarray:
+    if not isinstance(stored, bytes):
+        raise _DamagedError(f"an entry holds {type(stored).__name__} instead of bytes")
     checksum, values = stored[:4], stored[4:]
-    if not isinstance(stored, bytes) or zlib.crc32(values, zlib.crc32(key)) != int.from_bytes(
-        checksum, "little"
-    ):
+    if zlib.crc32(values, zlib.crc32(key)) != int.from_bytes(checksum, "little"):
         raise _DamagedError("an entry has another checksum than when it was written")
     return np.frombuffer(values, "<f4")

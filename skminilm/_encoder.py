@@ -224,6 +224,7 @@ class MiniLMEncoder(
         """
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
+        self._check_long_text(texts)
         checkpoint = self._open(fitted=False)
         self._resolve(checkpoint, checkpoint.defaults)
         open_cache(self.cache)  # a wrong one is found now, not at transform
@@ -315,12 +316,15 @@ class MiniLMEncoder(
                 raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
         return settings, resolve_compute(self.backend, self.device, self.precision, calibration)
 
-    def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:
+    def _check_long_text(self, texts: Texts) -> None:
         if texts.second is not None and self.long_text != "truncate":
             raise ValueError(
                 f"long_text={self.long_text!r} is for single texts, and X has two columns: use "
                 "long_text='truncate', which shortens the longer text of a pair first."
             )
+
+    def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:
+        self._check_long_text(texts)
         settings, compute = self._resolve(checkpoint, defaults)
         vectors, lengths = encode_texts(
             texts,

@@ -91,11 +91,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
         self._validate_params()
         texts = check_texts(X)
-        row_weights = check_row_weights(sample_weight, len(texts))
-        targets = self._read_targets(y, row_weights)
-        row_weights = self._weights_of_targets(targets, row_weights)
+        given_weights = check_row_weights(sample_weight, len(texts))
+        targets = self._read_targets(y, given_weights)
+        row_weights = self._weights_of_targets(targets, given_weights)
         random = check_random_state(self.random_state)
-        data = self._set_aside(texts, targets, row_weights, X_val, y_val, random)
+        data = self._set_aside(texts, targets, row_weights, given_weights, X_val, y_val, random)
         checkpoint = self._open_to_train()
         self._check_trainable(checkpoint)
         settings, compute = self._settings(checkpoint, texts), self._compute()
@@ -120,6 +120,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         texts: Texts,
         targets: Targets,
         row_weights: np.ndarray,
+        given_weights: np.ndarray,
         X_val: Any,
         y_val: Any,
         random: np.random.RandomState,
@@ -140,6 +141,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         training, validation = np.arange(n), np.arange(0)
         if self.early_stopping:
             training, validation = self._random_split(targets, n, random)
+            row_weights = row_weights.copy()
+            row_weights[validation] = given_weights[validation]  # as `score` would: without class weights
             for part, name in ((training, "trained on"), (validation, "set aside")):
                 if not row_weights[part].any():
                     raise ValueError(

@@ -95,7 +95,7 @@ def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> An
     ValueError
         It was changed or cut off, comes from a newer version, or holds another class.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not (path / _STATE_FILE).is_file():
         raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}.")
     try:

@@ -142,18 +142,26 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         attributes: Callable[[TrainingResult], dict[str, Any]],
     ) -> None:
         """Train, and set what was learned: all of it, or the last that was good."""
+        import torch
+
+        is_interrupted = False
         try:
-            with progress as hooks:
+            with torch.inference_mode(False), progress as hooks:
                 result = training(hooks)
+            self._set_attributes(attributes(result))
+            is_interrupted = result.interrupted
         except FloatingPointError as error:
             last_good = getattr(error, "last_good", None)
             if last_good is not None:
                 self._set_attributes(attributes(last_good))
             raise
         finally:
-            gc.collect()  # networks that were trained hold on to themselves
-        self._set_attributes(attributes(result))
-        if result.interrupted:
+            if self.trainable != "head":
+                try:
+                    gc.collect()  # networks that were trained hold on to themselves
+                except KeyboardInterrupt:  # too late to lose what was learned
+                    is_interrupted = True
+        if is_interrupted:
             warnings.warn("Training interrupted by user.", UserWarning, stacklevel=callers_level())
 
     def _network_attributes(

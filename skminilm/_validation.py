@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Number
+from numbers import Number, Real
 from typing import Any
 
 import narwhals as nw
@@ -96,7 +96,7 @@ def _columns(X: Any) -> tuple[list[list], tuple[str, ...] | None]:
     """Split any supported container into one or two lists of values; beside them a frame's names."""
     X = view(X)
     if isinstance(X, nw.Series):
-        return [X.to_list()], None
+        return _columns_of(X.to_list()), None
     if isinstance(X, nw.DataFrame):
         _check_n_columns(len(X.columns))
         columns = [X.get_column(name).to_list() for name in X.columns]
@@ -104,17 +104,21 @@ def _columns(X: Any) -> tuple[list[list], tuple[str, ...] | None]:
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
         array = np.asarray(X)
         if array.ndim == 1:
-            return [array.tolist()], None
+            return _columns_of(array.tolist()), None
         if array.ndim != 2:
             raise ValueError(f"X has {array.ndim} dimensions. {_EXPECTED_X}.")
         _check_n_columns(array.shape[1])
         return [array[:, column].tolist() for column in range(array.shape[1])], None
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
         raise TypeError(f"X is a {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}.")
-    rows = list(X)
-    if rows and isinstance(rows[0], list | tuple | np.ndarray):
-        return _split_rows(rows), None
-    return [rows], None
+    return _columns_of(list(X)), None
+
+
+def _columns_of(rows: list) -> list[list]:
+    """Return one column, or two where the rows are pairs."""
+    first = rows[0] if rows else None
+    has_columns = isinstance(first, list | tuple) or (isinstance(first, np.ndarray) and first.ndim > 0)
+    return _split_rows(rows) if has_columns else [rows]
 
 
 def _check_n_columns(n_columns: int) -> None:
@@ -138,9 +142,11 @@ def _check_column(values: list, name: str, missing: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             if not is_missing(value):
+                remedy = "Convert it, for example with str(value) or Series.astype(str)."
+                if isinstance(value, dict | list | tuple | np.ndarray):
+                    remedy = "Give texts, or pairs of them as two columns."
                 raise TypeError(
-                    f"X must hold str: row {row}{name} is {shorten(value)} ({type(value).__name__}). Convert "
-                    "it, for example with str(value) or Series.astype(str)."
+                    f"X must hold str: row {row}{name} is {shorten(value)} ({type(value).__name__}). {remedy}"
                 )
             if missing != "empty":
                 raise ValueError(
@@ -377,7 +383,7 @@ def label_array(y: Any) -> np.ndarray:
         if is_missing(label):
             raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
     if y.dtype == object or y.dtype.kind == "T":  # scikit-learn does not know NumPy's StringDType
-        kinds = {_kind_of_label(label) for label in labels}
+        kinds = {kind_of_label(label) for label in labels}
         if len(kinds) > 1:
             raise ValueError(
                 f"y mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
@@ -386,7 +392,8 @@ def label_array(y: Any) -> np.ndarray:
     return y
 
 
-def _kind_of_label(label: object) -> str:
+def kind_of_label(label: object) -> str:
+    """Return what labels have to have in common: str, bool, number, or the name of another type."""
     for kind in (str, bool, np.bool_, Number):
         if isinstance(label, kind):
             return {np.bool_: "bool", Number: "number"}.get(kind, kind.__name__)
@@ -405,7 +412,10 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     """
     if sample_weight is None:
         return np.ones(n_rows)
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds what is not a number ({error}): give one weight a text.") from error
     if weights.shape != (n_rows,):
         raise ValueError(f"{name} has the shape {weights.shape}, expected ({n_rows},): one weight a text.")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
@@ -427,6 +437,8 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
     """
     labels = classes.tolist()
     for label, weight in class_weight.items():
+        if not isinstance(weight, Real):
+            raise TypeError(f"class_weight of {label!r} is {weight!r}: weights must be numbers.")
         if not (np.isfinite(weight) and weight >= 0):
             raise ValueError(f"class_weight of {label!r} is {weight}: weights must be finite and >= 0.")
     unknown = [label for label in class_weight if label not in labels]

@@ -13,6 +13,11 @@ from ._validation import Texts
 from .checkpoints.token_batch import LocatedTokens, TokenBatch, Tokenizer
 
 _SLICE_CHARACTERS = 4_000_000
+# Signs that say where a line may break, how letters join, and in which direction to read. The tokenizer drops them,
+# so that they belong to some token beside them.
+_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
+    chr(code) for code in (*range(0x202A, 0x202F), *range(0x2061, 0x2065), *range(0x2066, 0x206A))
+)
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,19 @@ class Windows:
         return np.flatnonzero(has_answer & ~is_held)
 
     def span(self, window: int, first: int, last: int, context: str) -> tuple[int, int]:
-        """Return the code points [start, end) of a span of tokens of a window, without whitespace round them."""
+        """Return the code points [start, end) of a span of tokens of a window, without what is blank round them."""
         tokens = self.contexts[self.batch.text_of_sequence[window]]
         shift = self.first_tokens[window] - self.context_starts[window]
         start, end = int(tokens.starts[first + shift]), int(tokens.stops[last + shift])
-        text = context[start:end]
-        return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
+        while start < end and _is_blank(context[start]):
+            start += 1
+        while start < end and _is_blank(context[end - 1]):
+            end -= 1
+        return start, end
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or character in _INVISIBLE
 
 
 def cut_windows(

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from ._accuracy import AccuracyMixin
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._encoding import warn_of_truncation
@@ -33,7 +34,7 @@ _SLICE_PAIRS = 8192
 _ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
 
 
-class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMixin, BaseEstimator):
+class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin, BaseEstimator):
     """Classify texts in about 100 languages by labels in words, without training.
 
     Each label becomes a sentence, its hypothesis. Where `nli` is given, a
@@ -84,6 +85,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         `multi_label` in `fit`.
     encoder_state_ : dict or None
         Fingerprint and settings of the encoder; None with `nli`.
+    prompt_ : str or None
+        `prompt` in `fit`.
     nli_digest_ : str or None
         sha256 of what `nli` has learned.
     offsets_ : ndarray of float64, shape (n_labels,)
@@ -182,6 +185,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
             "vectors_": None,
             "offsets_": np.zeros(len(names)),
             "encoder_state_": None,
+            "prompt_": self.prompt,
             "nli_digest_": None,
         }
         if self.nli is not None:
@@ -239,6 +243,10 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
         if (self.nli is None) != (self.nli_digest_ is None) or self.multi_label != self.multilabel_:
             raise ValueError("nli or multi_label was changed since fit: fit again.")
         if self.nli is None:
+            if self.prompt != self.prompt_:
+                raise ValueError(
+                    f"prompt is {self.prompt!r}, and fit put {self.prompt_!r} before the labels: fit again."
+                )
             vectors = self._encoder(self.encoder_state_).transform(texts.first)
             return _cosines(vectors, self.vectors_) - self.offsets_
         nli = self._open_nli()
@@ -331,9 +339,13 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, ClassifierMixin, PersistenceMix
                 raise ValueError(f"labels repeats {name!r}: number {names.index(name)} and {number}.")
         if len(names) < (1 if self.multi_label else 2):
             raise ValueError(f"labels has {len(names)}: give at least {1 if self.multi_label else 2}.")
+        try:
+            array = label_array(labels)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"labels={shorten(self.labels)}: with the labels as y, {error}") from error
         if self.multi_label:
-            return np.array(labels), names
-        classes, order = np.unique(label_array(labels), return_index=True)
+            return array, names
+        classes, order = np.unique(array, return_index=True)
         return classes, [names[position] for position in order]
 
     def _labels_of(self, y: Any) -> tuple[np.ndarray, list[str]]:

@@ -338,3 +338,16 @@ def write_questions_copy(write_hub_copy):
         "id": Value("string"),
     }
     return lambda folder, configs: write_hub_copy(folder, features, configs)
+
+
+@pytest.fixture
+def reset_torch_defaults():
+    """Set torch's default dtype and device back; once more at the end of the test."""
+    import torch
+
+    def reset():
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+    yield reset
+    reset()

@@ -2,17 +2,20 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import joblib
 import numpy as np
 import pytest
+import torch
 from conftest import plain_hidden_states
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import compute_sample_weight
 
-from skminilm import MiniLMClassifier, MiniLMEncoder
+from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache
 from skminilm.engine import release_models
 
 
@@ -402,3 +405,124 @@ def test_the_head_of_pairs_is_refitted_too(texts):
     )
     np.testing.assert_array_equal(default, always)
     assert not np.array_equal(default, never)
+
+
+def test_the_process_may_have_another_default_dtype_or_device(split, reset_torch_defaults):
+    X, y, X_new, _ = split
+    options = dict(epochs=1, random_state=0, precision="fp32")
+
+    def vectors_and_probabilities():
+        release_models()
+        clear_cache()
+        vectors = MiniLMEncoder(cache=None, device="cpu").transform(X_new)
+        classifiers = [
+            MiniLMClassifier(trainable=trainable, device="cpu", **options) for trainable in ("encoder", "all")
+        ]
+        return [vectors, *(one.fit(X[:16], y[:16]).predict_proba(X_new[:8]) for one in classifiers)]
+
+    expected = vectors_and_probabilities()
+    for change in (
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.bfloat16),
+        lambda: torch.set_default_device("meta"),
+    ):
+        change()
+        for found, known in zip(vectors_and_probabilities(), expected, strict=True):
+            np.testing.assert_array_equal(found, known)
+        reset_torch_defaults()
+
+
+@pytest.mark.parametrize("y_type", ["object of int", "object of bool", "StringDType", "labels", "objects"])
+def test_score_reads_y_in_every_container_that_fit_takes(y_type):
+    X = ["a parcel", "an invoice"] * 6
+    y = {
+        "object of int": np.array([0, 1] * 6, dtype=object),
+        "object of bool": np.array([False, True] * 6, dtype=object),
+        "StringDType": np.array(["p", "q"] * 6, dtype=np.dtypes.StringDType())
+        if hasattr(np.dtypes, "StringDType")
+        else np.array(["p", "q"] * 6),
+        "labels": np.array([[0, 1], [1, 0]] * 6),
+        "objects": np.array([[0, 1], [1, 0]] * 6, dtype=object),
+    }[y_type]
+    model = MiniLMClassifier(trainable="head", random_state=0).fit(X, y)
+    assert model.score(X, y) == 1
+    assert model.score(X[:2], y[:2], sample_weight=[1, 0]) == 1
+    assert cross_val_score(model, X, y, cv=KFold(2)).tolist() == [1, 1]
+
+
+def test_validation_counts_rows_alike_however_they_are_set_aside(split):
+    X, y = np.array(split[0], dtype=object), split[1]
+    options = dict(
+        trainable="head",
+        epochs=2,
+        random_state=0,
+        early_stopping=True,
+        class_weight={label: 10.0 ** -(number % 4) for number, label in enumerate(np.unique(y))},
+    )
+    drawn = MiniLMClassifier(validation_fraction=0.4, **options).fit(X, y)
+    training, validation = train_test_split(
+        np.arange(len(X)), test_size=0.4, stratify=y, random_state=np.random.RandomState(0)
+    )
+    training, validation = np.sort(training), np.sort(validation)
+    given = MiniLMClassifier(**options).fit(
+        X[training], y[training], X_val=X[validation], y_val=y[validation]
+    )
+    scores = [[epoch["validation_score"] for epoch in model.history_] for model in (drawn, given)]
+    assert scores[0] == pytest.approx(scores[1])
+    assert drawn.history_[drawn.best_epoch_ - 1]["validation_score"] == pytest.approx(
+        drawn.score(X[validation], y[validation])
+    )
+
+
+def test_an_interrupt_after_the_last_epoch_loses_nothing(monkeypatch, split):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skminilm._trained_network.gc.collect", interrupt)
+    with pytest.warns(UserWarning, match="interrupted"):
+        model = MiniLMClassifier(trainable=1, epochs=1).fit(split[0][:8], split[1][:8])
+    assert model.predict(split[2][:2]).shape == (2,)
+    MiniLMClassifier(trainable="head", epochs=1).fit(split[0], split[1])  # leaves nothing to collect
+
+
+@pytest.mark.parametrize("trainable", ["head", 1, "encoder"])
+def test_fit_inside_inference_mode(split, trainable):
+    X, y, X_new, _ = split
+    options = dict(trainable=trainable, epochs=1, random_state=0)
+    expected = MiniLMClassifier(**options).fit(X[:8], y[:8]).predict_proba(X_new[:4])
+    release_models()
+    clear_cache()
+    with torch.inference_mode():
+        found = MiniLMClassifier(**options).fit(X[:8], y[:8]).predict_proba(X_new[:4])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_going_on_from_a_memory_map_is_quiet(split, tmp_path):
+    X, y = split[:2]
+    joblib.dump(MiniLMClassifier(trainable="head", epochs=1).fit(X, y), tmp_path / "model.joblib")
+    model = joblib.load(tmp_path / "model.joblib", mmap_mode="r").set_params(warm_start=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, y)
+    assert model.n_iter_ == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fit_options", "message"),
+    [
+        ({"class_weight": {"a": "2", "b": 1}}, {}, "class_weight of 'a' is '2'"),
+        ({"class_weight": {"a": None, "b": 1}}, {}, "class_weight of 'a' is None"),
+        ({}, {"sample_weight": ["a", "b"]}, "sample_weight holds what is not a number"),
+        ({"prompt": "\ud800"}, {}, "prompt=.*lone surrogate"),
+        ({"max_length": 3, "prompt": "query: "}, {}, "leaves no room for text behind the prompt 'query: '"),
+    ],
+)
+def test_bad_values_are_named(parameters, fit_options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        MiniLMClassifier(trainable="head", **parameters).fit(["x", "y"], ["a", "b"], **fit_options)
+
+
+def test_a_warm_start_tells_labels_from_columns():
+    model = MiniLMClassifier(trainable="head", warm_start=True).fit(["x", "y"], [0, 1])
+    with pytest.raises(ValueError, match="had one label a text, and y has several columns"):
+        model.fit(["x", "y"], [[0, 1], [1, 0]])

@@ -449,7 +449,7 @@ def test_a_model_folder_with_something_else_is_left_alone(compact, xlmr_folder, 
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("mlqa", {"stride": 9, "max_answer_length": 11}),
+        ("mlqa", {"stride": 9, "max_answer_length": 11, "head_learning_rate": 0.5}),
         ("xnli", {"init_head": "probe", "pooling": "mean", "head_learning_rate": 0.5}),
     ],
 )
@@ -487,3 +487,73 @@ def test_steps_of_warmup_are_counted_in_windows(tmp_path, xlmr_folder, monkeypat
     assert call(*command).exit_code == 1
     assert counted
     assert counted[0] > 3
+
+
+def test_a_terminal_that_fails_costs_no_training(compact, xlmr_folder, tmp_path, monkeypatch):
+    from skminilm.cli import _evaluation
+
+    def broken(renderable, **_):
+        if not isinstance(renderable, str):
+            raise BrokenPipeError("nobody reads on")
+
+    monkeypatch.setattr(_evaluation.console, "print", broken)
+    out = tmp_path / "out"
+    command = ["xnli", "--data-dir", compact, "--model", xlmr_folder, "--output-dir", out, "--from-dev"]
+    result = call(*command, "--train-rows", "30", "--test-rows", "12", *FAST)
+    assert result.exit_code == 1
+    assert "nobody reads on" in result.stderr
+    assert len(json.loads((out / "results.json").read_text())["scores"]) == len(LANGUAGES)
+    MiniLMClassifier.load(out / "model")
+
+
+@pytest.mark.parametrize("command", ["xnli", "mlqa"])
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, command):
+    (tmp_path / "file").write_text("notes")
+    result = call(command, "--data-dir", tmp_path, "--output-dir", tmp_path / "file" / "deeper" / "out")
+    assert result.exit_code == 1
+    assert "lies below the file" in result.stderr
+
+
+def test_brackets_in_paths_are_no_markup(compact, xlmr_folder, tmp_path):
+    out = tmp_path / "out[en]" / "[/x]"
+    command = ["xnli", "--data-dir", compact, "--model", xlmr_folder, "--output-dir", out, "--from-dev"]
+    result = call(*command, "--train-rows", "30", "--test-rows", "12", *FAST, "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert f"Written: {out / 'results.json'}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainable", "99"], "trainable=99"),
+        (["--max-length", "9999"], "max_length=9999"),
+        (["--device", "cuda:77"], "cuda:77"),
+    ],
+)
+@pytest.mark.parametrize("command", ["xnli", "mlqa"])
+def test_wrong_options_are_found_before_data_is_read(tmp_path, command, options, message):
+    result = call(command, "--data-dir", tmp_path, "--output-dir", tmp_path / "out", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_questions_without_an_answer_in_a_window_can_be_left_out(tmp_path, xlmr_folder):
+    questions = [
+        {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]},
+        {"id": "2", "question": "Who?", "answers": [{"text": "Ada comes today. " * 9, "answer_start": 0}]},
+    ]
+    content = json.dumps(
+        {"data": [{"paragraphs": [{"context": "Ada comes today. " * 50, "qas": questions}]}]}
+    )
+    (tmp_path / "train-v1.1.json").write_text(content)
+    (tmp_path / "xquad.en.json").write_text(content)
+    out = tmp_path / "out"
+    command = ["mlqa", "--data-dir", tmp_path, "--model", xlmr_folder, "--output-dir", out, *FAST]
+    command += ["--max-length", "32", "--stride", "8"]
+    result = call(*command)
+    assert result.exit_code == 1
+    assert "on_missing_answer" in result.stderr
+    with pytest.warns(UserWarning, match="1 of 2"):
+        result = call(*command, "--on-missing-answer", "drop")
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "results.json").read_text())["options"]["on_missing_answer"] == "drop"

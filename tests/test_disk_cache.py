@@ -209,3 +209,15 @@ def test_a_file_that_another_process_has_renewed_stays(tmp_path):
     cache._set_aside((0, 0), ValueError("the file before this one"))
     assert len(cache) == 3
     assert not list(tmp_path.glob("damaged-*"))
+
+
+@pytest.mark.parametrize("damage", ["UPDATE vectors SET vector = 5", "DROP TABLE vectors"])
+def test_a_file_with_something_else_in_it_is_renewed(cache, damage):
+    cache.put(KEYS, ROWS)
+    with sqlite3.connect(file_of(cache)) as connection:
+        connection.execute(damage)
+    connection.close()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert cache.get(KEYS) == [None] * 3
+    cache.put(KEYS, ROWS)
+    np.testing.assert_array_equal(np.stack(cache.get(KEYS)), ROWS)

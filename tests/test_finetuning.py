@@ -190,7 +190,12 @@ def test_adapters_are_built_once_a_fit(split, transformers_folder, monkeypatch):
 
     built = []
     original = peft.inject_adapter_in_model
-    monkeypatch.setattr(peft, "inject_adapter_in_model", lambda *args: built.append(1) or original(*args))
+
+    def counted(*arguments, **options):
+        built.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(peft, "inject_adapter_in_model", counted)
     options = dict(trainable="lora", init_head="random", max_length=64, epochs=1, random_state=0)
     classifier = MiniLMClassifier(transformers_folder, warm_start=True, **options)
     for n_fits in (1, 2):
@@ -847,3 +852,28 @@ def test_gradients_are_clipped_to_norm_1(monkeypatch):
         train_head((size * random.standard_normal((20, 4))).astype(np.float32))
     assert [clipped == pytest.approx(min(1, length), rel=1e-4) for length, clipped in norms] == [True] * 4
     assert norms[0][0] > 1 > norms[-1][0]
+
+
+@needs_peft
+def test_lora_draws_nothing_from_the_state_of_the_process(split, monkeypatch, reset_torch_defaults):
+    import peft
+
+    states = []
+    inject = peft.inject_adapter_in_model
+
+    def watched(*arguments, **options):
+        states.append(torch.get_rng_state())  # what another thread would draw from
+        adapted = inject(*arguments, **options)
+        states.append(torch.get_rng_state())
+        return adapted
+
+    monkeypatch.setattr(peft, "inject_adapter_in_model", watched)
+    X, y, X_new, _ = split
+    options = dict(trainable="lora", max_length=64, epochs=1, precision="fp32", random_state=0)
+    outside = torch.get_rng_state()
+    expected = MiniLMClassifier(**options).fit(X[:16], y[:16]).predict_proba(X_new[:4])
+    assert len(states) == 2
+    assert all(torch.equal(state, outside) for state in [*states, torch.get_rng_state()])
+    torch.set_default_dtype(torch.float64)
+    found = MiniLMClassifier(**options).fit(X[:16], y[:16]).predict_proba(X_new[:4])
+    np.testing.assert_array_equal(found, expected)

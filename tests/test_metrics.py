@@ -401,3 +401,15 @@ def test_random_state_draws_the_folds(kind):
 
     assert parts(0) == parts(0)
     assert parts(0) != parts(1)
+
+
+def test_labels_of_another_type_are_no_wrong_answers():
+    classifier = DummyClassifier().fit(["a", "b"], ["1", "1"])
+    with pytest.raises(ValueError, match="y holds 1 and the like, and the estimator predicts '1'"):
+        score_by_language(classifier, ["a", "b"], [1, 0], ["en", "en"])
+
+
+def test_translations_that_are_lists_are_named():
+    splitter = LeaveOneLanguageOut(translations=[[0, 1], [1, 1]], n_folds=2)
+    with pytest.raises(TypeError, match=r"row 0 is \[0, 1\]"):
+        list(splitter.split(["a", "b"], groups=["en", "sw"]))

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import edit_json
 
 from skminilm import MiniLMEncoder
@@ -170,3 +171,15 @@ assert "NNCF_CI" not in os.environ and "CI" not in os.environ
     files = [path.relative_to(tmp_path).parts for path in tmp_path.rglob("*") if path.is_file()]
     # Older releases of NNCF import matplotlib, which lists its fonts.
     assert {parts[0] for parts in files if "matplotlib" not in parts} == {"cache"}
+
+
+def test_the_process_may_have_another_default_dtype_or_device(texts, reset_torch_defaults):
+    encoder = MiniLMEncoder(backend="openvino", precision="fp32", cache=None)
+    expected = encoder.transform(texts[:8])
+    for change in (
+        lambda: torch.set_default_dtype(torch.bfloat16),
+        lambda: torch.set_default_device("meta"),
+    ):
+        change()
+        np.testing.assert_array_equal(encoder.transform(texts[:8]), expected)
+        reset_torch_defaults()

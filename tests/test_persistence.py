@@ -418,3 +418,12 @@ def test_a_save_that_fails_at_its_last_step_brings_the_old_one_back(tmp_path, mo
     with pytest.raises(OSError, match="no space left"):
         MiniLMEncoder().save(tmp_path / "saved")
     assert MiniLMEncoder.load(tmp_path / "saved").prompt == "x: "
+
+
+def test_home_is_found_in_saving_and_loading(tmp_path, monkeypatch, transformers_folder):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    MiniLMEncoder(max_length=17).save("~/saved")
+    assert MiniLMEncoder.load("~/saved").max_length == 17
+    (tmp_path / "checkpoint").symlink_to(transformers_folder)
+    found = MiniLMEncoder("~/checkpoint").transform(["one"])
+    np.testing.assert_array_equal(found, MiniLMEncoder(str(transformers_folder)).transform(["one"]))

@@ -565,3 +565,19 @@ def test_cut_questions_of_all_slices_count(xlmr_folder, monkeypatch):
     long = ["Where was she born? " * 20, QUESTIONS[0][1]]
     with pytest.warns(UserWarning, match="2 of 4 questions take more than half"):
         model.predict([long, QUESTIONS[0], long, QUESTIONS[1]])
+
+
+@pytest.mark.parametrize(
+    ("context", "answer"),
+    [
+        ("គាត់\u200bរស់នៅ\u200bភ្នំពេញ\u200bឥឡូវ", "ភ្នំពេញ"),
+        ("الاسم هو\u200f علي\u200f ولا غيره", "علي"),
+        ("این\u200c کتاب\u200c است", "کتاب"),
+        ("It is \u200eAda\u200e now", "Ada"),
+    ],
+)
+def test_what_is_invisible_is_no_part_of_an_answer(tokenizer, context, answer):
+    windows = cut_windows(tokenizer, Texts(["Who?"], [context], None), 64, 8)
+    (target,) = windows.targets(check_answers([answer], [context])[0])
+    start, end = windows.span(0, target[0], target[1], context)
+    assert context[start:end] == answer

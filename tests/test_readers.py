@@ -389,3 +389,40 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     lines = "premise\thypo\tlabel\na\tb\tneutral\n"
     (tmp_path / "multinli.train.en.tsv").write_text(lines, encoding="utf-8-sig")
     assert load_xnli(tmp_path, split="train").data.tolist() == [["a", "b"]]
+
+
+def test_languages_are_read_once_each(tmp_path):
+    (tmp_path / "multinli.train.en.tsv").write_text("premise\thypo\tlabel\nA\tB\tneutral\n\n")
+    for languages in (["en", "en"], np.array(["en", "en"]), "en", None):
+        read = load_xnli(tmp_path, split="train", languages=languages)
+        assert read.data.tolist() == [["A", "B"]]
+    with pytest.raises(ValueError, match="languages is empty"):
+        load_xnli(tmp_path, split="train", languages=[])
+    (tmp_path / "xquad.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(ValueError, match="languages is empty"):
+        load_xquad(tmp_path, languages=[])
+
+
+def test_pairs_without_an_id_are_told_by_their_place(tmp_path):
+    (tmp_path / "xnli.dev.tsv").write_text(
+        "language\tgold_label\tsentence1\tsentence2\tpairID\n"
+        "en\tneutral\ta\tb\t\nen\tneutral\tc\td\t\nde\tneutral\ta\tb\t\n"
+    )
+    assert load_xnli(tmp_path, split="dev").groups.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "notes", [b"---\nMy notes: on: data\n---\n", b"MLQA \xa9 2019\n", b"---\n- a\n---\n"]
+)
+def test_notes_beside_the_files_are_no_card_of_the_hub(tmp_path, notes):
+    (tmp_path / "multinli.train.en.tsv").write_text("premise\thypo\tlabel\nA\tB\tneutral\n")
+    (tmp_path / "README.md").write_bytes(notes)
+    assert load_xnli(tmp_path, split="train").target.tolist() == ["neutral"]
+
+
+def test_half_a_surrogate_pair_does_not_hide_the_question(tmp_path):
+    qas = [{"id": "7", "question": "Who?", "answers": [{"text": "zz", "answer_start": 0}]}]
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "A \ud83d b", "qas": qas}]}]}))
+    with pytest.raises(ValueError, match=r"'7'.*is not at answer_start=0"):
+        load_squad(path)

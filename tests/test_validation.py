@@ -249,3 +249,28 @@ def test_class_weights_may_name_absent_classes_but_not_misspell():
     assert complete_class_weight({"a": 2.0, "b": 3.0, "absent": 9.0}, classes) == {"a": 2.0, "b": 3.0}
     with pytest.raises(ValueError, match=r"names the class 'A', which y does not hold, and leaves out 'a'"):
         complete_class_weight({"A": 2.0}, classes)
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        pd.Series,
+        lambda pairs: pd.Series(pairs, index=range(9, 9 + len(pairs))),
+        lambda pairs: pl.Series([list(pair) for pair in pairs]),
+        lambda pairs: np.array([*pairs, None], dtype=object)[:-1],
+    ],
+    ids=["pandas", "pandas with an index", "polars", "array of tuples"],
+)
+def test_pairs_in_one_column(container):
+    found = check_texts(container([("a", "b"), ("c", "d")]))
+    assert (found.first, found.second) == (["a", "c"], ["b", "d"])
+
+
+def test_dicts_are_told_to_become_columns():
+    with pytest.raises(TypeError, match="pairs of them as two columns"):
+        check_texts([{"premise": "a", "hypothesis": "b"}])
+
+
+def test_arrays_of_one_text_each_are_named():
+    with pytest.raises(TypeError, match="row 0"):
+        check_texts([np.array("a"), np.array("b")])

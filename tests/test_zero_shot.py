@@ -263,3 +263,28 @@ def test_every_parameter_of_the_encoder_counts_in_zero_shot(changes):
 def test_zero_shot_hands_its_device_on():
     with pytest.raises(ValueError, match="device='cuda:99' is not present"):
         MiniLMZeroShotClassifier(labels=LABELS, device="cuda:99").fit()
+
+
+def test_another_prompt_than_at_fit_is_refused():
+    model = MiniLMZeroShotClassifier(labels=LABELS).fit()
+    with pytest.raises(ValueError, match="prompt is 'query: ', and fit put 'auto'"):
+        model.set_params(prompt="query: ").predict(TEXTS)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({None: "sports", "b": "cooking"}, "labels=.*missing label"),
+        ({0: "sports", "b": "cooking"}, "labels=.*mixes labels"),
+    ],
+)
+def test_labels_of_several_types_are_named(nli, labels, message, multi_label):
+    with pytest.raises(ValueError, match=message):
+        MiniLMZeroShotClassifier(labels=labels, nli=nli, multi_label=multi_label).fit()
+
+
+def test_score_reads_labels_in_every_container():
+    model = MiniLMZeroShotClassifier(labels=TOPICS).fit()
+    y = model.predict(TEXTS)
+    assert model.score(TEXTS, y.astype(object)) == model.score(TEXTS, pd.Series(y, dtype="Int64")) == 1

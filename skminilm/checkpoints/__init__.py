@@ -72,7 +72,7 @@ def load_checkpoint(
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a str or a path, got {type(model).__name__}: {model!r}.")
-    name = os.fspath(model)
+    name = os.path.expanduser(os.fspath(model))
     is_preset = isinstance(model, str) and name in PRESETS
     is_folder = not is_preset and (not isinstance(model, str) or (name != "" and Path(name).is_dir()))
     if revision is not None and (is_folder or model == BUNDLED):

@@ -147,7 +147,29 @@ def file_sha256(path: Path) -> str:
 def tokenize(
     tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, settings: EncodingSettings
 ) -> TokenBatch:
-    """Return the token ids of texts or pairs, the prompt before each (first) text."""
+    """Return the token ids of texts or pairs, the prompt before each (first) text.
+
+    Raises
+    ------
+    ValueError
+        The prompt is as long as a text may be, or no valid Unicode.
+    """
     if settings.prompt:
+        _check_prompt(tokenizer, settings.prompt, settings.max_length)
         first = [settings.prompt + text for text in first]
     return tokenizer.encode(first, second, max_length=settings.max_length, long_text=settings.long_text)
+
+
+def _check_prompt(tokenizer: Tokenizer, prompt: str, max_length: int) -> None:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"prompt={prompt!r} is not valid Unicode: it holds a lone surrogate at position {error.start}."
+        ) from error
+    (n_tokens,) = tokenizer.encode([prompt], None, max_length=max_length, long_text="truncate").full_lengths
+    if n_tokens >= max_length:
+        raise ValueError(
+            f"max_length={max_length} leaves no room for text behind the prompt {prompt!r}, which takes {n_tokens} "
+            "tokens with the special ones: raise max_length, or set another prompt (None for none)."
+        )

@@ -36,6 +36,13 @@ class TestSet(str, Enum):
     xquad = "xquad"
 
 
+class OnMissingAnswer(str, Enum):
+    """As MiniLMQuestionAnswerer.fit has it."""
+
+    error = "raise"
+    drop = "drop"
+
+
 class InitHead(str, Enum):
     """As MiniLMClassifier has it."""
 
@@ -197,9 +204,16 @@ def mlqa(
         TestSet, typer.Option(help="'auto': MLQA where it is there, otherwise XQuAD.")
     ] = TestSet.auto,
     max_rows: MaxRows = None,
+    on_missing_answer: Annotated[
+        OnMissingAnswer,
+        typer.Option(
+            help="What becomes of questions to train on whose answer is in no window of their context."
+        ),
+    ] = OnMissingAnswer.error,
     epochs: Epochs = 3,
     batch_size: BatchSize = 32,
     learning_rate: LearningRate = 3e-5,
+    head_learning_rate: HeadLearningRate = 1e-2,
     weight_decay: WeightDecay = 0.0,
     warmup_steps: WarmupSteps = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a question with a window of its context.")] = 384,
@@ -226,12 +240,14 @@ def mlqa(
             train_languages=train_language or None,
             test_set=test_set.value,
             max_rows=max_rows,
+            on_missing_answer=on_missing_answer.value,
             warmup_steps=warmup_steps,
             parameters={
                 "trainable": parse_trainable(trainable),
                 "epochs": epochs,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
+                "head_learning_rate": head_learning_rate,
                 "weight_decay": weight_decay,
                 "max_length": max_length,
                 "stride": stride,

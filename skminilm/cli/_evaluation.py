@@ -5,17 +5,30 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sklearn.utils import Bunch
 
+from .._encoding import open_checkpoint
+from ..checkpoints import Checkpoint
 from ._output import describe_files, write_output
 
 console = Console()
+
+
+def check_model(estimator: Any) -> Checkpoint:
+    """Check the parameters of an estimator before much is read, and return its checkpoint."""
+    estimator._validate_params()
+    checkpoint = open_checkpoint(estimator.model, estimator.revision)
+    estimator._check_trainable(checkpoint)
+    estimator._compute()
+    return checkpoint
 
 
 def take(data: Bunch, rows: np.ndarray) -> Bunch:
@@ -67,20 +80,28 @@ def fit(estimator: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
     return {**fitted, "best_epoch": estimator.best_epoch_, "history": estimator.history_}
 
 
-def report(
+def means_of(scores: list[dict[str, Any]], metrics: Iterable[str]) -> dict[str, float]:
+    """Return the means of some metrics over languages."""
+    return {metric: float(np.mean([row[metric] for row in scores])) for metric in metrics}
+
+
+def table_of(
     scores: list[dict[str, Any]],
+    means: dict[str, float],
     metrics: dict[str, str],
     published: dict[str, float],
     average: float | None,
     title: str,
     caption: str,
-) -> dict[str, float]:
-    """Print a table of scores beside the published ones, and return their means over languages.
+) -> Table:
+    """Return a table of scores beside the published ones.
 
     Parameters
     ----------
     scores : list of dict
         One a language, as :func:`score_by_language` has them.
+    means : dict of str to float
+        Of each metric over languages.
     metrics : dict of str to str
         Columns of scores and what the table calls them; the first is the one published.
     published : dict of str to float
@@ -90,7 +111,7 @@ def report(
     title, caption : str
         What was measured, and what keeps the columns from being compared.
     """
-    table = Table(title=title, caption=caption)
+    table = Table(title=escape(title), caption=escape(caption))
     table.add_column("language")
     for heading in ("rows", *metrics.values(), "95 %"):
         table.add_column(heading, justify="right")
@@ -98,7 +119,7 @@ def report(
         table.add_column("published", justify="right")
 
     def add(name: str, n: str, values: list[float], interval: str, known: float | None) -> None:
-        cells = [name, n, *(f"{100 * value:.1f}" for value in values), interval]
+        cells = [escape(name), n, *(f"{100 * value:.1f}" for value in values), interval]
         table.add_row(*cells, *(["" if known is None else f"{known:.1f}"] if published else []))
 
     order = {language: place for place, language in enumerate(published)}
@@ -111,14 +132,13 @@ def report(
             interval,
             published.get(row["language"]),
         )
-    means = {metric: float(np.mean([row[metric] for row in scores])) for metric in metrics}
     table.add_section()
     add("mean", "", list(means.values()), "", average)
-    console.print(table)
-    return means
+    return table
 
 
-def finish(output_dir: Path, command: str, estimator: Any, results: dict[str, Any]) -> None:
-    """Write what was found, and say where."""
+def finish(output_dir: Path, command: str, estimator: Any, results: dict[str, Any], table: Table) -> None:
+    """Write what was found, then show it: a terminal that fails costs no training."""
     path = write_output(output_dir, command, estimator, results)
-    console.print(f"Written: {path} and {path.parent / 'model'}", soft_wrap=True)
+    console.print(table)
+    console.print(f"Written: {path} and {path.parent / 'model'}", soft_wrap=True, markup=False)

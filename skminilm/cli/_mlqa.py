@@ -7,7 +7,6 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-from .._encoding import open_checkpoint
 from .._question_answerer import MiniLMQuestionAnswerer
 from .._validation import check_texts
 from .._windows import cut_windows
@@ -15,7 +14,16 @@ from ..datasets import load_mlqa, load_squad, load_xquad
 from ..datasets._files import find_file
 from ..datasets._hub import is_hub_dataset
 from ..metrics._by_language import rows_by_language
-from ._evaluation import describe, finish, first_of_each_language, fit, report, warmup_ratio
+from ._evaluation import (
+    check_model,
+    describe,
+    finish,
+    first_of_each_language,
+    fit,
+    means_of,
+    table_of,
+    warmup_ratio,
+)
 from ._output import check_output_dir
 from ._published import MLQA_AVERAGE, MLQA_F1
 
@@ -36,13 +44,15 @@ def run_mlqa(
     train_languages: list[str] | None,
     test_set: str,
     max_rows: int | None,
+    on_missing_answer: str,
     warmup_steps: int | None,
     parameters: dict[str, Any],
 ) -> None:
     """Run the evaluation; see the command for the options."""
     check_output_dir(output_dir)
     answerer = MiniLMQuestionAnswerer(model, **parameters)
-    answerer._validate_params()  # before much is read
+    checkpoint = check_model(answerer)
+    answerer._settings(checkpoint)
     if train_file is None and is_hub_dataset(data_dir):
         raise ValueError(
             f"{data_dir} is a data set of the Hugging Face hub, without a file to train on: give one with "
@@ -52,40 +62,43 @@ def run_mlqa(
     train_file = train_file or find_file(data_dir, TRAINING_FILES)
     training = load_squad(train_file, languages=train_languages)
     training, test = (first_of_each_language(part, max_rows) for part in (training, test))
-    n_windows = _count_windows(model, training, parameters["max_length"], parameters["stride"])
+    texts = check_texts(training.data)
+    windows = cut_windows(checkpoint.tokenizer, texts, parameters["max_length"], parameters["stride"])
+    n_windows = len(windows.batch.lengths)  # what steps are made of
+    del windows
     ratio = warmup_ratio(warmup_steps, n_windows, parameters["batch_size"], parameters["epochs"])
     answerer.set_params(warmup_ratio=ratio)
-    fitted = fit(answerer, training.data, training.target)
+    fitted = fit(answerer, training.data, training.target, on_missing_answer=on_missing_answer)
     scores = rows_by_language(answerer, test.data, test.answers, test.languages)
     published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
     part = "" if max_rows is None else f" (first {max_rows:,} a language)"
     title = f"{name.upper()} test{part}: in %, trained on {train_file.name}, {len(training.data):,} questions"
     caption = "published: F1 on MLQA test, Multilingual-MiniLM-L12-H384 trained on the English SQuAD 1.1"
-    average = report(
+    metrics = {"f1": "F1", "exact_match": "exact match"}
+    means = means_of(scores, metrics)
+    results = {
+        "options": {
+            "test_set": name,
+            "train_languages": train_languages,
+            "max_rows": max_rows,
+            "on_missing_answer": on_missing_answer,
+        },
+        "data": {"train": describe(training), "test": describe(test)},
+        "fit": fitted,
+        "scores": scores,
+        "mean": means,
+        "published": {"f1": published, "mean": published_mean, "unit": "percent"} if published else None,
+    }
+    table = table_of(
         scores,
-        {"f1": "F1", "exact_match": "exact match"},
+        means,
+        metrics,
         published,
         published_mean,
         title,
         caption if published else "nothing is published for XQuAD",
     )
-    results = {
-        "options": {"test_set": name, "train_languages": train_languages, "max_rows": max_rows},
-        "data": {"train": describe(training), "test": describe(test)},
-        "fit": fitted,
-        "scores": scores,
-        "mean": average,
-        "published": {"f1": published, "mean": published_mean, "unit": "percent"} if published else None,
-    }
-    finish(output_dir, "mlqa", answerer, results)
-
-
-def _count_windows(model: str, training: Bunch, max_length: int, stride: int) -> int:
-    """Return how many windows the questions of a data set become: what steps are made of."""
-    tokenizer = open_checkpoint(model, None).tokenizer
-    if tokenizer is None or tokenizer.pair_template is None:
-        return len(training.data)  # the fit says what is wrong
-    return len(cut_windows(tokenizer, check_texts(training.data), max_length, stride).batch.lengths)
+    finish(output_dir, "mlqa", answerer, results, table)
 
 
 def _read_test(data_dir: Path, test_set: str) -> tuple[Bunch, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,14 +16,23 @@ _RESULTS, _MODEL = "results.json", "model"
 
 
 def check_output_dir(output_dir: Path) -> None:
-    """Refuse a folder that holds anything but an earlier result.
+    """Refuse a folder that holds anything but an earlier result, or that cannot be written.
 
     Raises
     ------
     FileExistsError
         It does, or it is a file.
+    NotADirectoryError
+        It would lie below a file.
+    PermissionError
+        Nothing may be written there.
     """
-    if not output_dir.exists():
+    nearest = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if nearest != output_dir and not nearest.is_dir():
+        raise NotADirectoryError(f"{output_dir} lies below the file {nearest}. Choose another --output-dir.")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{nearest} cannot be written. Choose another --output-dir.")
+    if nearest != output_dir:
         return
     if not output_dir.is_dir():
         raise FileExistsError(f"{output_dir} is a file. Choose another --output-dir.")

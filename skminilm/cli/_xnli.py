@@ -9,9 +9,20 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from .._classifier import MiniLMClassifier
+from .._validation import Texts
 from ..datasets import load_xnli
 from ..metrics._by_language import rows_by_language
-from ._evaluation import describe, finish, first_of_each_language, fit, report, take, warmup_ratio
+from ._evaluation import (
+    check_model,
+    describe,
+    finish,
+    first_of_each_language,
+    fit,
+    means_of,
+    table_of,
+    take,
+    warmup_ratio,
+)
 from ._output import check_output_dir
 from ._published import XNLI_ACCURACY, XNLI_AVERAGE
 
@@ -35,7 +46,8 @@ def run_xnli(
 ) -> None:
     """Run the evaluation; see the command for the options."""
     check_output_dir(output_dir)
-    MiniLMClassifier(model, **parameters)._validate_params()  # before much is read
+    classifier = MiniLMClassifier(model, **parameters)
+    classifier._settings(check_model(classifier), Texts(["premise"], ["hypothesis"]))
     if from_dev:
         train_rows = 2000 if train_rows is None else train_rows
         test_rows = 490 if test_rows is None else test_rows
@@ -52,7 +64,7 @@ def run_xnli(
     epochs = parameters["epochs"]
     ratio = warmup_ratio(warmup_steps, len(training.data), parameters["batch_size"], epochs)
     selection = {} if dev is None else {"early_stopping": True, "n_iter_no_change": epochs}
-    classifier = MiniLMClassifier(model, warmup_ratio=ratio, **selection, **parameters)
+    classifier.set_params(warmup_ratio=ratio, **selection)
     validation = {} if dev is None else {"X_val": dev.data, "y_val": dev.target}
     fitted = fit(classifier, training.data, training.target, **validation)
     scores = rows_by_language(classifier, test.data, test.target, test.languages)
@@ -60,7 +72,8 @@ def run_xnli(
     if max_rows is not None:
         what += f" (first {max_rows:,} a language)"
     title = f"{what}: accuracy in %, trained on {len(training.data):,} pairs in {train_language!r}"
-    average = report(scores, {"accuracy": "accuracy"}, XNLI_ACCURACY, XNLI_AVERAGE, title, _CAPTION)
+    metrics = {"accuracy": "accuracy"}
+    means = means_of(scores, metrics)
     results = {
         "options": {
             "train_language": train_language,
@@ -71,10 +84,11 @@ def run_xnli(
         "data": {"train": describe(training), "dev": describe(dev), "test": describe(test)},
         "fit": fitted,
         "scores": scores,
-        "mean": average,
+        "mean": means,
         "published": {"accuracy": XNLI_ACCURACY, "mean": XNLI_AVERAGE, "unit": "percent"},
     }
-    finish(output_dir, "xnli", classifier, results)
+    table = table_of(scores, means, metrics, XNLI_ACCURACY, XNLI_AVERAGE, title, _CAPTION)
+    finish(output_dir, "xnli", classifier, results, table)
 
 
 def _read_splits(data_dir: Path, train_language: str) -> tuple[Bunch, Bunch, Bunch]:

@@ -47,7 +47,7 @@ def read_text(path: Path) -> str:
 
 
 def read_tsv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, list]]:
-    """Yield the number of each line and some of its fields: a header, no quoting.
+    """Yield the number of each line and some of its fields: a header, no quoting; empty lines are passed over.
 
     Raises
     ------
@@ -63,6 +63,8 @@ def read_tsv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -
             raise ValueError(f"{path}, line 1: the column {column!r} is missing; there are {header}.")
     places = [header.index(column) if column in header else None for column in (*columns, *optional)]
     for number, line in enumerate(lines, start=2):
+        if not line.strip("\r\n"):
+            continue
         fields = line.rstrip("\r\n").split("\t")
         if len(fields) != len(header):
             raise ValueError(
@@ -109,6 +111,22 @@ def by_language(names: Iterable[str], name_of: Callable[[str], str]) -> dict[str
     return {match[1]: match[0] for match in matches if match}
 
 
+def requested_languages(languages: Any) -> list[str] | None:
+    """Return each language that was asked for once; None for None.
+
+    Raises
+    ------
+    ValueError
+        None was.
+    """
+    if languages is None:
+        return None
+    languages = [languages] if isinstance(languages, str) else list(dict.fromkeys(languages))
+    if not languages:
+        raise ValueError("languages is empty: name at least one, or leave it out.")
+    return languages
+
+
 def select_languages(present: Sequence[str], languages: Any, source: Any) -> list[str]:
     """Return the languages to read: those asked for, or all.
 
@@ -117,9 +135,9 @@ def select_languages(present: Sequence[str], languages: Any, source: Any) -> lis
     ValueError
         One that was asked for is not there.
     """
+    languages = requested_languages(languages)
     if languages is None:
         return list(present)
-    languages = [languages] if isinstance(languages, str) else list(dict.fromkeys(languages))
     for language in languages:
         if language not in present:
             raise ValueError(f"{source} has no rows in {language!r}: its languages are {', '.join(present)}.")

@@ -131,9 +131,13 @@ def _class_name(feature: Any, number: int | None) -> str | int | None:
 def _declares_configs(readme: Path) -> bool:
     if not readme.is_file():
         return False
+    import yaml
     from huggingface_hub import metadata_load
 
-    return "configs" in (metadata_load(readme) or {})
+    try:
+        return "configs" in (metadata_load(readme) or {})
+    except (ValueError, yaml.YAMLError):  # notes of somebody, not a card of the hub
+        return False
 
 
 def _library() -> Any:

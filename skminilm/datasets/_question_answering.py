@@ -400,6 +400,10 @@ def _language_of(question_id: str) -> str:
     return _TYDI_LANGUAGES.get(question_id.split("-")[0], "en")
 
 
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _check_offset(context: str, text: str, start: int, where: str) -> None:
     end = start + len(text)
     if start >= 0 and context[start:end] == text and text:
@@ -410,7 +414,7 @@ def _check_offset(context: str, text: str, start: int, where: str) -> None:
         )
     message = f"{where}: the answer {shorten(text)} is not at answer_start={start}, where the context has "
     message += f"{shorten(context[max(start, 0) : max(end, 0)])}."
-    if start >= 0 and context.encode()[start:].startswith(text.encode()):
+    if start >= 0 and _utf8(context)[start:].startswith(_utf8(text)):
         message += " The offset fits bytes of UTF-8, and characters are expected: convert it."
     elif text in context:
         message += f" It first occurs at {context.index(text)}."

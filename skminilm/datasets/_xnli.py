@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from ._files import field, find_file, read_jsonl, read_tsv, select_languages
+from ._files import field, find_file, read_jsonl, read_tsv, requested_languages, select_languages
 from ._hub import is_hub_dataset, read_languages
 
 TARGET_NAMES = ["contradiction", "entailment", "neutral"]
@@ -89,7 +89,7 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
             data_dir, split, "en" if split == "train" and languages is None else languages
         )
     elif split == "train":
-        languages = [languages or "en"] if isinstance(languages or "en", str) else list(languages)
+        languages = requested_languages(languages) or ["en"]
         files = [_find_training_file(data_dir, language) for language in languages]
         rows = [
             row
@@ -160,11 +160,11 @@ def _evaluation_rows(path: Path, split: str) -> Iterator[Row]:
             language, label, premise, hypothesis = (field(record, name, str, where) for name in names)
             _check_label(label, "gold_label", where)
             pair = record.get("pairID")
-            yield language, label, premise, hypothesis, None if pair is None else str(pair)
+            yield language, label, premise, hypothesis, None if pair in (None, "") else str(pair)
     elif path.suffix == ".tsv":
         for line, (language, label, premise, hypothesis, pair) in read_tsv(path, names, ["pairID"]):
             _check_label(label, "gold_label", f"{path}, line {line}")
-            yield language, label, premise, hypothesis, pair
+            yield language, label, premise, hypothesis, pair or None
     else:
         columns = ["lang", "split", "label", "premise", "hypothesis"]
         for line, (language, written, label, premise, hypothesis) in read_tsv(path, columns):

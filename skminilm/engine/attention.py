@@ -74,7 +74,7 @@ def _fused_kernel(
     fill = -length % _VECTOR_LENGTH
     if query.device.type == "cpu" and 0 < fill <= _VECTOR_LENGTH // 2 and length < _MAX_FILLED_LENGTH:
         key, value = (F.pad(x, (0, 0, 0, fill)) for x in (key, value))
-        present = torch.ones(1, 1, 1, length, dtype=torch.bool) if mask is None else mask
+        present = torch.ones(1, 1, 1, length, dtype=torch.bool, device=query.device) if mask is None else mask
         mask = F.pad(present, (0, fill), value=False)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 

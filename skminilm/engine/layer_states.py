@@ -58,7 +58,7 @@ class LayerStates:
             for i, array in zip(missing, computed, strict=True):
                 states[i] = array
         shape, device = (len(pack.input_ids), self.model.hidden_size), self.model.device
-        hidden = torch.zeros(shape, dtype=self.model.dtype, pin_memory=device.type == "cuda")
+        hidden = torch.zeros(shape, dtype=self.model.dtype, device="cpu", pin_memory=device.type == "cuda")
         hidden[: pack.n_tokens] = _to_tensor(np.concatenate(states), self.model.dtype)
         return hidden.to(device, non_blocking=True)
 

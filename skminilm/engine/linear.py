@@ -174,9 +174,10 @@ _can_prepack: dict[torch.dtype, bool] = {}
 def _try_prepacked(dtype: torch.dtype) -> bool:
     # The operators are torch's own (its compiler emits them) but not public: they may change or be
     # missing, and then the plain product serves.
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     x, weight, bias, residual = (
-        torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 32), (48, 32), (48,), (3, 48))
+        torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+        for shape in ((3, 32), (48, 32), (48,), (3, 48))
     )
     try:
         with torch.inference_mode():

@@ -113,11 +113,11 @@ class OpenVINOModel(StreamingModel):
         """Return embeddings and mask, padded to `longest`, and where in them each token is."""
         n_texts = len(pack.rows)
         embedded = embed(self._embeddings, pack, self.checkpoint.config.layer_norm_eps, torch.float32)
-        sequence = torch.repeat_interleave(torch.arange(n_texts), pack.lengths)
+        sequence = torch.repeat_interleave(torch.arange(n_texts, device=_CPU), pack.lengths)
         slots = sequence * longest + pack.position_ids[: pack.n_tokens]
-        padded = torch.zeros(n_texts * longest, self.hidden_size)
+        padded = embedded.new_zeros(n_texts * longest, self.hidden_size)
         padded[slots] = embedded[: pack.n_tokens]
-        mask = torch.full((n_texts * longest,), HIDDEN_MASKED)
+        mask = embedded.new_full((n_texts * longest,), HIDDEN_MASKED)
         mask[slots] = 0
         return (
             padded.view(n_texts, longest, self.hidden_size).numpy(),

@@ -315,7 +315,7 @@ def _bring_home(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
     """Return a function that waits for vectors and returns them."""
     if vectors.device.type == "cpu":
         return vectors.numpy
-    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, device="cpu", pin_memory=True)
     host.copy_(vectors, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(vectors.device))

@@ -46,7 +46,7 @@ class AttentionGroup:
     @cached_property
     def key_bias(self) -> torch.Tensor:
         """What is added to the score of each key: 0, or minus infinity where there is no token; float32."""
-        zeros = torch.zeros(self.is_token.shape, device=self.slots.device)
+        zeros = torch.zeros(self.is_token.shape, dtype=torch.float32, device=self.slots.device)
         return zeros.masked_fill_(~self.is_token, -math.inf)
 
     @cached_property
@@ -201,7 +201,7 @@ def to_device(
     computed all before.
     """
     shape = (len(array) + n_fill, *array.shape[1:])
-    padded = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    padded = torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     padded.numpy()[: len(array)] = array
     return padded.to(device, non_blocking=True)
 

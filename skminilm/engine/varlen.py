@@ -75,8 +75,9 @@ def _torch_kernel():
 
 def _try(device: str, dtype: torch.dtype, head_size: int) -> bool:
     lengths, n_heads = [7, 3, 1], 2
-    generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(sum(lengths), 3 * n_heads * head_size, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (sum(lengths), 3 * n_heads * head_size)
+    qkv = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     expected = []
     for part in qkv.split(lengths):
         query, key, value = part.view(-1, 3, n_heads, head_size).permute(1, 2, 0, 3)

@@ -86,8 +86,8 @@ class _Training:
         self._workers: Workers = workers
         device = network.device
         start = {
-            "coef": torch.from_numpy(coef).to(device),
-            "intercept": torch.from_numpy(intercept).to(device),
+            "coef": torch.from_numpy(np.array(coef)).to(device),
+            "intercept": torch.from_numpy(np.array(intercept)).to(device),
         }
         self._head = FlatParameters(start, torch.float32, options.head_learning_rate)
         self._parameters = [*network.parameters, self._head]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -60,9 +61,15 @@ class AdaptedLayers(Linear):
         config = peft.LoraConfig(
             r=LORA_RANK, lora_alpha=LORA_RANK * LORA_SCALE, target_modules=list(self._modules.values())
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
-            self._adapted = peft.inject_adapter_in_model(config, matrices)
+        # On the meta device nothing is drawn: peft draws from the random state of the whole process, in torch's
+        # default dtype.
+        self._adapted = peft.inject_adapter_in_model(config, matrices, low_cpu_mem_usage=True)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for name, part in self._parts():
+            start = torch.zeros(part.weight.shape, dtype=torch.float32, device="cpu")
+            if name.endswith("lora_A"):
+                torch.nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)  # as peft does
+            part.weight = torch.nn.Parameter(start.to(weights[name.rpartition(".")[0]].device))
 
     def adapters(self) -> dict[str, torch.Tensor]:
         """Return the adapters by name."""

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, norm
 from sklearn.base import is_classifier
 
 from .._rows import as_rows, check_languages, check_same_length
-from .._validation import label_array
+from .._validation import kind_of_label, label_array
 from ._answers import answer_scores
 
 
@@ -100,6 +100,12 @@ def rows_by_language(
     if answers_questions:
         f1, exact = answer_scores(y, y_pred, languages)
     else:
+        y_pred = label_array(y_pred).tolist()
+        if (kind_of_label(y[0]) == "str") != (kind_of_label(y_pred[0]) == "str"):
+            raise ValueError(
+                f"y holds {y[0]!r} and the like, and the estimator predicts {y_pred[0]!r} and the like: none is equal. "
+                "Convert y to the type that it was trained on."
+            )
         correct = np.array([label == predicted for label, predicted in zip(y, y_pred, strict=True)])
     table = []
     languages = np.array(languages, dtype=object)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from numbers import Integral
 from typing import Any
 
@@ -12,7 +12,7 @@ from sklearn.model_selection import BaseCrossValidator, KFold
 from sklearn.utils import check_consistent_length
 
 from .._rows import as_rows, check_languages, check_same_length
-from .._validation import is_missing
+from .._validation import is_missing, shorten
 
 
 class _LanguageSplitter(BaseCrossValidator):
@@ -95,6 +95,10 @@ class _LanguageSplitter(BaseCrossValidator):
                 raise ValueError(
                     f"translations has a missing value: row {row} is {value!r}. Give a row without translations "
                     "a number of its own."
+                )
+            if not isinstance(value, Hashable):
+                raise TypeError(
+                    f"translations must hold values such as int or str: row {row} is {shorten(value)}."
                 )
         known: dict[Any, int] = {}
         codes = np.array([known.setdefault(value, len(known)) for value in translations])

@@ -100,7 +100,7 @@ def gather_q4(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     Tensor of float32, shape (n_ids, 32 * n_blocks)
     """
     n_blocks = table.shape[1]
-    rows = torch.empty(len(ids), q4.BLOCK * n_blocks)
+    rows = torch.empty(len(ids), q4.BLOCK * n_blocks, dtype=torch.float32, device="cpu")
     tensors = table.contiguous(), ids.contiguous(), rows
     call("gather_q4", tensors, ctypes.c_int64(len(ids)), ctypes.c_int64(n_blocks))
     return rows
@@ -164,7 +164,7 @@ def adamw(
             [gradient.float().mul_(scale)],
             *([moment] for moment in moments),
             [],
-            [torch.full((), n_steps - 1.0, device=parameters.device)],
+            [torch.full((), n_steps - 1.0, dtype=torch.float32, device=parameters.device)],
             fused=True,
             amsgrad=False,
             maximize=False,
