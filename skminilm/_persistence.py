@@ -6,6 +6,7 @@ arrays, of which the JSON names the place.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ _NOT_KEPT = (
     "_parent_callback_ctx",
     "_metadata_request",
 )
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
 
 
@@ -53,20 +55,39 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new = Path(temporary) / "new"
         new.mkdir()
         _write_arrays(new / _ARRAYS_FILE, arrays)
         content["arrays_sha256"] = _sha256(new / _ARRAYS_FILE)
         content["digest"] = _digest(content)
         _write_text(new / _STATE_FILE, json.dumps(content, indent=1, ensure_ascii=False))
-        try:
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
+        _replace_folder(path, new)
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Rename `new` to `path`; what was there before ends beside `new`, or as it."""
+    if _swap(path, new):
+        return
+    old = new.with_name("old")
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        if isinstance(error, OSError) and _swap(path, new):  # another process has made the folder meanwhile
+            return
+        raise
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders at once, so that each is always there; tell whether that was possible."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
+        return False
+    return rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
 
 
 def is_saved_estimator(path: Path) -> bool:
@@ -96,6 +117,24 @@ def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> An
         It was changed or cut off, comes from a newer version, or holds another class.
     """
     path = Path(path).expanduser()
+    while True:
+        folder = _identity(path)
+        try:
+            return _read_estimator(path, classes)
+        except (OSError, ValueError):
+            if _identity(path) == folder:
+                raise  # otherwise another process has replaced it meanwhile
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def _read_estimator(path: Path, classes: dict[str, type]) -> Any:
     if not (path / _STATE_FILE).is_file():
         raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}.")
     try:

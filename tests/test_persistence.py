@@ -415,6 +415,7 @@ def test_a_save_that_fails_at_its_last_step_brings_the_old_one_back(tmp_path, mo
         return original(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(_persistence, "_swap", lambda *_: False)  # as on other systems than Linux
     with pytest.raises(OSError, match="no space left"):
         MiniLMEncoder().save(tmp_path / "saved")
     assert MiniLMEncoder.load(tmp_path / "saved").prompt == "x: "
@@ -427,3 +428,35 @@ def test_home_is_found_in_saving_and_loading(tmp_path, monkeypatch, transformers
     (tmp_path / "checkpoint").symlink_to(transformers_folder)
     found = MiniLMEncoder("~/checkpoint").transform(["one"])
     np.testing.assert_array_equal(found, MiniLMEncoder(str(transformers_folder)).transform(["one"]))
+
+
+_SAVE_AND_LOAD = """
+import sys
+from skminilm import MiniLMEncoder
+path, number = sys.argv[1], int(sys.argv[2])
+for turn in range(40):
+    MiniLMEncoder(max_length=10 + number).save(path)
+    assert MiniLMEncoder.load(path).max_length in (10, 11, 12)
+"""
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_several_processes_save_and_load_one_folder(tmp_path, is_there):
+    if is_there:
+        MiniLMEncoder(max_length=10).save(tmp_path / "saved")
+    command = [sys.executable, "-c", _SAVE_AND_LOAD, str(tmp_path / "saved")]
+    running = [
+        subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)
+    ]
+    for process in running:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_swapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(_persistence, "_swap", lambda *_: False)
+    for length in (10, 11):
+        MiniLMEncoder(max_length=length).save(tmp_path / "saved")
+        assert MiniLMEncoder.load(tmp_path / "saved").max_length == length
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
