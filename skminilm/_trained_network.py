@@ -148,8 +148,12 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         try:
             with torch.inference_mode(False), progress as hooks:
                 result = training(hooks)
-            self._set_attributes(attributes(result))
             is_interrupted = result.interrupted
+            try:
+                learned = attributes(result)
+            except KeyboardInterrupt:  # too late to lose what was learned
+                learned, is_interrupted = attributes(result), True
+            self._set_attributes(learned)
         except FloatingPointError as error:
             last_good = getattr(error, "last_good", None)
             if last_good is not None:
@@ -159,7 +163,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
             if self.trainable != "head":
                 try:
                     gc.collect()  # networks that were trained hold on to themselves
-                except KeyboardInterrupt:  # too late to lose what was learned
+                except KeyboardInterrupt:
                     is_interrupted = True
         if is_interrupted:
             warnings.warn("Training interrupted by user.", UserWarning, stacklevel=callers_level())

@@ -16,7 +16,7 @@ from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import compute_sample_weight
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache
-from skminilm.engine import release_models
+from skminilm.engine import release_models, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -478,10 +478,20 @@ def test_an_interrupt_after_the_last_epoch_loses_nothing(monkeypatch, split):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skminilm._trained_network.gc.collect", interrupt)
-    with pytest.warns(UserWarning, match="interrupted"):
-        model = MiniLMClassifier(trainable=1, epochs=1).fit(split[0][:8], split[1][:8])
-    assert model.predict(split[2][:2]).shape == (2,)
+    def interrupt_once(weights, calls=[]):  # noqa: B006
+        if not calls:
+            calls.append(1)
+            interrupt()
+        return weights_digest(weights)
+
+    collect, digest = "skminilm._trained_network.gc.collect", "skminilm.engine.weights_digest"
+    for place, change in ((collect, interrupt), (digest, interrupt_once)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, change)
+            with pytest.warns(UserWarning, match="interrupted"):
+                model = MiniLMClassifier(trainable=1, epochs=1).fit(split[0][:8], split[1][:8])
+        assert model.predict(split[2][:2]).shape == (2,)
+    monkeypatch.setattr(collect, interrupt)
     MiniLMClassifier(trainable="head", epochs=1).fit(split[0], split[1])  # leaves nothing to collect
 
 
