@@ -7,7 +7,7 @@ from typing import Any
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
-from ._validation import check_labels, label_array
+from ._target_validation import check_labels, label_array
 
 
 class AccuracyMixin(ClassifierMixin):

@@ -13,8 +13,8 @@ from ._accuracy import AccuracyMixin
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
+from ._target_validation import check_row_weights, complete_class_weight, is_multilabel
 from ._targets import ClassTargets, MultilabelTargets, Targets
-from ._validation import check_row_weights, complete_class_weight, is_multilabel
 
 
 class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):

@@ -23,10 +23,11 @@ from ._encoding import (
     warn_of_truncation,
 )
 from ._parameters import NumberInterval
+from ._target_validation import check_row_weights
 from ._targets import Targets
 from ._text_columns import check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
-from ._validation import Texts, check_row_weights, check_texts
+from ._validation import Texts, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, is_embedded
 

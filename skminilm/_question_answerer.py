@@ -19,9 +19,10 @@ from ._callbacks import FitProgress, with_callbacks
 from ._encoding import callers_level, open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
+from ._target_validation import check_row_weights
 from ._text_columns import check_same_columns
 from ._trained_network import TrainedNetworkEstimator
-from ._validation import Texts, check_row_weights, shorten
+from ._validation import Texts, shorten
 from ._windows import Windows, cut_windows, slices_of
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._validation import check_classes, check_labels, check_numbers, encode_classes
+from ._target_validation import check_classes, check_labels, check_numbers, encode_classes
 
 if TYPE_CHECKING:
     from .finetuning import Objective

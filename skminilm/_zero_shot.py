@@ -25,8 +25,9 @@ from ._encoder import MiniLMEncoder
 from ._encoding import warn_of_truncation
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
+from ._target_validation import check_labels, encode_classes, find_classes, label_array
 from ._text_columns import TextColumnsMixin
-from ._validation import Texts, check_labels, check_texts, encode_classes, find_classes, label_array, shorten
+from ._validation import Texts, check_texts, shorten
 from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005

@@ -44,12 +44,12 @@ def test_grid_search_encodes_each_text_once(encoded, english):
         {"normalize": False},
         {"prompt": "other: "},
         {"prompt": None},
-        {"max_length": 4},
+        {"max_length": 6},
         {"precision": "bf16"},
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:.*max_length=4")
+@pytest.mark.filterwarnings("ignore:.*max_length=6")
 def test_no_two_settings_share_an_entry(changes, texts):
     plain = MiniLMEncoder(precision="fp32").transform(texts[:4])
     changed = MiniLMEncoder(**{"precision": "fp32", **changes})

@@ -23,7 +23,7 @@ from skminilm import (
     MiniLMRegressor,
     MiniLMZeroShotClassifier,
 )
-from skminilm._validation import label_array
+from skminilm._target_validation import label_array
 from skminilm.engine import hardware, packed_model
 
 N_FEATURES, N_BINS = 40, 64

@@ -7,15 +7,15 @@ from conftest import typed_columns
 from sklearn.exceptions import DataConversionWarning
 
 from skminilm._rows import as_rows
-from skminilm._validation import (
+from skminilm._target_validation import (
     check_classes,
     check_labels,
     check_numbers,
     check_row_weights,
-    check_texts,
     complete_class_weight,
     is_multilabel,
 )
+from skminilm._validation import check_texts
 
 TEXTS = ["one", "zwei", "три"]
 

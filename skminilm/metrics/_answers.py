@@ -12,7 +12,8 @@ import numpy as np
 
 from .._answers import read_references
 from .._rows import as_rows, check_languages, check_same_length
-from .._validation import check_row_weights, is_missing, shorten
+from .._target_validation import check_row_weights
+from .._validation import is_missing, shorten
 
 # What the official script takes for articles; Hindi and Chinese have none.
 _ARTICLES = {

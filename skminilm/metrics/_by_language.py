@@ -10,7 +10,7 @@ from scipy.stats import binomtest, norm
 from sklearn.base import is_classifier
 
 from .._rows import as_rows, check_languages, check_same_length
-from .._validation import kind_of_label, label_array
+from .._target_validation import kind_of_label, label_array
 from ._answers import answer_scores
 
 

@@ -1,0 +1,277 @@
+"""Read y and weights: labels, indicator matrices, numbers. Errors name the row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from numbers import Number, Real
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils.multiclass import type_of_target
+
+from ._containers import view
+from ._validation import is_missing, lone_surrogate, shorten
+
+
+def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted classes of y and each row's class code.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_rows,)
+        Labels: str, int or bool.
+    n_rows : int
+        Rows of X.
+
+    Returns
+    -------
+    classes : ndarray of shape (n_classes,)
+    codes : ndarray of int64, shape (n_rows,)
+
+    Raises
+    ------
+    ValueError
+        y has another length than X, a missing label, real numbers, several
+        columns, or fewer than two classes.
+    """
+    y = label_array(y)
+    _check_length(y, n_rows)
+    classes, codes = find_classes(y)
+    if len(classes) < 2:
+        raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
+    return classes, codes
+
+
+def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted classes of what :func:`label_array` returned, and each row's class code.
+
+    Raises
+    ------
+    ValueError
+        y holds real numbers.
+    """
+    target_type = type_of_target(y, input_name="y")
+    if target_type not in ("binary", "multiclass"):
+        raise ValueError(f"y is {target_type}: a classifier needs discrete labels, such as str or int.")
+    classes, codes = np.unique(y, return_inverse=True)
+    for label in classes.tolist():
+        if isinstance(label, str) and lone_surrogate(label) is not None:
+            raise ValueError(
+                f"y has a label that is not valid Unicode, which no file can hold: {shorten(label)}."
+            )
+    return classes, codes.astype(np.int64)
+
+
+def encode_classes(y: Any, n_rows: int, classes: np.ndarray) -> np.ndarray:
+    """Return each row's class code among known classes, int64 (n_rows,).
+
+    Raises
+    ------
+    ValueError
+        y has another length than X, or a label that is not known; its row is named.
+    """
+    y = label_array(y)
+    _check_length(y, n_rows)
+    known = {label: code for code, label in enumerate(classes.tolist())}
+    codes = np.empty(n_rows, np.int64)
+    for row, label in enumerate(y.tolist()):
+        if label not in known:
+            raise ValueError(f"y has a label that the training y lacks: row {row} is {label!r}.")
+        codes[row] = known[label]
+    return codes
+
+
+def is_multilabel(y: Any) -> bool:
+    """Tell whether y has several columns."""
+    y = view(y)
+    shape = getattr(y, "shape", None)
+    if shape is None and isinstance(y, list | tuple) and y and isinstance(y[0], list | tuple | np.ndarray):
+        return len(y[0]) > 1
+    return shape is not None and len(shape) == 2 and shape[1] > 1
+
+
+def check_labels(y: Any, n_rows: int, n_labels: int | None = None) -> np.ndarray:
+    """Return an indicator matrix as float32 (n_rows, n_labels).
+
+    Parameters
+    ----------
+    y : array-like, data frame or sparse matrix of 0 and 1 (or bool)
+    n_rows : int
+        Rows of X.
+    n_labels : int or None
+        Columns that it must have.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or a value that is neither 0 nor 1; its row is named.
+    """
+    y = _number_array(y, "one column of 0 and 1 a label")
+    _check_length(y, n_rows)
+    if y.ndim != 2 or (n_labels is not None and y.shape[1] != n_labels):
+        expected = n_labels if n_labels is not None else "n_labels"
+        raise ValueError(f"y has the shape {y.shape}: expected ({n_rows}, {expected}).")
+    bad = np.argwhere(~np.isin(y, (0, 1)))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"y has several columns, so that each has to be 0 or 1: row {row}, column {column} is "
+            f"{y[row, column]:g}. For one class a text give one column."
+        )
+    return y.astype(np.float32)
+
+
+def check_numbers(y: Any, n_rows: int, n_targets: int | None = None) -> np.ndarray:
+    """Return finite numbers as float64, shape (n_rows,) or (n_rows, n_targets).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another shape, or a value that is not a finite number; its row is named.
+    """
+    y = _number_array(y, "one number a text, or one column a target")
+    _check_length(y, n_rows)
+    if y.ndim > 2 or (n_targets is not None and (1 if y.ndim == 1 else y.shape[1]) != n_targets):
+        raise ValueError(f"y has the shape {y.shape}: expected {n_targets or 'n'} number(s) a text.")
+    bad = np.argwhere(~np.isfinite(y))
+    if len(bad):
+        raise ValueError(f"y has a number that is not finite: row {bad[0][0]} is {y[tuple(bad[0])]}.")
+    return y
+
+
+def _number_array(y: Any, expected: str) -> np.ndarray:
+    if y is None:
+        raise ValueError(
+            f"The estimator requires y to be passed, but the target y is None: expected {expected}."
+        )
+    if isinstance(y, str | bytes | dict | set | frozenset):
+        raise TypeError(f"y is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
+    y = view(y)
+    if isinstance(y, nw.Series | nw.DataFrame):
+        y = y.to_numpy()
+    elif hasattr(y, "toarray"):  # a sparse matrix
+        y = y.toarray()
+    if getattr(y, "dtype", np.dtype(object)).kind in "mM":
+        raise ValueError(f"y holds dates or times, whose unit is not known: give {expected}.")
+    try:
+        return np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y holds what is not a number ({error}): expected {expected}.") from error
+
+
+def _check_length(y: np.ndarray, n_rows: int) -> None:
+    if len(y) != n_rows:
+        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
+
+
+def label_array(y: Any) -> np.ndarray:
+    """Return y as an array of shape (n,) whose labels are of one type."""
+    if y is None:
+        raise ValueError(
+            "A classifier requires y to be passed, but the target y is None: give one label a text."
+        )
+    y = view(y)
+    if isinstance(y, nw.Series):
+        y = y.to_list()
+    elif isinstance(y, nw.DataFrame):
+        columns = [y.get_column(name).to_list() for name in y.columns]
+        y = np.empty((len(y), len(columns)), dtype=object)
+        for number, column in enumerate(columns):
+            y[:, number] = column
+    if isinstance(y, str | bytes | dict | set | frozenset) or not (
+        hasattr(y, "shape") or isinstance(y, Iterable)
+    ):
+        raise TypeError(
+            f"y is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label a text."
+        )
+    if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
+        y = list(y)
+        widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
+        if len(widths) > 1:
+            raise ValueError("y is ragged: expected one label a text, shape (n_texts,).")
+        y = np.array(y, dtype=object)
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        warnings.warn(
+            "A column-vector y was passed when a 1d array was expected: its shape is "
+            f"{y.shape}. Use y.ravel().",
+            DataConversionWarning,
+            stacklevel=2,
+        )
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
+    labels = y.tolist()
+    for row, label in enumerate(labels):
+        if is_missing(label):
+            raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
+    if y.dtype == object or y.dtype.kind == "T":  # scikit-learn does not know NumPy's StringDType
+        kinds = {kind_of_label(label) for label in labels}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"y mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
+            )
+        y = np.array(labels)
+    return y
+
+
+def kind_of_label(label: object) -> str:
+    """Return what labels have to have in common: str, bool, number, or the name of another type."""
+    for kind in (str, bool, np.bool_, Number):
+        if isinstance(label, kind):
+            return {np.bool_: "bool", Number: "number"}.get(kind, kind.__name__)
+    return type(label).__name__
+
+
+def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weight") -> np.ndarray:
+    """Return one finite weight >= 0 a row, the largest 1, float64 (n_rows,); ones for None.
+
+    Only their ratios count, and so no sum of them overflows.
+
+    Raises
+    ------
+    ValueError
+        Another length, a negative or non-finite weight, or all are zero.
+    """
+    if sample_weight is None:
+        return np.ones(n_rows)
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds what is not a number ({error}): give one weight a text.") from error
+    if weights.shape != (n_rows,):
+        raise ValueError(f"{name} has the shape {weights.shape}, expected ({n_rows},): one weight a text.")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise ValueError(f"{name} of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0.")
+    if not weights.any():
+        raise ValueError(f"{name} is zero in every row: give some row a positive weight.")
+    return weights / weights.max()
+
+
+def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
+    """Return a weight for each class: that of the dict, or 1.
+
+    Raises
+    ------
+    ValueError
+        A weight is negative or not finite; or the dict names a class that y
+        does not hold while it leaves out one that y holds (a misspelling).
+    """
+    labels = classes.tolist()
+    for label, weight in class_weight.items():
+        if not isinstance(weight, Real):
+            raise TypeError(f"class_weight of {label!r} is {weight!r}: weights must be numbers.")
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"class_weight of {label!r} is {weight}: weights must be finite and >= 0.")
+    unknown = [label for label in class_weight if label not in labels]
+    unweighted = [label for label in labels if label not in class_weight]
+    if unknown and unweighted:
+        raise ValueError(
+            f"class_weight names the class {unknown[0]!r}, which y does not hold, and leaves out "
+            f"{unweighted[0]!r}: the classes of y are {labels}."
+        )
+    return {label: class_weight.get(label, 1.0) for label in labels}
