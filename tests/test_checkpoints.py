@@ -546,11 +546,29 @@ def test_a_real_download(tmp_path):
 @pytest.mark.parametrize(
     ("files", "wanted"),
     [
-        (["config.json", "model.safetensors", "pytorch_model.bin"], "model.safetensors"),
-        (["config.json", "pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
+        (["model.safetensors", "pytorch_model.bin", "onnx/model.onnx"], ["model.safetensors"]),
+        (["pytorch_model.bin", "tf_model.h5", "other/model.safetensors"], ["pytorch_model.bin"]),
         (
-            ["config.json", "model.safetensors.index.json", "pytorch_model.bin"],
-            "model.safetensors.index.json",
+            ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"],
+            ["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
+        ),
+        (
+            [
+                "model.safetensors",
+                "1_Pooling/config.json",
+                "2_Dense/config.json",
+                "2_Dense/pytorch_model.bin",
+            ],
+            [
+                "model.safetensors",
+                "1_Pooling/config.json",
+                "2_Dense/config.json",
+                "2_Dense/pytorch_model.bin",
+            ],
+        ),
+        (
+            ["0_Transformer/model.safetensors", "0_Transformer/pytorch_model.bin", "0_Transformer/vocab.txt"],
+            ["0_Transformer/model.safetensors", "0_Transformer/vocab.txt"],
         ),
     ],
 )
@@ -558,6 +576,7 @@ def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, w
     from types import SimpleNamespace
 
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
 
     asked = []
 
@@ -575,9 +594,24 @@ def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, w
     assert hub.download("somebody/model", "v1", local_files_only=False) == tmp_path
     [(repo_id, revision, patterns)] = asked
     assert (repo_id, revision) == ("somebody/model", "v1")
-    assert [name for name in files if name.startswith(("model", "pytorch")) and name in patterns] == [wanted]
-    assert ("model-*.safetensors" in patterns) == ("index" in wanted)
-    assert not any("h5" in pattern or "*.bin" in pattern for pattern in patterns)
+    assert list(filter_repo_objects(files, allow_patterns=patterns)) == wanted
+
+
+def test_a_cached_checkpoint_whose_network_is_a_folder_of_its_own(tmp_path, monkeypatch, folder, texts):
+    expected = MiniLMEncoder(folder, precision="fp32").transform(texts)
+    repository = tmp_path / "repository"
+    shutil.copytree(folder, repository / "0_Transformer")
+    (repository / "1_Pooling").mkdir()
+    (repository / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    modules = [
+        {"type": f"sentence_transformers.models.{name}", "path": f"{number}_{name}"}
+        for number, name in enumerate(("Transformer", "Pooling"))
+    ]
+    (repository / "modules.json").write_text(json.dumps(modules))
+    hub_cache(tmp_path / "hub", repository, "somebody/older", "a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = MiniLMEncoder("somebody/older", revision="a" * 40, precision="fp32").transform(texts)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_repository_without_torch_weights_says_so(monkeypatch):

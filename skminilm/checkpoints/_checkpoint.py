@@ -135,6 +135,22 @@ def combine_digests(parts: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def read_json(path: Path) -> Any:
+    """Return what a file holds, or None where there is none.
+
+    Raises
+    ------
+    OSError
+        It is no JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not valid JSON ({error}). Download it again.") from error
+
+
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal sha256 of a file."""
     digest = hashlib.sha256()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from ._checkpoint import SHARD_INDEX, WEIGHT_FILES
-from .folder import find_weights
+from .layout import read_modules, transformer_folder
 from .presets import BUNDLED, PRESETS
 from .tokenizer import TOKENIZER_FILES
+from .weight_files import find_weights
 
 # Safetensors where a repository has them; other formats and frameworks are never fetched.
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model"]
+_MODULE = re.compile(r"\d+_[^/]+/")  # where sentence-transformers saves a module
 _SHARDS = "model-*.safetensors"
 _TIMEOUT_S = 3.0
 
@@ -100,11 +103,12 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
 
     try:
         folder = snapshot([*_SMALL_FILES, *WEIGHT_FILES, _SHARDS], cached_only=True)
-        find_weights(folder)
+        transformer = transformer_folder(folder, read_modules(folder))
+        find_weights(transformer)
     except (OSError, LocalEntryNotFoundError):
         return None
-    needed = (("config.json", "modules.json"), TOKENIZER_FILES)
-    present = all(any((folder / name).is_file() for name in names) for names in needed)
+    needed = (("config.json",), TOKENIZER_FILES)
+    present = all(any((transformer / name).is_file() for name in names) for names in needed)
     return folder if present else None
 
 
@@ -129,7 +133,13 @@ def _wanted_files(repo_id: str, revision: str | None) -> list[str]:
     if isinstance(answers[0], Exception):
         raise answers[0]
     names = {file.rfilename for file in answers[0].siblings or ()}
-    weights = next((name for name in WEIGHT_FILES if name in names), None)
-    if weights is None:
+    folders = {"", *(match.group() for name in names if (match := _MODULE.match(name)))}
+    weights = [
+        next(folder + name for name in WEIGHT_FILES if folder + name in names)
+        for folder in sorted(folders)
+        if any(folder + name in names for name in WEIGHT_FILES)
+    ]
+    if not weights:
         raise FileNotFoundError(f"the repository has none of {', '.join(WEIGHT_FILES)}")
-    return [*_SMALL_FILES, weights, *([_SHARDS] if weights == SHARD_INDEX else [])]
+    shards = [name.removesuffix(SHARD_INDEX) + _SHARDS for name in weights if name.endswith(SHARD_INDEX)]
+    return [*_SMALL_FILES, *weights, *shards]

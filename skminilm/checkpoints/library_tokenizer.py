@@ -19,9 +19,9 @@ class LibraryTokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        special = self._tokenizer.encode("").ids
-        middle = len(special) // 2 + len(special) % 2
-        self._prefix, self._suffix = special[:middle], special[middle:]
+        probe = self._tokenizer.encode("a")
+        text = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
+        self._prefix, self._suffix = probe.ids[: text[0]], probe.ids[text[-1] + 1 :]
 
     def state(self) -> tuple[str, bytes]:
         """Return what :func:`restore_tokenizer` takes."""

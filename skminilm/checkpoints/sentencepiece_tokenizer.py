@@ -17,6 +17,9 @@ from .token_limits import assemble
 XLMR_VOCABULARY = 250_002
 """Pieces of XLM-R's vocabulary; checkpoints of the family have this many rows or a few more."""
 
+XLMR_PIECES = XLMR_VOCABULARY - 5
+"""Without <s> <pad> </s> <unk> <mask>."""
+
 _BOS, _PAD, _EOS, _UNK = 0, 1, 2, 3
 
 # SentencePiece 0.2.3 normalises with newer Unicode rules than XLM-R was trained
@@ -60,8 +63,7 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
-        # <s> <pad> </s> <unk> <mask> are not all among the pieces of the model.
-        self._is_xlmr = self._processor.get_piece_size() >= XLMR_VOCABULARY - 5
+        self._is_xlmr = self._processor.get_piece_size() >= XLMR_PIECES
 
     def state(self) -> tuple[str, bytes]:
         """Return what :func:`restore_tokenizer` takes."""

@@ -6,49 +6,85 @@ import base64
 import json
 from pathlib import Path
 
+from ._checkpoint import read_json
 from .library_tokenizer import LibraryTokenizer
-from .sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
+from .sentencepiece_tokenizer import XLMR_PIECES, SentencePieceTokenizer, build_model_proto
 from .token_batch import Tokenizer
 
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
 """What a folder may hold, in the order of preference."""
 
+_SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+_MASK = "<mask>"
+_NORMALIZERS_LIKE_XLMR = {"Precompiled", "Nmt", "NFKC", "Replace", "Strip"}
+
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder.
 
-    A SentencePiece model is preferred, then ``tokenizer.json``, then a plain
-    ``vocab.txt``.
+    XLM-R's runs on SentencePiece: from ``sentencepiece.bpe.model``, or as
+    ``tokenizer.json`` holds it. Any other is what transformers makes of the
+    folder's files.
 
     Raises
     ------
     OSError
         The folder has no tokenizer file that can be read.
     """
-    model_file = folder / "sentencepiece.bpe.model"
-    if model_file.is_file():
-        try:
-            return SentencePieceTokenizer(model_file.read_bytes())
-        except RuntimeError as error:
-            raise OSError(
-                f"{model_file} is not a SentencePiece model ({error}). Download it again."
-            ) from error
-    json_file = folder / "tokenizer.json"
-    if json_file.is_file():
-        try:
-            serialized = json_file.read_text(encoding="utf-8")
-            return _unigram_from_json(serialized) or LibraryTokenizer(serialized)
-        except Exception as error:  # the library raises plain Exception
-            raise OSError(f"{json_file} cannot be read ({error}). Download it again.") from error
-    if (folder / "vocab.txt").is_file():
-        from transformers import BertTokenizerFast
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise OSError(
+            f"No tokenizer in {folder}: expected {', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]}. "
+            "Copy one of them from the repository that the weights came from."
+        )
+    content = read_json(folder / "tokenizer.json") or {}
+    try:
+        tokenizer = None if _adds_tokens(folder, content) else _read_sentencepiece(folder, content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(folder / "tokenizer.json", error) from error
+    return tokenizer or _read_with_transformers(folder)
 
-        fast = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        return LibraryTokenizer(fast.backend_tokenizer.to_str())
-    raise OSError(
-        f"No tokenizer in {folder}: expected {', '.join(TOKENIZER_FILES[:-1])} or {TOKENIZER_FILES[-1]}. "
-        "Copy one of them from the repository that the weights came from."
-    )
+
+def tokenizer_files(folder: Path, tokenizer: Tokenizer) -> list[Path]:
+    """Return the files that the ids of a tokenizer of a folder depend on."""
+    names = TOKENIZER_FILES
+    if isinstance(tokenizer, LibraryTokenizer):
+        names += _SETTINGS_FILES
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _read_sentencepiece(folder: Path, content: dict) -> SentencePieceTokenizer | None:
+    model_file = folder / "sentencepiece.bpe.model"
+    if not model_file.is_file():
+        return _unigram_from_json(content)
+    try:
+        return SentencePieceTokenizer(model_file.read_bytes())
+    except RuntimeError as error:
+        raise OSError(f"{model_file} is not a SentencePiece model ({error}). Download it again.") from error
+
+
+def _read_with_transformers(folder: Path) -> LibraryTokenizer:
+    # Settings beside the vocabulary count too: transformers knows which, and for which class.
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return LibraryTokenizer(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # the library raises plain Exception
+        found = next(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+        raise _unreadable(found, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> OSError:
+    return OSError(f"{path} cannot be read ({error}). Download it again, with the files beside it.")
+
+
+def _adds_tokens(folder: Path, content: dict) -> bool:
+    """Tell whether other tokens than XLM-R's stand beside its vocabulary."""
+    settings = read_json(folder / "tokenizer_config.json") or {}
+    tokens = [*(content.get("added_tokens") or ()), *(settings.get("added_tokens_decoder") or {}).values()]
+    added = {token.get("content") for token in tokens}
+    return not added.union(read_json(folder / "added_tokens.json") or {}) <= {*_SPECIAL, _MASK}
 
 
 def verify_golden_ids(tokenizer: Tokenizer, name: str) -> None:
@@ -59,9 +95,10 @@ def verify_golden_ids(tokenizer: Tokenizer, name: str) -> None:
     ValueError
         Some probe differs. The message shows the first one.
     """
-    golden = json.loads(Path(__file__).with_name("golden_token_ids.json").read_text(encoding="utf-8"))
+    golden = _golden_ids()
     probes = [(probe["text"], None, probe["ids"]) for probe in golden["single"]]
-    probes += [(probe["a"], probe["b"], probe["ids"]) for probe in golden["pair"]]
+    if tokenizer.pair_template is not None:
+        probes += [(probe["a"], probe["b"], probe["ids"]) for probe in golden["pair"]]
     for text, second, expected in probes:
         batch = tokenizer.encode([text], None if second is None else [second], max_length=512)
         found = batch.input_ids.tolist()
@@ -74,30 +111,40 @@ def verify_golden_ids(tokenizer: Tokenizer, name: str) -> None:
             )
 
 
-def _unigram_from_json(serialized: str) -> SentencePieceTokenizer | None:
-    """Rebuild XLM-R's SentencePiece model from a ``tokenizer.json`` that holds it."""
-    content = json.loads(serialized)
-    model = content.get("model", {})
-    vocabulary = model.get("vocab") or []
-    if not isinstance(vocabulary, list) or [row[0] for row in vocabulary[:4]] != [
-        "<s>",
-        "<pad>",
-        "</s>",
-        "<unk>",
-    ]:
+def _unigram_from_json(content: dict) -> SentencePieceTokenizer | None:
+    """Rebuild the SentencePiece model from a ``tokenizer.json`` of XLM-R's kind; None for another."""
+    vocabulary = content.get("model", {}).get("vocab") or []
+    if not isinstance(vocabulary, list) or [row[0] for row in vocabulary[: len(_SPECIAL)]] != _SPECIAL:
         return None
+    pieces = vocabulary[len(_SPECIAL) :]
+    if pieces and pieces[-1][0] == _MASK:
+        pieces = pieces[:-1]
     normalizer = content.get("normalizer") or {}
-    steps = normalizer.get("normalizers", [normalizer])
-    charsmap = next(
-        (step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), None
+    steps = {step.get("type"): step for step in normalizer.get("normalizers", [normalizer])}
+    if not steps.keys() <= {*_NORMALIZERS_LIKE_XLMR, None}:
+        return None
+    charsmap = steps["Precompiled"]["precompiled_charsmap"] if "Precompiled" in steps else None
+    tokenizer = SentencePieceTokenizer(
+        build_model_proto(
+            [piece.encode() for piece, _ in pieces],
+            [score for _, score in pieces],
+            base64.b64decode(charsmap) if charsmap else None,
+        )
     )
-    ordinary = [row for row in vocabulary[4:] if row[0] != "<mask>"]
-    proto = build_model_proto(
-        [piece.encode() for piece, _ in ordinary],
-        [score for _, score in ordinary],
-        base64.b64decode(charsmap) if charsmap else None,
-    )
-    return SentencePieceTokenizer(proto)
+    # XLM-R's own is compared with the original's ids (verify_golden_ids), whatever its file says.
+    return tokenizer if len(pieces) >= XLMR_PIECES or _agree(tokenizer, content) else None
+
+
+def _agree(tokenizer: SentencePieceTokenizer, content: dict) -> bool:
+    """Tell whether a rebuilt tokenizer gives the ids of the library's, for texts in many scripts."""
+    texts = [probe["text"] for probe in _golden_ids()["single"]]
+    both = tokenizer, LibraryTokenizer(json.dumps(content))
+    ids = [one.encode(texts, max_length=512).input_ids.tolist() for one in both]
+    return ids[0] == ids[1]
+
+
+def _golden_ids() -> dict:
+    return json.loads(Path(__file__).with_name("golden_token_ids.json").read_text(encoding="utf-8"))
 
 
 def restore_tokenizer(kind: str, state: bytes) -> Tokenizer:

@@ -89,6 +89,12 @@ class SentenceTransformersModel:
             if progress:
                 progress(len(chunk))
         vectors = torch.cat(parts)
+        if vectors.shape[1] != self.checkpoint.hidden_size:
+            raise ValueError(
+                f"{self.checkpoint.name!r} gives vectors of {vectors.shape[1]} numbers, and its configuration files "
+                f"say {self.checkpoint.hidden_size}: one of its settings is not read by skminilm or by this version of "
+                "sentence-transformers. Compute the vectors with SentenceTransformer and pass them to scikit-learn."
+            )
         return (unit_length(vectors) if normalize else vectors).numpy(), lengths
 
     def renew_lock(self) -> None:

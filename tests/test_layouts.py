@@ -1,0 +1,237 @@
+"""Folders as others write them: the vectors are sentence-transformers' own, whatever the files say."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sentence_transformers
+import tokenizers
+import torch
+from conftest import edit_json, tiny_bert
+from safetensors.torch import load_file, save_file
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from skminilm import MiniLMEncoder
+from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints.tokenizer import read_tokenizer
+
+TEXTS = [
+    "Where is MY parcel?",
+    "¿Dónde está  mi paquete?",
+    "Μην αγοράσεις ΤΙΠΟΤΑ",
+    "小包はどこですか",
+    "a",
+    "",
+]
+
+
+def same_as_sentence_transformers(folder, texts=TEXTS):
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    found = MiniLMEncoder(folder, precision="fp32", cache=None).transform(texts)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path, make_sentence_transformers_folder):
+    return shutil.copytree(make_sentence_transformers_folder(normalize=False), tmp_path / "model")
+
+
+def lowers_texts(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+
+
+def cuts_vectors(folder):
+    edit_json(folder / "config_sentence_transformers.json", truncate_dim=8)
+
+
+def has_arguments_for_transformers(folder):
+    (folder / "sentence_bert_config.json").write_text('{"tokenizer_args": {"model_max_length": 5}}')
+
+
+def bears_an_older_name(folder):
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / "sentence_roberta_config.json").write_text('{"max_seq_length": 5, "do_lower_case": false}')
+
+
+def says_more_than_its_tokenizer(folder):
+    edit_json(folder / "tokenizer_config.json", model_max_length=4)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
+
+
+def cuts_texts_on_the_left(folder):
+    edit_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=5)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+
+
+def pools_twice(folder):
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}'
+    )
+
+
+def keeps_case_in_its_vocabulary_alone(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=True)
+
+
+def ends_with_a_special_token_alone(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    del content["post_processor"]["single"][0]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def edit_weights(folder, name_of):
+    path = folder / "model.safetensors"
+    weights = {name_of(name): value for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def names_norms_as_the_first_bert(folder):
+    edit_weights(
+        folder,
+        lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ),
+    )
+
+
+needs_truncate_dim = pytest.mark.skipif(
+    int(sentence_transformers.__version__.split(".")[0]) < 6, reason="reads no truncate_dim from the folder"
+)
+LAYOUTS = [
+    lowers_texts,
+    pytest.param(cuts_vectors, marks=needs_truncate_dim),
+    has_arguments_for_transformers,
+    bears_an_older_name,
+    says_more_than_its_tokenizer,
+    cuts_texts_on_the_left,
+    pools_twice,
+    keeps_case_in_its_vocabulary_alone,
+    ends_with_a_special_token_alone,
+    names_norms_as_the_first_bert,
+]
+
+
+WITHOUT_EFFECT = (keeps_case_in_its_vocabulary_alone, names_norms_as_the_first_bert)
+
+
+@pytest.mark.filterwarnings("ignore:.*max_length=:UserWarning")
+@pytest.mark.parametrize("change", LAYOUTS, ids=lambda change: change.__name__)
+def test_a_folder_that(folder, change):
+    before = same_as_sentence_transformers(folder)
+    change(folder)
+    after = same_as_sentence_transformers(folder)
+    assert np.array_equal(before, after) == (change in WITHOUT_EFFECT)
+
+
+def test_vectors_of_norm_1_before_a_dense_layer_stay_as_they_are(tmp_path, make_sentence_transformers_folder):
+    folder = shutil.copytree(make_sentence_transformers_folder(dense=8), tmp_path / "model")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2:] = modules[3], modules[2]  # Normalize, Dense
+    (folder / "modules.json").write_text(json.dumps(modules))
+    found = same_as_sentence_transformers(folder)
+    assert not np.allclose(np.linalg.norm(found, axis=1), 1)
+
+
+def test_a_prefix_beside_a_table_that_is_no_weight(folder):
+    before = same_as_sentence_transformers(folder)
+    path = folder / "model.safetensors"
+    weights = {f"bert.{name}": value for name, value in load_file(path).items()}
+    save_file({**weights, "embeddings.position_ids": torch.arange(64)}, path, metadata={"format": "pt"})
+    np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(TEXTS), before)
+
+
+@pytest.mark.parametrize("architecture", ["Roberta", "XLMRoberta"])
+def test_texts_as_long_as_the_positions_reach(tmp_path, wordpiece, architecture):
+    import transformers
+
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=len(wordpiece),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+        pad_token_id=wordpiece.pad_token_id,
+    )
+    getattr(transformers, f"{architecture}Model")(config).save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", model_max_length=512)
+    assert load_checkpoint(tmp_path).defaults.max_length == 19  # positions begin behind that of padding
+    with pytest.warns(UserWarning, match="max_length=19"):
+        assert MiniLMEncoder(tmp_path).transform(["word " * 100]).shape == (1, 32)
+
+
+def unigram(requests, *, mask_at_the_end=True, lower=False, space_before=True):
+    """A small vocabulary of XLM-R's kind."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    steps = [normalizers.Lowercase()] if lower else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.NFKC()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if space_before else "never")
+    tokenizer.train_from_iterator(
+        requests.data,
+        trainers.UnigramTrainer(
+            vocab_size=1500,
+            special_tokens=special + ([] if mask_at_the_end else ["<mask>"]),
+            unk_token="<unk>",
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=64,
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mask_at_the_end": False}, {"lower": True}, {"space_before": False}], ids=str
+)
+def test_a_small_vocabulary_of_xlmrs_kind(tmp_path, requests, options):
+    tokenizer = unigram(requests, **options)
+    tiny_bert(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    same_as_sentence_transformers(tmp_path, [*TEXTS, *requests.data[::40]])
+
+
+@pytest.mark.parametrize("beside_sentencepiece", [False, True])
+def test_added_tokens_are_read(tmp_path, requests, xlmr_folder, beside_sentencepiece):
+    tokenizer = unigram(requests)
+    tokenizer.add_tokens(["[ENT]"])
+    tiny_bert(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    if beside_sentencepiece:  # which knows nothing of it
+        shutil.copy(xlmr_folder / "sentencepiece.bpe.model", tmp_path)
+    texts = ["Where is [ENT] now?", "¿Dónde está?"]
+    ids = [i for text in texts for i in tokenizer(text)["input_ids"]]
+    assert len(tokenizer) - 1 in ids
+    assert read_tokenizer(tmp_path).encode(texts, max_length=64).input_ids.tolist() == ids
+
+
+def test_the_fingerprint_follows_the_settings_of_a_plain_vocabulary(tmp_path, transformers_folder):
+    folder = shutil.copytree(transformers_folder, tmp_path / "model")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
+    fingerprints = set()
+    for lower in (True, False):
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=lower)
+        fingerprints.add(load_checkpoint(folder).fingerprint)
+    assert len(fingerprints) == 2
