@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,7 @@ def set_config(
     for name, value in given.items():
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
             raise ValueError(f"{name} must be an int >= 0 (bytes), got {value!r}.")
     if cache_bytes is not None:
         memory_cache.resize(cache_bytes)

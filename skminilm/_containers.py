@@ -9,7 +9,7 @@ import numpy as np
 
 
 def view(values: Any) -> Any:
-    """Return columns and frames as narwhals has them, and other values as they are.
+    """Return columns and frames as narwhals has them, and other values as they are; what is masked is None.
 
     Parameters
     ----------
@@ -26,6 +26,9 @@ def view(values: Any) -> Any:
     ValueError
         A frame has two columns of one name.
     """
+    if isinstance(values, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(values)
+        return np.where(mask, None, values.data.astype(object)) if mask.any() else values.data
     # None where nothing has imported it: then this is none of its types. Of its four containers narwhals knows two.
     pyarrow = nw.dependencies.get_pyarrow()
     if pyarrow is not None:

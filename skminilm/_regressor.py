@@ -9,7 +9,7 @@ from sklearn.base import RegressorMixin
 
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
-from ._targets import RealTargets, Targets
+from ._targets import MAX_DEVIATIONS, RealTargets, Targets
 
 
 class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
@@ -160,6 +160,11 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
             )
         coef = self.coef_ / targets.scale[:, None]
         intercept = (self.intercept_ - targets.mean) / targets.scale
+        if max(np.abs(coef).max(), np.abs(intercept).max()) > MAX_DEVIATIONS:
+            raise ValueError(
+                f"warm_start=True goes on from a fit to numbers about {np.abs(self.intercept_).max():.3g}, too far "
+                f"from those of y, whose standard deviation is {targets.scale.min():.3g}: set warm_start=False."
+            )
         return coef.astype(np.float32), intercept.astype(np.float32)
 
     def __sklearn_tags__(self):

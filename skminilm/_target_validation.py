@@ -134,7 +134,11 @@ def check_numbers(y: Any, n_rows: int, n_targets: int | None = None) -> np.ndarr
     """
     y = _number_array(y, "one number a text, or one column a target")
     _check_length(y, n_rows)
-    if y.ndim > 2 or (n_targets is not None and (1 if y.ndim == 1 else y.shape[1]) != n_targets):
+    if (
+        y.ndim > 2
+        or y.shape[-1] == 0
+        or (n_targets is not None and (1 if y.ndim == 1 else y.shape[1]) != n_targets)
+    ):
         raise ValueError(f"y has the shape {y.shape}: expected {n_targets or 'n'} number(s) a text.")
     bad = np.argwhere(~np.isfinite(y))
     if len(bad):
@@ -154,15 +158,20 @@ def _number_array(y: Any, expected: str) -> np.ndarray:
         y = y.to_numpy()
     elif hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
-    if getattr(y, "dtype", np.dtype(object)).kind in "mM":
+    kind = getattr(y, "dtype", np.dtype(object)).kind
+    if kind in "mM":
         raise ValueError(f"y holds dates or times, whose unit is not known: give {expected}.")
     try:
+        if kind == "c" or np.asarray(y).dtype.kind == "c":
+            raise ValueError("it is complex")
         return np.asarray(y, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"y holds what is not a number ({error}): expected {expected}.") from error
 
 
 def _check_length(y: np.ndarray, n_rows: int) -> None:
+    if y.ndim == 0:
+        raise TypeError(f"y is a single value, {y}: give one for each of the {n_rows} texts.")
     if len(y) != n_rows:
         raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _PROBE_C = 10.0
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
+MAX_DEVIATIONS = 1e18  # whose square float32 can hold
 
 
 class Targets(ABC):
@@ -158,24 +159,36 @@ class RealTargets(Targets):
         self.one_dimensional = numbers.ndim == 1
         numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
-        with np.errstate(over="ignore", invalid="ignore"):  # an error below
-            self.mean = np.average(numbers, axis=0, weights=row_weights)
-            scale = np.sqrt(np.average((numbers - self.mean) ** 2, axis=0, weights=row_weights))
-        is_constant = scale <= 1e-12 * np.abs(self.mean)
-        if not np.isfinite(scale).all():
+        counted = row_weights > 0
+        self.mean, self.scale = _mean_and_deviation(numbers[counted], row_weights[counted])
+        if not np.isfinite(self.scale).all():
             raise ValueError(
-                f"y reaches from {numbers.min():.3g} to {numbers.max():.3g}, too far for its standard deviation: "
-                "scale it down."
+                f"y reaches from {numbers.min():.3g} to {numbers.max():.3g}, too far: scale it down."
             )
-        self.scale = np.where(is_constant, 1.0, scale)
-        self.values = self._scaled(numbers)
+        # Whatever stands in rows that do not count, nothing is to come of it.
+        self.values = self._scaled(np.where(counted[:, None], numbers, self.mean))
 
     def _scaled(self, numbers: np.ndarray) -> np.ndarray:
         return ((numbers - self.mean) / self.scale).astype(np.float32)
 
     def encode(self, y: Any, n_rows: int) -> np.ndarray:
-        """Return another y on the same scale, float32 (n_rows, n_targets)."""
-        return self._scaled(check_numbers(y, n_rows, self.n_outputs).reshape(n_rows, -1))
+        """Return another y on the same scale, float32 (n_rows, n_targets).
+
+        Raises
+        ------
+        TypeError, ValueError
+            Another shape, or a number that is not finite, or too far from those that are trained on.
+        """
+        numbers = check_numbers(y, n_rows, self.n_outputs).reshape(n_rows, -1)
+        with np.errstate(over="ignore"):
+            bad = np.argwhere(~(np.abs(numbers / self.scale - self.mean / self.scale) < MAX_DEVIATIONS))
+        if len(bad):
+            row, target = bad[0]
+            raise ValueError(
+                f"y has a number that is too far from those that are trained on (mean {self.mean[target]:.3g}, "
+                f"standard deviation {self.scale[target]:.3g}): row {row} is {numbers[row, target]:.3g}."
+            )
+        return self._scaled(numbers)
 
     def objective(self, label_smoothing: float) -> Objective:
         """Return squared error."""
@@ -196,6 +209,22 @@ class RealTargets(Targets):
         ridge = RidgeCV(_RIDGE_ALPHAS).fit(vectors, values, sample_weight=weights)
         coef = ridge.coef_.reshape(self.n_outputs, -1)
         return coef.astype(np.float32), np.broadcast_to(ridge.intercept_, self.n_outputs).astype(np.float32)
+
+
+def _mean_and_deviation(numbers: np.ndarray, row_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each column, 1 of a constant one; infinite if too large."""
+
+    def largest(values: np.ndarray) -> np.ndarray:
+        found = np.abs(values).max(axis=0)
+        return np.where(found > 0, found, 1.0)
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = largest(numbers)  # sums and squares in units of the largest number neither overflow nor vanish
+        mean = unit * np.average(numbers / unit, axis=0, weights=row_weights)
+        unit = largest(numbers - mean)
+        deviation = unit * np.sqrt(np.average(((numbers - mean) / unit) ** 2, axis=0, weights=row_weights))
+        constant = (deviation <= 1e-12 * np.abs(mean)) | (numbers == numbers[:1]).all(axis=0)
+    return mean, np.where(constant, 1.0, deviation)
 
 
 def _of_mean_one(row_weights: np.ndarray) -> np.ndarray:

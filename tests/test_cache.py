@@ -90,7 +90,7 @@ def default_bound():
 
 
 def test_set_config_bounds_the_process_wide_cache(texts, default_bound):
-    set_config(cache_bytes=2 * (385 * 4 + 300))
+    set_config(cache_bytes=np.int64(2 * (385 * 4 + 300)))
     MiniLMEncoder().transform(texts[:5])
     assert len(memory_cache) == 2
     set_config()

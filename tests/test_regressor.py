@@ -73,7 +73,10 @@ def test_one_row_that_counts():
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([0, 1e200, 2e200], r"y reaches from 0 to 2e\+200, too far .*scale it down"),
+        ([-1.7e308, 1.7e308, 1.7e308], r"y reaches from -1.7e\+308 to 1.7e\+308, too far: scale it down"),
+        ([1, 10**400, 3], "holds what is not a number"),
+        ([1 + 1j, 2, 3], "it is complex"),
+        (np.zeros((3, 0)), r"y has the shape \(3, 0\)"),
         (np.arange(3).astype("datetime64[D]"), "y holds dates or times"),
         (pd.Series(pd.to_timedelta([1, 2, 3], unit="s")), "y holds dates or times"),
     ],
@@ -81,6 +84,8 @@ def test_one_row_that_counts():
 def test_numbers_that_cannot_be_learned_are_refused(y, message):
     with pytest.raises(ValueError, match=message):
         MiniLMRegressor(trainable="head").fit(["a", "b", "c"], y)
+    with pytest.raises(TypeError, match="y is a single value"):
+        MiniLMRegressor(trainable="head").fit(["a", "b", "c"], 3.0)
 
 
 def test_warm_start_and_early_stopping(rated):
@@ -120,3 +125,49 @@ def test_large_numbers_that_differ_little(rated):
 def test_bad_targets(y, message):
     with pytest.raises(ValueError, match=message):
         MiniLMRegressor().fit(["a", "b", "c"], y)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e155, 1e300])
+def test_any_unit_gives_the_same_predictions(rated, unit):
+    X, y, X_new, _ = rated
+    regressor = MiniLMRegressor(trainable="head", random_state=0)
+    expected = clone(regressor).fit(X, y + 1).predict(X_new)
+    np.testing.assert_allclose(regressor.fit(X, (y + 1) * unit).predict(X_new) / unit, expected, rtol=1e-5)
+
+
+def test_numbers_of_rows_without_weight_change_nothing(rated):
+    X, y, X_new, _ = rated
+    weights = np.ones(len(X))
+    weights[0] = 0
+    regressor = MiniLMRegressor(trainable="head", random_state=0)
+    expected = clone(regressor).fit(X, y, sample_weight=weights).predict(X_new)
+    far = y.astype(float)
+    far[0] = 1e200
+    given = far.copy()
+    np.testing.assert_allclose(
+        regressor.fit(X, far, sample_weight=weights).predict(X_new), expected, atol=1e-3
+    )
+    np.testing.assert_array_equal(far, given)
+
+
+def test_numbers_far_from_those_trained_on_are_refused(rated):
+    X, y, _, _ = rated
+    regressor = MiniLMRegressor(trainable="head", epochs=1, random_state=0, warm_start=True)
+    with pytest.raises(
+        ValueError, match=r"X_val and y_val are not usable: y has a number .*: row 1 is 1e\+60"
+    ):
+        regressor.fit(X, y, X_val=X[:2], y_val=[1, 1e60])
+    regressor.fit(X, y * 1e30)
+    with pytest.raises(ValueError, match=r"numbers about .*set warm_start=False"):
+        regressor.fit(X, y * 1e-30)
+
+
+def test_what_is_masked_is_missing(rated):
+    X, y, _, _ = rated
+    mask = np.arange(len(X)) == 3
+    with pytest.raises(ValueError, match="row 3 is nan"):
+        MiniLMRegressor(trainable="head").fit(X, np.ma.array(y, mask=mask))
+    with pytest.raises(ValueError, match="missing value: row 3 is None"):
+        MiniLMRegressor(trainable="head").fit(np.ma.array(X, mask=mask), y)
+    regressor = MiniLMRegressor(trainable="head", random_state=0).fit(np.ma.array(X), np.ma.array(y))
+    assert regressor.score(X, y) > 0.8
