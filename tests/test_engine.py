@@ -34,7 +34,7 @@ from skminilm.engine.attention import attention
 from skminilm.engine.forward import gather_word_embeddings
 from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
-from skminilm.engine.packing import group_by_length, make_pack, plan_packs, plan_padded, round_up
+from skminilm.engine.packing import group_by_length, make_pack, plan_packs, round_up
 from skminilm.engine.pooling import pool
 from skminilm.engine.streaming import plan_chunks
 
@@ -408,21 +408,6 @@ def test_prepacked_and_plain_products_agree(dtype):
             found = prepacked(x, "layers.0.x", **options)
             expected = linear.PlainLinear(weights)(x, "layers.0.x", **options)
             torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 600), min_size=1, max_size=60),
-    budget=st.integers(1, 3000),
-    step=st.sampled_from([1, 8, 16]),
-)
-@settings(deadline=None)
-def test_padded_batches_cover_each_text_once_within_the_budget(lengths, budget, step):
-    lengths = np.array(lengths)
-    batches = list(plan_padded(lengths, budget, step))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    for rows in batches:
-        longest = -(-lengths[rows].max() // step) * step
-        assert len(rows) == 1 or len(rows) * longest <= budget
 
 
 @given(n_tokens=st.integers(1, 100_000))

@@ -1,7 +1,5 @@
 """What those who make weights and those who compute with them have to agree on."""
 
-HIDDEN_MASKED = -1e4  # added to a score that must not count: far below any, and finite in every precision
-
 # Of a layer, each with weight and bias, and what transformers' ``BertModel`` calls them.
 LAYER_PARTS = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),

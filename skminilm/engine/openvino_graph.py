@@ -1,4 +1,4 @@
-"""The encoder's layers as an OpenVINO graph, in float32 or quantised to 8 bits."""
+"""What an encoder computes between attention and attention, as OpenVINO graphs, in floats or quantised to 8 bits."""
 
 from __future__ import annotations
 
@@ -23,80 +23,79 @@ from ._openvino_import import import_silently
 ov = import_silently("openvino")
 ops = import_silently("openvino.opset13")
 
-_QUANTIZATION_VERSION = 1  # raise it when the same weights and texts begin to give another graph
-_GRAPH_FILE = "openvino_model.xml"
+_QUANTIZATION_VERSION = 2  # raise it when the same weights and texts begin to give other graphs
+_FLOATS = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16}
 
 
-def build_graph(weights: Mapping[str, torch.Tensor], config: BertConfig) -> ov.Model:
-    """Build the layers of an encoder.
+def build_graphs(
+    weights: Mapping[str, torch.Tensor], config: BertConfig, dtype: torch.dtype
+) -> list[ov.Model]:
+    """Build an encoder, cut where tokens see one another.
+
+    Attention is left out, so tokens need no padding; so is the table of word
+    embeddings, four fifths of the parameters, of which a batch needs a few rows.
 
     Parameters
     ----------
     weights : mapping of str to Tensor
         As :func:`~skminilm.engine.packed_model.fused_weights` names them.
     config : BertConfig
+    dtype : torch.dtype
+        Of what passes between the graphs, float32 or bfloat16; tokens are rows.
 
     Returns
     -------
-    openvino.Model
-        Inputs: the embeddings, float32 (n_texts, length, hidden_size), and
-        what is added to the attention scores, float32 (n_texts, 1, 1,
-        length): 0 at tokens, `HIDDEN_MASKED` at padding. Output: the last
-        hidden states. The embedding table stays outside: four fifths of the
-        parameters, of which a batch needs a few rows.
+    list of openvino.Model
+        The first takes word embeddings in float32 and positions in int64. Each of the others is a layer, which takes
+        what attention made of queries, keys and values, and hidden states. All return
+        hidden states and, side by side, the next queries, keys and values; the last
+        one hidden states alone, in float32.
     """
-    hidden_size, n_heads = config.hidden_size, config.num_attention_heads
-    head_size = hidden_size // n_heads
-    heads_shape, merged_shape = _integers(0, 0, n_heads, head_size), _integers(0, 0, hidden_size)
-    swap = _integers(0, 2, 1, 3)
 
-    def linear(x, weight: np.ndarray, bias: np.ndarray):
-        return ops.add(ops.matmul(x, _constant(weight), False, True), _constant(bias))
+    def dense(x, name: str):
+        product = ops.matmul(x, _constant(weights[f"{name}.weight"]), False, True)
+        return ops.add(product, _constant(weights[f"{name}.bias"]))
 
     def norm(x, name: str):
-        normalized = ops.mvn(x, _integers(-1), True, config.layer_norm_eps, "inside_sqrt")
-        scaled = ops.multiply(normalized, _constant(weights[f"{name}.weight"].numpy()))
-        return ops.add(scaled, _constant(weights[f"{name}.bias"].numpy()))
+        last = ops.constant(np.array([-1], np.int64))
+        normalized = ops.mvn(x, last, True, config.layer_norm_eps, "inside_sqrt")
+        scaled = ops.multiply(normalized, _constant(weights[f"{name}.weight"]))
+        return ops.add(scaled, _constant(weights[f"{name}.bias"]))
 
-    embeddings = ops.parameter([-1, -1, hidden_size], np.float32, name="embeddings")
-    mask = ops.parameter([-1, 1, 1, -1], np.float32, name="attention_mask")
-    hidden = embeddings
+    def graph(inputs, hidden, next_layer: int) -> ov.Model:
+        if next_layer == config.num_hidden_layers:
+            return ov.Model([ops.result(hidden)], inputs)
+        outputs = hidden, dense(hidden, layer_prefix(next_layer) + "qkv")
+        return ov.Model([ops.result(ops.convert(y, _FLOATS[dtype])) for y in outputs], inputs)
+
+    def states(name: str, of: torch.dtype = dtype):
+        return ops.parameter([-1, config.hidden_size], _FLOATS[of], name=name)
+
+    word, positions = (
+        states("word_embeddings", torch.float32),
+        ops.parameter([-1], ov.Type.i64, name="positions"),
+    )
+    position = ops.gather(_constant(weights["embeddings.position"]), positions, ops.constant(np.int64(0)))
+    graphs = [graph([word, positions], norm(ops.add(word, position), "embeddings.norm"), 0)]
     for layer in range(config.num_hidden_layers):
         prefix = layer_prefix(layer)
-
-        def dense(x, part: str, prefix: str = prefix):
-            name = prefix + part
-            return linear(x, weights[f"{name}.weight"].numpy(), weights[f"{name}.bias"].numpy())
-
-        heads = []
-        for part in range(3):
-            rows = slice(part * hidden_size, (part + 1) * hidden_size)
-            # The scores' scale goes into the queries.
-            scale = np.float32(head_size**-0.5 if part == 0 else 1)
-            weight, bias = (
-                weights[f"{prefix}qkv.{kind}"][rows].numpy() * scale for kind in ("weight", "bias")
-            )
-            heads.append(ops.transpose(ops.reshape(linear(hidden, weight, bias), heads_shape, True), swap))
-        query, key, value = heads
-        scores = ops.add(ops.matmul(query, key, False, True), mask)
-        attended = ops.matmul(ops.softmax(scores, -1), value, False, False)
-        attended = ops.reshape(ops.transpose(attended, swap), merged_shape, True)
-        hidden = norm(ops.add(dense(attended, "attention_output"), hidden), prefix + "attention_norm")
-        inner = ops.gelu(dense(hidden, "intermediate"), "erf")
-        hidden = norm(ops.add(dense(inner, "output"), hidden), prefix + "output_norm")
-    return ov.Model([ops.result(hidden, name="last_hidden_state")], [embeddings, mask], "encoder")
+        inputs = states("attended"), states("hidden")
+        attended, hidden = (ops.convert(x, "f32") for x in inputs)
+        hidden = norm(
+            ops.add(dense(attended, prefix + "attention_output"), hidden), prefix + "attention_norm"
+        )
+        inner = ops.gelu(dense(hidden, prefix + "intermediate"), "erf")
+        hidden = norm(ops.add(dense(inner, prefix + "output"), hidden), prefix + "output_norm")
+        graphs.append(graph(list(inputs), hidden, layer + 1))
+    return graphs
 
 
-def _constant(values: np.ndarray):
-    return ops.constant(np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _integers(*values: int):
-    return ops.constant(np.array(values, np.int64))
+def _constant(values: torch.Tensor):
+    return ops.constant(np.ascontiguousarray(values.numpy(), dtype=np.float32))
 
 
 def quantize_graph(graph: ov.Model, samples: Sequence[Sequence[np.ndarray]]) -> ov.Model:
-    """Quantise a graph to 8-bit weights and activations.
+    """Quantise a graph in float32 to 8-bit weights and activations.
 
     Static post-training quantisation with SmoothQuant (arXiv:2211.10438), as
     NNCF does it for transformers. The ranges are the extremes over all
@@ -105,7 +104,8 @@ def quantize_graph(graph: ov.Model, samples: Sequence[Sequence[np.ndarray]]) -> 
     Parameters
     ----------
     graph : openvino.Model
-    samples : sequence of inputs
+    samples : sequence of lists of ndarray
+        Inputs of the graph.
     """
     with _quiet():
         nncf = import_silently("nncf")
@@ -139,23 +139,22 @@ def _quiet() -> Iterator[None]:
 
 
 def quantized_folder(cache_folder: Path, fingerprint: str, calibration: Sequence[str]) -> Path:
-    """Return where the graph quantised with these texts and library versions is kept."""
+    """Return where graphs quantised with these texts and library versions are kept."""
     versions = [importlib.metadata.version(package) for package in ("openvino", "nncf")]
     parts = [str(_QUANTIZATION_VERSION), fingerprint, *versions, *calibration]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return cache_folder / "openvino-int8" / digest[:32]
 
 
-def read_graph(folder: Path) -> ov.Model | None:
-    """Return the graph kept in a folder; None where there is none, or a damaged one (with a warning)."""
-    path = folder / _GRAPH_FILE
-    if not path.is_file():
+def read_graphs(folder: Path, n_graphs: int) -> list[ov.Model] | None:
+    """Return the graphs kept in a folder; None where there are none, or damaged ones (with a warning)."""
+    if not folder.is_dir():
         return None
     try:
-        digest = (folder / "sha256").read_text()
-        if digest != _digest(folder):
+        if (folder / "sha256").read_text() != _digest(folder):
             raise OSError("its sha256 is another than when it was written")
-        return ov.Core().read_model(path)
+        core = ov.Core()
+        return [core.read_model(folder / f"{i}.xml") for i in range(n_graphs)]
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"The quantised graph in {folder} is damaged ({error}); it is computed again.",
@@ -166,21 +165,23 @@ def read_graph(folder: Path) -> ov.Model | None:
         return None
 
 
-def write_graph(graph: ov.Model, folder: Path) -> None:
-    """Keep a graph in a folder, whole or not at all."""
+def write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
+    """Keep graphs in a folder, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
-        fresh = Path(temporary) / "graph"
+        fresh = Path(temporary) / "graphs"
         fresh.mkdir()
-        ov.save_model(graph, fresh / _GRAPH_FILE, compress_to_fp16=False)
+        for i, graph in enumerate(graphs):
+            ov.save_model(graph, fresh / f"{i}.xml", compress_to_fp16=False)
         (fresh / "sha256").write_text(_digest(fresh))
-        # Fails where another process has just written the same graph, which is as good.
+        # Fails where another process has just written the same graphs, which is as good.
         with contextlib.suppress(OSError):
             os.replace(fresh, folder)
 
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for suffix in (".xml", ".bin"):
-        digest.update((folder / _GRAPH_FILE).with_suffix(suffix).read_bytes())
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".xml", ".bin")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()

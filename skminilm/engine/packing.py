@@ -12,8 +12,6 @@ import torch
 
 from ..checkpoints.token_batch import TokenBatch
 
-_MIN_LENGTH_RATIO = 0.75  # of a padded batch: shortest to longest
-
 
 @dataclass(frozen=True)
 class AttentionGroup:
@@ -121,25 +119,6 @@ def _count_packs(lengths: np.ndarray, max_tokens: int) -> int:
         if total > max_tokens:
             n_packs, total = n_packs + 1, length
     return n_packs
-
-
-def plan_padded(lengths: np.ndarray, max_tokens: int, length_step: int) -> Iterator[np.ndarray]:
-    """Yield the rows of each padded batch: longest first, at most `max_tokens` with the padding.
-
-    Lengths are padded to a multiple of `length_step`, and a batch holds no
-    text that is much shorter than its longest.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    padded = -(-lengths[order] // length_step) * length_step
-    start = 0
-    for position, length in enumerate(padded):
-        longest = padded[start]
-        full = (position - start + 1) * longest > max_tokens
-        if position > start and (full or length < _MIN_LENGTH_RATIO * longest):
-            yield order[start:position]
-            start = position
-    if start < len(order):
-        yield order[start:]
 
 
 def make_pack(

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ..checkpoints import PAIR
-from ._names import HIDDEN_MASKED
 from .packing import Pack
 
+_HIDDEN = -1e4  # a score that must not count: far below any, and finite in every precision
 _SHARPNESS = 20.0  # of the weights of counterparts: 10 to 50 measured alike
 
 
@@ -86,7 +86,7 @@ def counterparts(states: torch.Tensor, pack: Pack) -> torch.Tensor:
     padded = states.new_zeros(n_pairs * longest, states.shape[1]).index_copy(0, slots, states)
     padded = padded.view(n_pairs, longest, -1)
     is_hidden = sides[:, :, None] * sides[:, None, :] >= 0  # of the same text, or no token
-    scores = (_SHARPNESS * padded @ padded.transpose(1, 2)).masked_fill(is_hidden, HIDDEN_MASKED)
+    scores = (_SHARPNESS * padded @ padded.transpose(1, 2)).masked_fill(is_hidden, _HIDDEN)
     return (scores.softmax(-1) @ padded).flatten(0, 1)[slots]
 
 

@@ -23,6 +23,9 @@ from .streaming import StreamingModel
 # Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
 _MAX_MODELS = 6
 _models: OrderedDict[tuple, StreamingModel | SentenceTransformersModel] = OrderedDict()
+_lost_in_fork: list[
+    StreamingModel
+] = []  # never freed: to end, they would wait for threads that are not there
 # By fingerprint and device, as long as a model holds one: four fifths of a checkpoint, and nothing writes to it.
 _word_tables: dict[tuple[str, torch.device], TensorWeakRef] = {}
 _lock = threading.RLock()
@@ -32,9 +35,11 @@ _CPU = torch.device("cpu")
 def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
-    for model in _models.values():
+    for key, model in list(_models.items()):
         if isinstance(model, SentenceTransformersModel):
             model.renew_lock()
+        elif not model.survives_fork:
+            _lost_in_fork.append(_models.pop(key))
     # GNU OpenMP's threads do not survive a fork; a second parallel region would wait for them forever.
     torch.set_num_threads(1)
 

@@ -35,12 +35,15 @@ class StreamingModel(ABC):
         Tokens computed at once where the caller does not say.
     max_results_under_way : int
         Packs that may be computed while others are prepared.
+    survives_fork : bool
+        Whether a process that is forked from this one can go on with the model, or has to build its own.
     """
 
     tokenizer: Tokenizer
     hidden_size: int
     default_batch_tokens: int
     max_results_under_way: int = 2
+    survives_fork: bool = True
 
     @abstractmethod
     def start(

@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from ...checkpoints import q4
 from . import _library
 from ._library import call
+from ._library import on_threads as on_threads
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEP = 16  # numbers of the widest vector

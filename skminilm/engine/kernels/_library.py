@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 
 # A library of other sources than these is not used.
 _VERSION = 2
+_limit = threading.local()
 
 
 @cache
@@ -31,6 +35,18 @@ def _instructions() -> str:
 
 def call(name: str, tensors: tuple[torch.Tensor | None, ...], *arguments) -> None:
     """Call a function of the library with the places of tensors, other arguments and the number of threads."""
+    n_threads = getattr(_limit, "n_threads", None) or torch.get_num_threads()
     places = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
-    if getattr(load(), name)(*places, *arguments, torch.get_num_threads()):
+    if getattr(load(), name)(*places, *arguments, n_threads):
         raise MemoryError(f"There is too little memory for {name}.")
+
+
+@contextmanager
+def on_threads(n_threads: int) -> Iterator[None]:
+    """Let functions of the library that this thread calls use so many; torch's own limit is one for all threads."""
+    before = getattr(_limit, "n_threads", None)
+    _limit.n_threads = n_threads
+    try:
+        yield
+    finally:
+        _limit.n_threads = before
