@@ -52,11 +52,12 @@ def peers(folder: Path) -> dict:
     """Return the encoders of other packages; a line says what is not installed."""
     found = {}
     try:
-        from skrub import TextEncoder
+        import skrub
 
-        found["skrub TextEncoder"] = TextEncoder(str(folder), n_components=None, device="cpu")
+        encoder = getattr(skrub, "LLMEncoder", None) or skrub.TextEncoder  # its name before skrub 0.11
+        found[f"skrub {encoder.__name__}"] = encoder(str(folder), n_components=None, device="cpu")
     except ImportError:
-        print("skrub TextEncoder: left out, skrub not installed")
+        print("skrub: left out, not installed")
     try:
         from embetter.text import SentenceEncoder
 

@@ -26,7 +26,7 @@ from .pooling import pool, unit_length
 from .streaming import StreamingModel
 from .varlen import can_use_varlen
 
-_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 1024
 _MAX_WORKERS = 4  # each holds the layers' weights
 _SMALLEST_SHARE = 64  # tokens that are worth a worker of their own
 _CALIBRATION_TOKENS = 128
