@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from queue import SimpleQueue
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ class _Stages:
             "ENABLE_CPU_PINNING": False,  # other processes and packs need the same processors
         }
         core = ov.Core()
-        self.stages = [_Stage(core.compile_model(graph, "CPU", options)) for graph in graphs]
+        self.stages = [_Stage(ov, core.compile_model(graph, "CPU", options)) for graph in graphs]
         self._n_heads = n_heads
         self._buffers: dict[tuple, torch.Tensor] = {}
 
@@ -189,7 +190,8 @@ def _new(part: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 class _Stage:
     """A compiled graph on Tensors, whose memory it shares."""
 
-    def __init__(self, compiled) -> None:
+    def __init__(self, ov: ModuleType, compiled) -> None:
+        self._ov = ov
         self._request = compiled.create_infer_request()
         self._outputs = [
             (output.partial_shape[1].get_length(), _DTYPES[output.element_type.to_string()])
@@ -203,18 +205,16 @@ class _Stage:
             for part, (width, dtype) in enumerate(self._outputs)
         ]
         for i, x in enumerate(inputs):
-            self._request.set_input_tensor(i, _shared(x))
+            self._request.set_input_tensor(i, self._shared(x))
         for i, y in enumerate(outputs):
-            self._request.set_output_tensor(i, _shared(y))
+            self._request.set_output_tensor(i, self._shared(y))
         self._request.infer()
         return outputs
 
-
-def _shared(x: torch.Tensor):
-    ov = import_silently("openvino")
-    if x.dtype == torch.bfloat16:  # which NumPy does not know
-        return ov.Tensor(x.view(torch.int16).numpy(), x.shape, ov.Type.bf16)
-    return ov.Tensor(x.numpy(), shared_memory=True)
+    def _shared(self, x: torch.Tensor):
+        if x.dtype == torch.bfloat16:  # which NumPy does not know
+            return self._ov.Tensor(x.view(torch.int16).numpy(), x.shape, self._ov.Type.bf16)
+        return self._ov.Tensor(x.numpy(), shared_memory=True)
 
 
 def calibration_texts() -> list[str]:
