@@ -1,5 +1,6 @@
 """Compiles the kernels of the engine into the wheel, where there is a compiler."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -27,11 +28,15 @@ _LINK = ["-shared", "-Wl,--as-needed"]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86 = {"avx2": _AVX2, "avx512": _AVX512}
-# By library and source: as far as the compiler and its assembler know them, used where the processor has them.
+_TILES = ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"]  # GCC >= 11
+# By library and source: the first that the compiler and its assembler know, used where the processor has them.
 _OPTIONAL = {
-    ("avx2", "layers"): ["-mavxvnni"],
-    ("avx512", "layers"): ["-mavx512vnni", "-mavx512bf16"],  # GCC >= 10
-    ("avx512", "product"): ["-mamx-tile", "-mamx-bf16"],  # GCC >= 11
+    ("avx2", "layers"): [["-mavxvnni"]],
+    ("avx512", "layers"): [
+        ["-mavx512vnni", *_TILES],
+        ["-mavx512vnni", "-mavx512bf16"],
+    ],  # the second: GCC >= 10
+    ("avx512", "tiled_attention"): [_TILES],
 }
 
 
@@ -64,14 +69,20 @@ class KernelsBuildHook(BuildHookInterface):
             for source in sorted(folder.glob("*.cpp")):
                 objects.append(folder / f"{source.stem}_{name}.o")
                 command = [compiler, *_COMPILE, *options, "-c", source, "-o", objects[-1]]
-                try:
-                    _run([*command, *_OPTIONAL.get((name, source.stem), [])])
-                except subprocess.CalledProcessError:
-                    _run(command)
+                _run_first([[*command, *more] for more in (*_OPTIONAL.get((name, source.stem), []), [])])
             _run([compiler, *_LINK, *objects, "-o", library])
         finally:
             for file in objects:
                 file.unlink(missing_ok=True)
+
+
+def _run_first(commands: list[list]) -> None:
+    """Run the first command that succeeds."""
+    *others, last = commands
+    for command in others:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return _run(command)
+    return _run(last)
 
 
 def _run(command: list) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -13,6 +14,10 @@ import pytest
 
 from skminilm import clear_cache
 from skminilm.datasets import load_support_requests
+from skminilm.engine.kernels import _library
+
+if os.environ.get("SKMINILM_TESTS_WITHOUT_TILES"):  # what a processor without AMX runs, on one with it
+    ctypes.c_int.in_dll(_library.load(), "tiles_allowed").value = 0
 
 
 @pytest.fixture(autouse=True)

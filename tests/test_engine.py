@@ -383,7 +383,6 @@ def test_without_prepacked_products_the_vectors_are_the_same(texts, precision, b
 
     monkeypatch.setattr(linear, "_ops", Operators)
     monkeypatch.setattr(linear, "_can_prepack", {})
-    monkeypatch.setattr(linear.kernels, "has_product", lambda sizes: False)
     monkeypatch.setattr(layers.compiled, "is_available", lambda dtype: False)
     release_models()
     try:
@@ -574,7 +573,7 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
     checkpoint = load_checkpoint("bundled")
     weights = read_trainable_weights(checkpoint, 0, None)
     model = PackedModel(checkpoint, weights, CPU, torch.bfloat16)
-    assert (model._longest_in_kernel > 0) == (kernel == "right")
+    assert (model._max_waste is None) == (kernel == "right")
     vectors, _ = model.encode(texts, None, checkpoint.defaults)
     assert cosines(vectors, expected).min() >= 0.9999
 

@@ -20,8 +20,6 @@ from skminilm.finetuning.parameters import FlatParameters
 HAVE_KERNELS = kernels.has_attention(torch.float32, 32)
 needs_kernels = pytest.mark.skipif(not HAVE_KERNELS, reason="no kernels were compiled here")
 
-needs_tiles = pytest.mark.skipif(not kernels.has_product([32]), reason="the processor has no AMX")
-
 
 def attend(qkv, lengths, n_heads):
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
@@ -65,45 +63,6 @@ def test_attention_and_its_gradient_are_those_of_the_definition(
     bound = 1e-2 if bf16 else 2e-5
     for ours, theirs in ((found[:n_tokens], expected), (qkv.grad, exact.grad)):
         assert (ours.double() - theirs).abs().max() <= bound * max(1.0, float(theirs.abs().max()))
-
-
-@needs_tiles
-@given(
-    n_tokens=st.integers(1, 100),
-    n_strips=st.integers(1, 9),
-    n_steps=st.integers(1, 40),
-    follows=st.sampled_from(["nothing", "gelu", "residual"]),
-    scale=st.sampled_from([1e-3, 1.0, 1e3]),
-)
-@settings(deadline=None, max_examples=60)
-def test_products_on_tiles_are_as_good_as_float32(n_tokens, n_strips, n_steps, follows, scale):
-    n_outputs, n_inputs = 32 * n_strips, 32 * n_steps
-    generator = torch.Generator().manual_seed(n_tokens)
-    x, matrix, bias, residual = (
-        scale * torch.randn(*shape, generator=generator)
-        for shape in ((n_tokens, n_inputs), (n_outputs, n_inputs), (n_outputs,), (n_tokens, n_outputs))
-    )
-    found = kernels.product(
-        x,
-        kernels.pack(matrix),
-        bias,
-        gelu=follows == "gelu",
-        residual=residual if follows == "residual" else None,
-    )
-    expected = x.double() @ matrix.double().T + bias.double()
-    expected = torch.nn.functional.gelu(expected) if follows == "gelu" else expected
-    expected = expected + residual.double() if follows == "residual" else expected
-    size = x.double().norm(dim=1)[:, None] * matrix.double().norm(dim=1) + scale
-    assert ((found - expected).abs() <= 3e-5 * size).all()
-
-
-@needs_tiles
-def test_products_on_tiles_pass_on_what_is_no_number():
-    x = torch.ones(40, 64)
-    x[33, 5] = float("nan")
-    found = kernels.product(x, kernels.pack(torch.ones(32, 64)), torch.zeros(32))
-    assert found[33].isnan().all()
-    assert (found[torch.arange(40) != 33] == 64).all()
 
 
 @needs_kernels
@@ -177,9 +136,11 @@ def test_a_step_of_adamw_is_that_of_torch(dtype, gradient_dtype, request):
 
 
 @needs_kernels
-def test_attention_does_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_does_not_depend_on_the_number_of_threads(dtype):
     lengths = [90, 33, 17, 4, 1]
-    qkv = torch.randn(sum(lengths), 3 * 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    qkv = torch.randn(sum(lengths), 3 * 128, generator=torch.Generator().manual_seed(0))
+    qkv = qkv.to(dtype).requires_grad_()
     results = []
     threads = torch.get_num_threads()
     for n_threads in (1, 2, 3):
@@ -189,17 +150,18 @@ def test_attention_does_not_depend_on_the_number_of_threads():
             (gradient,) = torch.autograd.grad(attended.square().sum(), qkv)
         finally:
             torch.set_num_threads(threads)
-        results.append((attended.detach().numpy().tobytes(), gradient.numpy().tobytes()))
+        results.append((attended.detach().float().numpy().tobytes(), gradient.float().numpy().tobytes()))
     assert results[0] == results[1] == results[2]
 
 
 @needs_kernels
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_not_hidden(value):
-    qkv = torch.randn(9, 3 * 32, generator=torch.Generator().manual_seed(0))
-    qkv[6, 40] = value  # a key of the first head in the second sequence
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_is_not_hidden(value, dtype):
+    qkv = torch.randn(9, 3 * 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    qkv[6, 72] = value  # a key of the first head in the second sequence
     attended, expected = attend(qkv, [5, 4], 2), attention_by_definition(qkv, [5, 4], 2)
-    assert expected[5:, :16].isnan().any()
+    assert expected[5:, :32].isnan().any()
     assert torch.equal(attended.isnan(), expected.isnan())
     assert attended[:5].isfinite().all()
 

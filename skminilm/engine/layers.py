@@ -8,13 +8,11 @@ from collections.abc import Mapping
 import torch
 
 from ..checkpoints import BertConfig
-from . import kernels
 from ._names import LAYER_PARTS
 from .attention import attention
 from .forward import encoder_layer
-from .hardware import cpu_has_amx
 from .kernels import layers as compiled
-from .linear import Linear, PackedLinear, PlainLinear, packed_linear
+from .linear import Linear, PlainLinear, PrepackedLinear, can_prepack
 from .packing import Pack
 
 
@@ -41,7 +39,7 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     sizes = config.hidden_size, config.intermediate_size
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
     fit = all(size % compiled.SIZE_STEP == 0 for size in sizes)
-    if has_kernel and fit and not _is_better_on_tiles(dtype, sizes):
+    if has_kernel and fit:
         return CompiledLayers(config, dtype)
     if dtype != torch.int8:
         return LayersByOperations(config, device, dtype)
@@ -51,11 +49,6 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
         f"precision='int8' needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this checkpoint "
         f"have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto', or backend='openvino'."
     )
-
-
-def _is_better_on_tiles(dtype: torch.dtype, sizes: tuple[int, ...]) -> bool:
-    """Tell whether there is AMX to multiply a type: bfloat16, or float32 as several of them."""
-    return kernels.has_product(sizes) if dtype == torch.float32 else dtype == torch.bfloat16 and cpu_has_amx()
 
 
 class LayersByOperations(Layers):
@@ -72,14 +65,13 @@ class LayersByOperations(Layers):
     def __init__(self, config: BertConfig, device: torch.device, dtype: torch.dtype) -> None:
         self._config, self._device, self._dtype = config, device, dtype
         self._weights: dict[str, torch.Tensor] = {}
-        sizes = (config.hidden_size, 3 * config.hidden_size, config.intermediate_size)
-        packed = packed_linear(dtype, sizes) if device.type == "cpu" else None
-        self._linear: Linear = packed(self._weights) if packed else PlainLinear(self._weights)
+        prepacks = device.type == "cpu" and can_prepack(dtype)
+        self._linear: Linear = (PrepackedLinear if prepacks else PlainLinear)(self._weights)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """See :class:`Layers`."""
         moved = tensor.to(self._device, self._dtype)
-        if isinstance(self._linear, PackedLinear) and moved.ndim == 2:
+        if isinstance(self._linear, PrepackedLinear) and moved.ndim == 2:
             self._linear.add(name, moved)
         else:
             self._weights[name] = moved

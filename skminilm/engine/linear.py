@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +74,12 @@ class _NarrowingLinear(torch.autograd.Function):
         return gradient @ weight if needs_x else None, of_weight, gradient.sum(0) if needs_bias else None
 
 
-class PackedLinear(Linear):
-    """The product on matrices that are laid out for it once, without gradients.
+class PrepackedLinear(Linear):
+    """oneDNN's product on prepacked matrices, without gradients.
+
+    torch lays a matrix out anew in each call, which for one text costs more
+    than the product; and MKL, its default for float32, is slow on AMD. GELU
+    and the residual are computed before the product is rounded.
 
     Parameters
     ----------
@@ -89,73 +93,14 @@ class PackedLinear(Linear):
 
     def add(self, name: str, matrix: torch.Tensor) -> None:
         """Take a matrix (n_outputs, n_inputs) by the name of the weight."""
-        self._matrices[name] = self._pack(matrix)
+        self._matrices[name] = _ops()._reorder_linear_weight(matrix.contiguous())
 
     def __call__(
         self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See :class:`Linear`."""
-        return self._product(
-            x, self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"], gelu=gelu, residual=residual
-        )
-
-    @staticmethod
-    @abstractmethod
-    def _pack(matrix: torch.Tensor) -> torch.Tensor:
-        """Lay a matrix out."""
-
-    @staticmethod
-    @abstractmethod
-    def _product(
-        x: torch.Tensor,
-        matrix: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        gelu: bool,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Compute the product, and what follows it, with a matrix that is laid out."""
-
-
-def packed_linear(dtype: torch.dtype, sizes: Iterable[int]) -> type[PackedLinear] | None:
-    """Return the best way on this CPU to multiply with matrices of a precision that have these sizes.
-
-    None where only torch's own product is there.
-    """
-    if dtype == torch.float32 and kernels.has_product(sizes):
-        return TiledLinear
-    return PrepackedLinear if can_prepack(dtype) else None
-
-
-class TiledLinear(PackedLinear):
-    """In float32, on a processor with AMX."""
-
-    _pack = staticmethod(kernels.pack)
-    _product = staticmethod(kernels.product)
-
-
-class PrepackedLinear(PackedLinear):
-    """oneDNN's product on prepacked matrices.
-
-    torch lays a matrix out anew in each call, which for one text costs more
-    than the product; and MKL, its default for float32, is slow on AMD. GELU
-    and the residual are computed before the product is rounded.
-    """
-
-    @staticmethod
-    def _pack(matrix: torch.Tensor) -> torch.Tensor:
-        return _ops()._reorder_linear_weight(matrix.contiguous())
-
-    @staticmethod
-    def _product(
-        x: torch.Tensor,
-        matrix: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        gelu: bool,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor:
         operator = _ops()._linear_pointwise
+        matrix, bias = self._matrices[f"{name}.weight"], self._weights[f"{name}.bias"]
         if residual is not None:
             return operator.binary(x, residual, matrix, bias, "add")
         return operator(x, matrix, bias, "gelu" if gelu else "none", [], "none" if gelu else "")

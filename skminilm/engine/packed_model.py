@@ -16,7 +16,6 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
 from ._names import LAYER_PARTS, layer_prefix
 from .forward import embed
-from .hardware import cpu_has_amx
 from .layers import new_layers
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
@@ -29,9 +28,6 @@ CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
 MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
-# On the tiles of AMX torch's attention of equal lengths is faster than our kernel from here on (measured: 96 tokens
-# level, 128 5 %, 512 33 %). In float32, and in bfloat16 without AMX (three times), the kernel is at all lengths.
-_LONGEST_BESIDE_AMX = 112
 
 # Low-rank adapters: weight + LORA_SCALE * lora_B @ lora_A.
 LORA_RANK = 8
@@ -187,12 +183,8 @@ class PackedModel(StreamingModel):
         self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
-        self._longest_in_kernel = 0
-        if can_use_varlen(device, self.dtype, self.config.head_size):
-            prefers_tiles = device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_amx()
-            self._longest_in_kernel = (
-                _LONGEST_BESIDE_AMX if prefers_tiles else self.config.max_position_embeddings
-            )
+        has_kernel = can_use_varlen(device, self.dtype, self.config.head_size)
+        self._max_waste = None if has_kernel else MAX_WASTE[device.type]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self._layers = new_layers(self.config, device, dtype)
         self.weights: dict[str, torch.Tensor] = {}  # of the embeddings
@@ -204,9 +196,7 @@ class PackedModel(StreamingModel):
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""
-        longest = int(offsets[rows[0] + 1] - offsets[rows[0]])
-        max_waste = None if longest <= self._longest_in_kernel else MAX_WASTE[self.device.type]
-        return make_pack(batch, offsets, rows, self.device, max_waste)
+        return make_pack(batch, offsets, rows, self.device, self._max_waste)
 
     def hidden_states(self, pack: Pack, *, n_layers: int | None = None) -> torch.Tensor:
         """Return the hidden states of a pack after all layers or the first few, (n_slots, hidden_size)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from ._library import on_threads as on_threads
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEP = 16  # numbers of the widest vector
-_SIDE = 32  # of the blocks of a product
 
 
 def has_attention(dtype: torch.dtype, head_size: int) -> bool:
@@ -32,54 +31,6 @@ def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_he
     """
     attend = _Attention.apply if qkv.requires_grad else _attend
     return attend(qkv.contiguous(), cu_seqlens, max_length, n_heads)
-
-
-def has_product(sizes: Iterable[int]) -> bool:
-    """Tell whether :func:`product` is there for matrices of these numbers of rows and columns."""
-    library = _library.load()
-    return library is not None and all(size % _SIDE == 0 for size in sizes) and bool(library.can_multiply())
-
-
-def pack(matrix: torch.Tensor) -> torch.Tensor:
-    """Lay a matrix (n_outputs, n_inputs) of float32 out for :func:`product`.
-
-    As the sum of two in bfloat16, by strips of 32 rows and steps of 32 columns, each of these 2 tiles of 16 x 32.
-    """
-    high = matrix.bfloat16()
-    parts = torch.stack([high, (matrix - high.float()).bfloat16()])
-    n_strips, n_steps = (size // _SIDE for size in matrix.shape)
-    return parts.view(2, n_strips, 2, 16, n_steps, 16, 2).permute(1, 4, 0, 2, 5, 3, 6).contiguous()
-
-
-def product(
-    x: torch.Tensor,
-    matrix: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    gelu: bool = False,
-    residual: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return ``x @ matrix.T + bias``, through GELU or added to `residual`, without gradients.
-
-    Each number is taken as the sum of two in bfloat16, which is off by 2^-18 of it at the most.
-
-    Parameters
-    ----------
-    x : Tensor of float32, shape (n_tokens, n_inputs)
-    matrix : Tensor
-        What :func:`pack` returned.
-    bias : Tensor of float32, shape (n_outputs,)
-    gelu : bool, default=False
-    residual : Tensor of float32, shape (n_tokens, n_outputs), default=None
-
-    Returns
-    -------
-    Tensor of float32, shape (n_tokens, n_outputs)
-    """
-    y = x.new_empty(len(x), len(bias))
-    tensors = (x.contiguous(), matrix, bias, None if residual is None else residual.contiguous(), y)
-    call("product", tensors, ctypes.c_int64(len(x)), len(bias), x.shape[1], int(gelu))
-    return y
 
 
 def has_gather_q4() -> bool:
@@ -207,8 +158,12 @@ class _Attention(torch.autograd.Function):
 
 def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
     attended = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-    sizes = _attention_sizes(qkv, cu_seqlens, max_length, n_heads)
-    call("attention_forward", (qkv, attended, cu_seqlens), *sizes)
+    *sizes, is_bfloat16 = _attention_sizes(qkv, cu_seqlens, max_length, n_heads)
+    step = _library.load().tiled_attention_step() if is_bfloat16 else 0
+    if step and attended.shape[1] // n_heads % step == 0:
+        call("tiled_attention", (qkv, attended, cu_seqlens), *sizes)
+    else:
+        call("attention_forward", (qkv, attended, cu_seqlens), *sizes, is_bfloat16)
     return attended
 
 

@@ -8,11 +8,8 @@ gradient computes the probabilities again instead of keeping them, as in
 FlashAttention (Dao et al., 2022, arXiv:2205.14135).
 */
 #include <math.h>
-#include <omp.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "vectors.hpp"
+#include "heads.hpp"
 
 constexpr int kBlock = 64;
 
@@ -65,32 +62,13 @@ static void product(int m, int n, int depth, const float *a, int64_t a_row, int6
 
 /* ---- Layout --------------------------------------------------------------- */
 
-/* Swap the two kStep x kStep blocks off the diagonal in each block of twice the size. */
-template <int kStep>
-INLINE void swap_blocks(Floats (&rows)[kLanes]) {
-  Ints first, second;
-  for (int lane = 0; lane < kLanes; lane++) {
-    first[lane] = lane & kStep ? kLanes + lane - kStep : lane;
-    second[lane] = lane & kStep ? kLanes + lane : lane + kStep;
-  }
-  for (int i = 0; i < kLanes; i++) {
-    if (i & kStep) continue;
-    Floats upper = rows[i], lower = rows[i + kStep];
-    rows[i] = __builtin_shuffle(upper, lower, first);
-    rows[i + kStep] = __builtin_shuffle(upper, lower, second);
-  }
-}
-
 /* rows (n_rows, size) to columns (size, n_rows); both multiples of kLanes */
 static void transpose(const float *rows, int n_rows, int size, float *columns) {
   for (int i = 0; i < n_rows; i += kLanes)
     for (int d = 0; d < size; d += kLanes) {
       Floats block[kLanes];
       for (int r = 0; r < kLanes; r++) block[r] = *(const Floats *)(rows + (i + r) * size + d);
-      if (kLanes == 16) swap_blocks<kLanes / 2>(block);
-      swap_blocks<4>(block);
-      swap_blocks<2>(block);
-      swap_blocks<1>(block);
+      transpose(block);
       for (int r = 0; r < kLanes; r++) *(Floats *)(columns + (d + r) * n_rows + i) = block[r];
     }
 }
@@ -140,16 +118,6 @@ static void exponentials(float *scores, int n_keys, int width, float *inverse_su
   }
 }
 
-/* Takes floats from a buffer, each part at a whole vector. */
-struct Space {
-  float *next;
-  float *take(int64_t n) {
-    float *part = next;
-    next += (n + kLanes - 1) / kLanes * kLanes;
-    return part;
-  }
-};
-
 INLINE int64_t floats_for_forward(int64_t length, int64_t size) {
   return 2 * length * size + kBlock * (3 * size + 1 + length) + 6 * kLanes;
 }
@@ -161,11 +129,11 @@ INLINE int64_t floats_for_backward(int64_t length, int64_t size) {
 /* One head of one sequence. Rows of qkv hold queries, keys and values of all heads: 3 * hidden numbers. */
 template <class Format>
 static void attend(const typename Format::Number *qkv, typename Format::Number *attended, int length,
-                   int64_t hidden, int size, Space space) {
-  float *keys = space.take((int64_t)length * size), *values = space.take((int64_t)length * size);
-  float *queries = space.take(kBlock * size), *query_columns = space.take(kBlock * size);
-  float *block = space.take(kBlock * size), *inverse_sums = space.take(kBlock);
-  float *scores = space.take((int64_t)length * kBlock);
+                   int64_t hidden, int size, Scratch scratch) {
+  float *keys = scratch.take((int64_t)length * size), *values = scratch.take((int64_t)length * size);
+  float *queries = scratch.take(kBlock * size), *query_columns = scratch.take(kBlock * size);
+  float *block = scratch.take(kBlock * size), *inverse_sums = scratch.take(kBlock);
+  float *scores = scratch.take((int64_t)length * kBlock);
   int64_t stride = 3 * hidden;
   float scale = 1.0f / sqrtf(size);
   read_rows<Format>(qkv + hidden, stride, length, length, size, 1.0f, keys);
@@ -201,15 +169,15 @@ static void softmax_backward(float *exponentials, const float *inverse_sums, flo
 template <class Format>
 static void attend_backward(const typename Format::Number *qkv, const typename Format::Number *of_attended,
                             typename Format::Number *of_qkv, int length, int64_t hidden, int size,
-                            Space space) {
+                            Scratch scratch) {
   int64_t all = (int64_t)length * size, stride = 3 * hidden;
-  float *keys = space.take(all), *values = space.take(all);
-  float *of_keys = space.take(all), *of_values = space.take(all);
-  float *queries = space.take(kBlock * size), *columns = space.take(kBlock * size);
-  float *of_block = space.take(kBlock * size), *of_queries = space.take(kBlock * size);
-  float *inverse_sums = space.take(kBlock);
-  float *probabilities = space.take((int64_t)length * kBlock),
-        *of_scores = space.take((int64_t)length * kBlock);
+  float *keys = scratch.take(all), *values = scratch.take(all);
+  float *of_keys = scratch.take(all), *of_values = scratch.take(all);
+  float *queries = scratch.take(kBlock * size), *columns = scratch.take(kBlock * size);
+  float *of_block = scratch.take(kBlock * size), *of_queries = scratch.take(kBlock * size);
+  float *inverse_sums = scratch.take(kBlock);
+  float *probabilities = scratch.take((int64_t)length * kBlock),
+        *of_scores = scratch.take((int64_t)length * kBlock);
   float scale = 1.0f / sqrtf(size);
   read_rows<Format>(qkv + hidden, stride, length, length, size, 1.0f, keys);
   read_rows<Format>(qkv + 2 * hidden, stride, length, length, size, 1.0f, values);
@@ -237,27 +205,6 @@ static void attend_backward(const typename Format::Number *qkv, const typename F
 
 /* ---- All heads of all sequences ------------------------------------------- */
 
-/* Returns 1 where the memory is too small. */
-template <class Compute>
-INLINE int for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_floats, Compute compute) {
-  n_floats = (n_floats + 15) / 16 * 16;
-  float *floats = (float *)aligned_alloc(64, n_threads * n_floats * sizeof(float));
-  if (!floats) return 1;
-  /* Heads of one sequence lie side by side: one thread takes several, but every thread gets some. */
-  int chunk = n_sequences * n_heads / (8 * n_threads);
-  chunk = chunk > n_heads ? n_heads : chunk < 1 ? 1 : chunk;
-#pragma omp parallel for num_threads(n_threads) schedule(dynamic, chunk)
-  for (int i = 0; i < n_sequences * n_heads; i++)
-    compute(i / n_heads, i % n_heads, Space{floats + omp_get_thread_num() * n_floats});
-  free(floats);
-  return 0;
-}
-
-template <class Number>
-INLINE void clear(Number *rows, int64_t start, int64_t stop, int64_t width) {
-  memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
-}
-
 template <class Format>
 static int forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots, int n_sequences,
                    int longest, int n_heads, int size, int n_threads) {
@@ -265,11 +212,11 @@ static int forward(const void *qkv, void *attended, const int32_t *offsets, int6
   int64_t hidden = (int64_t)n_heads * size;
   clear((Number *)attended, offsets[n_sequences], n_slots, hidden);
   return for_each_head(n_sequences, n_heads, n_threads, floats_for_forward(longest, size),
-                       [=](int sequence, int head, Space space) {
+                       [=](int sequence, int head, Scratch scratch) {
                          int64_t start = offsets[sequence];
                          attend<Format>((const Number *)qkv + start * 3 * hidden + head * size,
                                         (Number *)attended + start * hidden + head * size,
-                                        offsets[sequence + 1] - start, hidden, size, space);
+                                        offsets[sequence + 1] - start, hidden, size, scratch);
                        });
 }
 
@@ -280,17 +227,17 @@ static int backward(const void *qkv, const void *of_attended, void *of_qkv, cons
   int64_t hidden = (int64_t)n_heads * size;
   clear((Number *)of_qkv, offsets[n_sequences], n_slots, 3 * hidden);
   return for_each_head(n_sequences, n_heads, n_threads, floats_for_backward(longest, size),
-                       [=](int sequence, int head, Space space) {
+                       [=](int sequence, int head, Scratch scratch) {
                          int64_t start = offsets[sequence];
                          attend_backward<Format>((const Number *)qkv + start * 3 * hidden + head * size,
                                                  (const Number *)of_attended + start * hidden + head * size,
                                                  (Number *)of_qkv + start * 3 * hidden + head * size,
-                                                 offsets[sequence + 1] - start, hidden, size, space);
+                                                 offsets[sequence + 1] - start, hidden, size, scratch);
                        });
 }
 
 /* Of this interface; the caller compares it with the one that it knows. */
-extern "C" int kernels_version() { return 2; }
+extern "C" int kernels_version() { return 3; }
 
 /* qkv (n_slots, 3 * n_heads * size), attended (n_slots, n_heads * size), 0 behind the sequences; sequence i
 has the tokens offsets[i] to offsets[i + 1], at most `longest`; size is a multiple of 16. Returns 1 where the

@@ -15,8 +15,13 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 def is_available(dtype: torch.dtype) -> bool:
     """Tell whether the kernel is there for factors of a type (float32, bfloat16, int8) on this processor."""
-    library = _library.load()
-    return dtype in _DTYPES and library is not None and library.layer_strip(dtype.itemsize) > 0
+    return dtype in _DTYPES and _library.load() is not None and _layout(dtype) is not None
+
+
+def _layout(dtype: torch.dtype) -> tuple[int, int, int, int] | None:
+    """Return how a matrix lies in memory: parts of a number, and the ``WeightLayout`` of ``products.hpp``."""
+    layout = (ctypes.c_int * 4)()
+    return None if _library.load().layer_layout(dtype.itemsize, layout) else tuple(layout)
 
 
 class Matrix:
@@ -39,13 +44,21 @@ class Matrix:
             scales = matrix.abs().amax(dim=1) / 127
             matrix = (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
             sums = scales * matrix.sum(dim=1)
-        # By strips of some rows; in each, what fills 32 bits of every row, one after the other.
-        neighbours = 4 // dtype.itemsize
-        strip = _library.load().layer_strip(dtype.itemsize)
-        strips = matrix.to(dtype).view(-1, strip, self.n_inputs // neighbours, neighbours)
-        self._tensors = strips.transpose(1, 2).contiguous(), scales, sums, bias.contiguous()
+        n_parts, n_tiles, groups, columns = _layout(dtype)
+        parts = _as_sum(matrix) if n_parts == 2 else [matrix.to(dtype)]
+        neighbours = 4 // parts[0].itemsize
+        outer = self.n_outputs // (n_tiles * columns), self.n_inputs // (groups * neighbours)
+        tiles = torch.stack(parts).view(n_parts, outer[0], n_tiles, columns, outer[1], groups, neighbours)
+        numbers = tiles.permute(1, 0, 4, 2, 5, 3, 6).contiguous()
+        self._tensors = numbers, scales, sums, bias.contiguous()
         places = (None if tensor is None else tensor.data_ptr() for tensor in self._tensors)
         self.c_struct = _Matrix(*places, self.n_outputs, self.n_inputs)
+
+
+def _as_sum(matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Return two matrices in bfloat16 whose sum is a matrix in float32, within 2^-17 of each number."""
+    high = matrix.bfloat16()
+    return [high, (matrix - high).bfloat16()]
 
 
 class AfterAttention:

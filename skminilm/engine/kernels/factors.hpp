@@ -1,0 +1,213 @@
+/* Factors of products: how they lie in memory, are made from numbers, and multiplied.
+
+They are float32, bfloat16, 8-bit integers, or float32 as the sum of two bfloat16; a lane of a vector holds
+one, two or four of them, that many neighbours of one row. Sums are exact (integers) or float32.
+*/
+#pragma once
+
+#include <immintrin.h>
+
+#include "gelu.hpp"
+#include "tiles.hpp"
+
+/* (n, depth), its numbers in the layout that the products take. Of integers each row has a scale, and `sums`
+ * are those of the scaled rows. */
+struct Matrix {
+  const char *numbers;
+  const float *scales, *sums, *bias;
+  int64_t n, depth;
+};
+
+/* Rows of factors; integers stand for least + scale * (0 to 255). */
+struct Rows {
+  char *numbers;
+  float *scales, *least;
+};
+
+/* How rows lie in memory: one after the other, */
+struct RowByRow {
+  INLINE char *place(const Rows &rows, int64_t row_bytes, int64_t row, int64_t byte) {
+    return rows.numbers + row * row_bytes + byte;
+  }
+};
+
+#if defined(TILES)
+/* or as tiles, those of the same rows one after the other. */
+struct TileByTile {
+  INLINE char *place(const Rows &rows, int64_t row_bytes, int64_t row, int64_t byte) {
+    int64_t row_in_tile = row % kTileRows, byte_in_tile = byte % kTileRowBytes;
+    return rows.numbers + (row - row_in_tile) * row_bytes + byte / kTileRowBytes * kTileBytes +
+           row_in_tile * kTileRowBytes + byte_in_tile;
+  }
+};
+#endif
+
+/* GELU within 1.4e-4 or 3.5e-5 of it, where bfloat16 or 8 bits are next: on [-4, 4] by a polynomial for P(X
+ * <= x) = 1/2 + x p(x^2), fitted for the least largest error. */
+INLINE Floats short_gelu(Floats x) {
+  Floats inside = x > 4.0f ? Floats{} + 4.0f : x;
+  x = x < -4.0f ? Floats{} - 4.0f : x;
+  inside = inside < -4.0f ? Floats{} - 4.0f : inside;
+  Floats square = inside * inside;
+  Floats sum = square * -1.30126698e-09f + 1.04194449e-07f;
+  sum = sum * square - 3.6570957e-06f;
+  sum = sum * square + 7.48546008e-05f;
+  sum = sum * square - 0.00100648752f;
+  sum = sum * square + 0.00950538833f;
+  sum = sum * square - 0.0658878237f;
+  sum = sum * square + 0.398673385f;
+  return x * (sum * inside + 0.5f);
+}
+
+/* Store four vectors of integers as bytes, those beyond 0 or 255 as these. */
+INLINE void store_bytes(char *place, const Ints (&x)[4]) {
+#if defined(__AVX512F__)
+  __m512i low = _mm512_packs_epi32((__m512i)x[0], (__m512i)x[1]);
+  __m512i high = _mm512_packs_epi32((__m512i)x[2], (__m512i)x[3]);
+  __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(place, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+#else
+  __m256i low = _mm256_packs_epi32((__m256i)x[0], (__m256i)x[1]);
+  __m256i high = _mm256_packs_epi32((__m256i)x[2], (__m256i)x[3]);
+  __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i *)place, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+#endif
+}
+
+/* Vectors of a row that are read in one step; all rows are a multiple of so many long. */
+constexpr int kChains = 4;
+
+/* So that sums stay in registers. */
+#define UNROLL _Pragma("GCC unroll 32")
+
+/* Not inlined: with these loops in it GCC keeps a tile's sums in memory. */
+#define APART static __attribute__((noinline))
+
+APART float least_of(Floats x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_min_ps((__m512)x);
+#else
+  float least = x[0];
+  for (int lane = 1; lane < kLanes; lane++) least = x[lane] < least ? x[lane] : least;
+  return least;
+#endif
+}
+
+APART float sum_of(Floats x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; lane++) sum += x[lane];
+  return sum;
+#endif
+}
+
+template <class Layout, class Format_, class Part_, int kParts_>
+struct FloatFactors {
+  typedef Format_ Format; /* of what passes between the calls */
+  typedef Part_ Part;     /* as which a number lies here, once or twice */
+  typedef Floats Sums;
+  static constexpr int kParts = kParts_, kBytes = kParts * sizeof(typename Part::Number);
+  static constexpr bool kByRow = false; /* a row can be stored in any order */
+
+  INLINE void store(const Rows &to, int64_t row, int64_t n, int64_t column, Floats values) {
+    typedef typename Part::Number Number;
+    auto place = (Number *)Layout::place(to, n * kBytes, row, column * sizeof(Number));
+    Part::store(place, values);
+    if (kParts == 1) return;
+    auto next = (Number *)Layout::place(to, n * kBytes, row, (n + column) * sizeof(Number));
+    Part::store(next, values - Part::load(place));
+  }
+  template <class From>
+  INLINE void read(const typename From::Number *x, int64_t n, const Rows &to, int64_t row) {
+    for (int64_t i = 0; i < n; i += kLanes) store(to, row, n, i, From::load(x + i));
+  }
+  INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &, int64_t) {
+    return sums + Float32::load(weight.bias + column);
+  }
+};
+
+struct Float32Factors : FloatFactors<RowByRow, Float32, Float32, 1> {
+  INLINE void add_products(Sums &sums, Bits x, Bits weight) { sums += (Floats)x * (Floats)weight; }
+  INLINE Floats gelu(Floats x) { return gelu_of(x); }
+};
+
+#if defined(__AVX512BF16__)
+template <class Layout>
+struct BFloat16Factors : FloatFactors<Layout, NativeBFloat16, NativeBFloat16, 1> {
+  /* As GCC's own function it copies each sum in each step; likewise below. */
+  INLINE void add_products(Floats &sums, Bits x, Bits weight) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
+  }
+  INLINE Floats gelu(Floats x) { return short_gelu(x); }
+};
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+template <class Layout, class Format_>
+struct Int8Factors {
+  typedef Format_ Format; /* of what passes between the calls */
+  typedef Ints Sums;
+  static constexpr int kParts = 1, kBytes = 1;
+  static constexpr bool kByRow = true; /* the range of a whole row comes first */
+
+  /* What is not finite, or has no finite sum, gives NaN as the scale. */
+  template <class From>
+  INLINE void read(const typename From::Number *x, int64_t n, const Rows &to, int64_t row) {
+    /* Several of each: one alone would wait for itself. */
+    Floats least[kChains], most[kChains], sums[kChains] = {};
+    UNROLL
+    for (int j = 0; j < kChains; j++) least[j] = most[j] = From::load(x + j * kLanes);
+    for (int64_t i = 0; i < n; i += kChains * kLanes) {
+      UNROLL
+      for (int j = 0; j < kChains; j++) {
+        Floats value = From::load(x + i + j * kLanes);
+        least[j] = value < least[j] ? value : least[j];
+        most[j] = value > most[j] ? value : most[j];
+        sums[j] += value;
+      }
+    }
+    UNROLL
+    for (int j = 1; j < kChains; j++) {
+      least[0] = least[j] < least[0] ? least[j] : least[0];
+      most[0] = most[j] > most[0] ? most[j] : most[0];
+      sums[0] += sums[j];
+    }
+    float low = least_of(least[0]), high = -least_of(-most[0]);
+    float scale = (high - low) / 255, inverse = scale > 0 ? 1 / scale : 0;
+    Floats shift = Floats{} + (0.5f - low * inverse); /* 1/2: conversion cuts off */
+    for (int64_t i = 0; i < n; i += kChains * kLanes) {
+      Ints steps[kChains];
+      UNROLL
+      for (int j = 0; j < kChains; j++)
+        steps[j] = __builtin_convertvector(From::load(x + i + j * kLanes) * inverse + shift, Ints);
+      store_bytes(Layout::place(to, n, row, i), steps);
+    }
+    to.scales[row] = scale + 0 * sum_of(sums[0]);
+    to.least[row] = low;
+  }
+  INLINE void add_products(Sums &sums, Bits x, Bits weight) {
+#if defined(__AVX512VNNI__)
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight));
+#endif
+  }
+  INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &x, int64_t row) {
+    Floats scaled = __builtin_convertvector(sums, Floats) * Float32::load(weight.scales + column);
+    Floats rest = Float32::load(weight.sums + column) * x.least[row] + Float32::load(weight.bias + column);
+    return scaled * x.scales[row] + rest;
+  }
+  INLINE Floats gelu(Floats x) { return short_gelu(x); }
+};
+#endif
+
+#if defined(TILES)
+/* Float32 as the sum of two bfloat16, which is off by 2^-17 of it at the most. Three of their four products
+are added, as the last is as small (Henry, Tang & Heinecke, 2019, arXiv:1904.06376). */
+template <class Layout>
+struct SplitFactors : FloatFactors<Layout, Float32, NativeBFloat16, 2> {
+  INLINE Floats gelu(Floats x) { return gelu_of(x); }
+};
+#endif

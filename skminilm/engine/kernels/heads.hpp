@@ -1,0 +1,61 @@
+/* What attention shares: its heads, one after the other on each thread, and their memory. */
+#pragma once
+
+#include <omp.h>
+#include <stdlib.h>
+
+#include "vectors.hpp"
+
+/* Swap the two kStep x kStep blocks off the diagonal in each block of twice the size. */
+template <int kStep>
+INLINE void swap_blocks(Floats (&rows)[kLanes]) {
+  Ints first, second;
+  for (int lane = 0; lane < kLanes; lane++) {
+    first[lane] = lane & kStep ? kLanes + lane - kStep : lane;
+    second[lane] = lane & kStep ? kLanes + lane : lane + kStep;
+  }
+  for (int i = 0; i < kLanes; i++) {
+    if (i & kStep) continue;
+    Floats upper = rows[i], lower = rows[i + kStep];
+    rows[i] = __builtin_shuffle(upper, lower, first);
+    rows[i + kStep] = __builtin_shuffle(upper, lower, second);
+  }
+}
+
+INLINE void transpose(Floats (&rows)[kLanes]) {
+  if (kLanes == 16) swap_blocks<kLanes / 2>(rows);
+  swap_blocks<4>(rows);
+  swap_blocks<2>(rows);
+  swap_blocks<1>(rows);
+}
+
+/* Takes floats from a buffer, each part at a whole vector. */
+struct Scratch {
+  float *next;
+  float *take(int64_t n) {
+    float *part = next;
+    next += (n + kLanes - 1) / kLanes * kLanes;
+    return part;
+  }
+};
+
+/* Returns 1 where the memory is too small. */
+template <class Compute>
+INLINE int for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_floats, Compute compute) {
+  n_floats = (n_floats + 15) / 16 * 16;
+  float *floats = (float *)aligned_alloc(64, n_threads * n_floats * sizeof(float));
+  if (!floats) return 1;
+  /* Heads of one sequence lie side by side: one thread takes several, but every thread gets some. */
+  int chunk = n_sequences * n_heads / (8 * n_threads);
+  chunk = chunk > n_heads ? n_heads : chunk < 1 ? 1 : chunk;
+#pragma omp parallel for num_threads(n_threads) schedule(dynamic, chunk)
+  for (int i = 0; i < n_sequences * n_heads; i++)
+    compute(i / n_heads, i % n_heads, Scratch{floats + omp_get_thread_num() * n_floats});
+  free(floats);
+  return 0;
+}
+
+template <class Number>
+INLINE void clear(Number *rows, int64_t start, int64_t stop, int64_t width) {
+  memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
+}

@@ -1,0 +1,203 @@
+/* Softmax attention of sequences that lie end to end in one matrix of bfloat16, on the tiles of AMX.
+
+One thread takes one head of one sequence at a time. Tiles multiply bfloat16 and add in float32, in which the
+softmax is computed; its exponentials are rounded to bfloat16 for their product with the values.
+*/
+#include <math.h>
+
+#include "heads.hpp"
+#include "tiles.hpp"
+
+#if defined(TILES)
+typedef uint16_t Row __attribute__((vector_size(64))); /* of a tile */
+constexpr int kDepth = 32;                             /* numbers of a row of a tile that are multiplied */
+constexpr int kTile = kTileBytes / sizeof(uint16_t);
+constexpr int kBlock = 64; /* queries at a time, which bounds the memory */
+
+INLINE Row load_row(const uint16_t *place) {
+  typedef Row Unaligned __attribute__((aligned(2)));
+  return *(const Unaligned *)place;
+}
+
+/* What a head needs besides its queries. Keys and values fill up with zeros to whole steps of kDepth. */
+struct Head {
+  int length, n_steps, size;
+  uint16_t *keys;   /* (2 * n_steps, size / 32) tiles of 16 pairs of numbers, 16 keys */
+  uint16_t *values; /* (size / 16, n_steps) tiles of 16 pairs of keys, 16 numbers */
+  uint16_t *queries, *exponentials;
+  float *scores, *sums;
+
+  Head(int length, int size, Scratch scratch)
+      : length(length), n_steps((length + kDepth - 1) / kDepth), size(size) {
+    int64_t width = n_steps * kDepth;
+    keys = (uint16_t *)scratch.take(width * size / 2), values = (uint16_t *)scratch.take(width * size / 2);
+    queries = (uint16_t *)scratch.take(kTileRows * size / 2);
+    exponentials = (uint16_t *)scratch.take(kBlock * width / 2);
+    scores = scratch.take(kBlock * width), sums = scratch.take(kBlock * size);
+  }
+};
+
+INLINE int64_t floats_for_head(int64_t length, int64_t size) {
+  int64_t width = length + kDepth;
+  return width * size + kTileRows * size / 2 + kBlock * (width / 2 + width + size) + 6 * kLanes;
+}
+
+static void read_keys(const uint16_t *x, int64_t stride, const Head &head) {
+  uint16_t *tile = head.keys;
+  for (int first = 0; first < head.n_steps * kDepth; first += kTileRows)
+    for (int d = 0; d < head.size; d += kDepth, tile += kTile) {
+      Floats block[kTileRows]; /* pairs of numbers: they are only moved */
+      for (int i = 0; i < kTileRows; i++)
+        block[i] = first + i < head.length ? (Floats)load_row(x + (first + i) * stride + d) : Floats{};
+      transpose(block);
+      memcpy(tile, block, kTileBytes);
+    }
+}
+
+static void read_values(const uint16_t *x, int64_t stride, const Head &head) {
+  Row first_half, second_half;
+  for (int i = 0; i < kDepth; i++) {
+    first_half[i] = i / 2 + i % 2 * kDepth;
+    second_half[i] = i / 2 + i % 2 * kDepth + kDepth / 2;
+  }
+  for (int key = 0; key < head.n_steps * kDepth; key += 2)
+    for (int d = 0; d < head.size; d += kDepth) {
+      Row even = key < head.length ? load_row(x + key * stride + d) : Row{};
+      Row odd = key + 1 < head.length ? load_row(x + (key + 1) * stride + d) : Row{};
+      uint16_t *place =
+          head.values + (d / 16 * head.n_steps + key / kDepth) * kTile + key % kDepth / 2 * kDepth;
+      *(Row *)place = __builtin_shuffle(even, odd, first_half);
+      *(Row *)(place + head.n_steps * kTile) = __builtin_shuffle(even, odd, second_half);
+    }
+}
+
+/* scores (16, n_steps * 32) of 16 queries */
+INLINE void score(const uint16_t *queries, int64_t stride, const Head &head, float *scores) {
+  int64_t width = head.n_steps * kDepth;
+  const uint16_t *keys = head.keys;
+  for (int step = 0; step < head.n_steps; step++) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int d = 0; d < head.size; d += kDepth, keys += kTile) {
+      _tile_loadd(4, queries + d, stride * sizeof(uint16_t));
+      _tile_loadd(6, keys, 64);
+      _tile_loadd(7, keys + head.size / kDepth * kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    keys += head.size / kDepth * kTile;
+    _tile_stored(0, scores + step * kDepth, width * sizeof(float));
+    _tile_stored(1, scores + step * kDepth + 16, width * sizeof(float));
+  }
+}
+
+/* 2^x for x <= 0, relative error 1e-4. */
+INLINE Floats power_of_two(Floats x) {
+  x = x < -80.0f ? Floats{} - 80.0f : x; /* never so small that digits are lost: that takes long */
+  Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Floats rest = x - whole;
+  Floats sum = rest * 5.5171669e-2f + 2.4261113e-1f;
+  sum = sum * rest + 6.9326097e-1f;
+  sum = sum * rest + 9.9992806e-1f;
+  return (Floats)_mm512_scalef_ps((__m512)sum, (__m512)whole);
+}
+
+/* Write exponentials of a row of scores, and return 1 / their sum. */
+INLINE float exponentials(const float *scores, const Head &head, uint16_t *result) {
+  int n = (head.length + kLanes - 1) / kLanes;
+  Ints lanes;
+  for (int lane = 0; lane < kLanes; lane++) lanes[lane] = lane;
+  auto vector = [&](int i) __attribute__((always_inline)) {
+    Floats values = Float32::load(scores + i * kLanes);
+    return i == n - 1 ? (lanes < head.length - i * kLanes ? values : Floats{} - INFINITY) : values;
+  };
+  Floats top = vector(0), sum = {};
+  for (int i = 1; i < n; i++) {
+    Floats values = vector(i);
+    top = values > top ? values : top;
+  }
+  float scale = 1.44269504f / sqrtf(head.size); /* log2(e) */
+  float shift = _mm512_reduce_max_ps((__m512)top) * scale;
+  for (int i = 0; i < n; i++) {
+    Floats values = power_of_two(vector(i) * scale - shift);
+    sum += values;
+    NativeBFloat16::store(result + i * kLanes, values);
+  }
+  if (n % 2) NativeBFloat16::store(result + n * kLanes, Floats{});
+  return 1.0f / _mm512_reduce_add_ps((__m512)sum);
+}
+
+/* sums (16, size) of the values, weighted by exponentials */
+INLINE void weigh(const uint16_t *exponentials, const Head &head, float *sums) {
+  for (int d = 0; d < head.size; d += kDepth) {
+    const uint16_t *values = head.values + d / 16 * head.n_steps * kTile;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int step = 0; step < head.n_steps; step++, values += kTile) {
+      _tile_loadd(4, exponentials + step * kDepth, head.n_steps * kDepth * sizeof(uint16_t));
+      _tile_loadd(6, values, 64);
+      _tile_loadd(7, values + head.n_steps * kTile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sums + d, head.size * sizeof(float));
+    _tile_stored(1, sums + d + 16, head.size * sizeof(float));
+  }
+}
+
+/* One head of one sequence. Rows of qkv hold queries, keys and values of all heads: 3 * hidden numbers. */
+static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t hidden, int size,
+                   Scratch scratch) {
+  TileShapes shapes;
+  _tile_loadconfig(&shapes);
+  Head head(length, size, scratch);
+  int64_t stride = 3 * hidden;
+  read_keys(qkv + hidden, stride, head);
+  read_values(qkv + 2 * hidden, stride, head);
+  int64_t width = head.n_steps * kDepth;
+  for (int start = 0; start < length; start += kBlock) {
+    int n_rows = length - start < kBlock ? length - start : kBlock;
+    float inverse_sums[kBlock];
+    for (int row = 0; row < n_rows; row += kTileRows) {
+      const uint16_t *queries = qkv + (start + row) * stride;
+      float *scores = head.scores + row * width;
+      if (n_rows - row < kTileRows) { /* no memory behind the last row is read */
+        for (int i = 0; i < n_rows - row; i++)
+          memcpy(head.queries + i * size, queries + i * stride, size * sizeof(uint16_t));
+        score(head.queries, size, head, scores);
+      } else {
+        score(queries, stride, head, scores);
+      }
+    }
+    for (int row = 0; row < n_rows; row++)
+      inverse_sums[row] = exponentials(head.scores + row * width, head, head.exponentials + row * width);
+    for (int row = 0; row < n_rows; row += kTileRows)
+      weigh(head.exponentials + row * width, head, head.sums + row * size);
+    for (int row = 0; row < n_rows; row++)
+      for (int d = 0; d < size; d += kLanes)
+        NativeBFloat16::store(attended + (start + row) * hidden + d,
+                              *(const Floats *)(head.sums + row * size + d) * inverse_sums[row]);
+  }
+  _tile_release();
+}
+
+/* attention_forward of attention.cpp for bfloat16; size is a multiple of 32 */
+extern "C" int tiled_attention(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
+                               int n_sequences, int longest, int n_heads, int size, int n_threads) {
+  int64_t hidden = (int64_t)n_heads * size;
+  clear((uint16_t *)attended, offsets[n_sequences], n_slots, hidden);
+  return for_each_head(n_sequences, n_heads, n_threads, floats_for_head(longest, size),
+                       [=](int sequence, int head, Scratch scratch) {
+                         int64_t start = offsets[sequence];
+                         attend((const uint16_t *)qkv + start * 3 * hidden + head * size,
+                                (uint16_t *)attended + start * hidden + head * size,
+                                offsets[sequence + 1] - start, hidden, size, scratch);
+                       });
+}
+#endif
+
+int tiles_allowed = 1;
+
+/* Of a head that tiled_attention takes, the size is a multiple of this; 0 where there is no such attention.
+ */
+extern "C" int tiled_attention_step() { return has_tiles() ? 32 : 0; }
