@@ -33,6 +33,9 @@ _SMALLEST_SHARE = 64  # tokens that are worth a worker of their own
 _CALIBRATION_TOKENS = 128
 _CPU = torch.device("cpu")
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+# Tokens of a pack that a graph takes at once: each graph keeps memory for what lies between its operations. Fewer
+# cost 2 % of the speed in float32 and int8 and save a third of the memory of all, but 10 % in bfloat16.
+_TOKENS_AT_ONCE = {torch.float32: 256, torch.bfloat16: 1024}
 
 
 class OpenVINOModel(StreamingModel):
@@ -159,7 +162,9 @@ class _Stages:
             "ENABLE_CPU_PINNING": False,  # other processes and packs need the same processors
         }
         core = ov.Core()
-        self.stages = [_Stage(ov, core.compile_model(graph, "CPU", options)) for graph in graphs]
+        self.stages = [
+            _Stage(ov, core.compile_model(graph, "CPU", options), _TOKENS_AT_ONCE[dtype]) for graph in graphs
+        ]
         self._n_heads = n_heads
         self._buffers: dict[tuple, torch.Tensor] = {}
 
@@ -190,8 +195,9 @@ def _new(part: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 class _Stage:
     """A compiled graph on Tensors, whose memory it shares."""
 
-    def __init__(self, ov: ModuleType, compiled) -> None:
+    def __init__(self, ov: ModuleType, compiled, tokens_at_once: int) -> None:
         self._ov = ov
+        self._tokens_at_once = tokens_at_once
         self._request = compiled.create_infer_request()
         self._outputs = [
             (output.partial_shape[1].get_length(), _DTYPES[output.element_type.to_string()])
@@ -200,15 +206,17 @@ class _Stage:
 
     def __call__(self, inputs: Sequence[torch.Tensor], new_output: Callable = _new) -> list[torch.Tensor]:
         """Compute the outputs, (n_slots, n_columns), in memory that `new_output` gives."""
+        n_slots = len(inputs[0])
         outputs = [
-            new_output(part, (len(inputs[0]), width), dtype)
-            for part, (width, dtype) in enumerate(self._outputs)
+            new_output(part, (n_slots, width), dtype) for part, (width, dtype) in enumerate(self._outputs)
         ]
-        for i, x in enumerate(inputs):
-            self._request.set_input_tensor(i, self._shared(x))
-        for i, y in enumerate(outputs):
-            self._request.set_output_tensor(i, self._shared(y))
-        self._request.infer()
+        for start in range(0, n_slots, self._tokens_at_once):
+            rows = slice(start, start + self._tokens_at_once)
+            for i, x in enumerate(inputs):
+                self._request.set_input_tensor(i, self._shared(x[rows]))
+            for i, y in enumerate(outputs):
+                self._request.set_output_tensor(i, self._shared(y[rows]))
+            self._request.infer()
         return outputs
 
     def _shared(self, x: torch.Tensor):
