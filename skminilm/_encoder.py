@@ -73,8 +73,7 @@ class MiniLMEncoder(
         Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
         float16 on older GPUs, else float32. ``"int8"`` is for CPUs: it needs
         AVX-VNNI or AVX-512 VNNI and the compiled kernels, or
-        ``backend="openvino"``; with AMX bfloat16 may be faster. The result is
-        float32 always.
+        ``backend="openvino"``. The result is float32 always.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:
         ``pip install "skminilm[openvino]"``.

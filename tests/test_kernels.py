@@ -66,6 +66,15 @@ def test_attention_and_its_gradient_are_those_of_the_definition(
 
 
 @needs_kernels
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e8])
+def test_large_scores_are_no_harm_to_attention(scale):
+    qkv = torch.randn(70, 3 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    qkv[:, :128] *= scale
+    expected = attention_by_definition(qkv.double(), [70], 2)
+    assert (attend(qkv, [70], 2).double() - expected).abs().max() <= 0.02
+
+
+@needs_kernels
 def test_rows_in_4_bits_are_those_of_the_definition():
     generator = torch.Generator().manual_seed(0)
     every_scale = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.uint8).view(-1, 2, 2)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import joblib
@@ -178,6 +179,31 @@ def test_what_does_not_fit_is_refused(dtype):
     for x in (torch.zeros(3, 64, dtype=state_dtype(dtype)), torch.zeros(3, 128, dtype=other)):
         with pytest.raises(ValueError, match=r"layer_product takes torch.* of 128 columns, not"):
             layers.product(x, matrix)
+    layer, _ = random_layer(dtype, 128, 192, generator)
+    tokens = [random_tokens(n, 128, generator, dtype) for n in (3, 2)]
+    with pytest.raises(ValueError, match=r"as many tokens of each, not \[3, 2\]"):
+        layers.after_attention(*tokens, layer)
+
+
+@of_each_type
+def test_what_lay_in_the_memory_before_costs_no_time(dtype):
+    """Numbers so small that they lose digits take a processor a hundred times as long."""
+    generator = torch.Generator().manual_seed(0)
+    layer, _ = random_layer(dtype, 384, 1536, generator)
+    x = random_tokens(1, 384, generator, dtype)
+
+    def seconds():
+        start = time.perf_counter()
+        layers.after_attention(x, x, layer)
+        return time.perf_counter() - start
+
+    first = min(seconds() for _ in range(20))
+    times = []
+    for _ in range(20):
+        small = [torch.ones(n, dtype=torch.int64) for n in (10_000, 50_000, 100_000) for _ in range(3)]
+        del small
+        times.append(seconds())
+    assert min(times) <= 5 * first
 
 
 @of_each_type
@@ -309,7 +335,7 @@ def test_a_processor_without_tiles_computes_the_same():
         "-p",
         "no:cacheprovider",
         "-k",
-        "definition or token or factors",
+        "definition or token or factors or memory",
     ]
     environment = {**os.environ, "SKMINILM_TESTS_WITHOUT_TILES": "1"}
     run = subprocess.run([*command, *tests], env=environment, capture_output=True, text=True)

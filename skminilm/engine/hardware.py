@@ -178,12 +178,7 @@ def _best_precision(device: torch.device) -> str:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the processor has bfloat16 instructions (AVX-512 BF16 or AMX)."""
-    return cpu_has_amx() or _cpu_has("_is_avx512_bf16_supported")
-
-
-def cpu_has_amx() -> bool:
-    """Tell whether the processor has AMX, which multiplies tiles."""
-    return _cpu_has("_is_amx_tile_supported")
+    return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
 
 
 def _cpu_has(check: str) -> bool:

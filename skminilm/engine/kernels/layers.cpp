@@ -74,6 +74,7 @@ static void multiply_block(Team team, const typename Format::Number *x, const Ma
                            typename Format::Number *y, int n_rows, Space space) {
   typedef typename Products::Factors Factors;
   Rows rows = space.rows<Products>(weight.depth);
+  if (team.member == 0) Products::clear_behind(rows, n_rows, weight.depth);
   for (int row = team.member; row < n_rows; row += team.size)
     Factors::template read<Format>(x + row * weight.depth, weight.depth, rows, row);
   team.wait();
@@ -92,6 +93,10 @@ static void finish_block(Team team, const typename Format::Number *attended,
   Rows rows = space.rows<Products>(size), wide_rows = space.rows<Products>(wide);
   float *states = space.take<float>(Products::kBlock * size),
         *inner = space.take<float>(Products::kBlock * wide);
+  if (team.member == 0) {
+    Products::clear_behind(rows, n_rows, size);
+    Products::clear_behind(wide_rows, n_rows, wide);
+  }
   for (int row = team.member; row < n_rows; row += team.size)
     Factors::template read<Format>(attended + row * size, size, rows, row);
   team.wait();
@@ -152,7 +157,7 @@ INLINE int for_each_block(int64_t n_tokens, int64_t n_bytes, int n_threads, Comp
   }
   /* Whole tiles, as many for each block as for the others. */
   int64_t size = (n_tokens + n_blocks * kRows - 1) / (n_blocks * kRows) * kRows;
-  auto take = [&](int64_t block, Team team, int place) {
+  auto run = [&](int64_t block, Team team, int place) {
     int64_t start = block * size, n_rows = n_tokens - start < size ? n_tokens - start : size;
     compute(team, start, n_rows > 0 ? (int)n_rows : 0, Space{bytes + place * n_bytes});
   };
@@ -165,12 +170,12 @@ INLINE int for_each_block(int64_t n_tokens, int64_t n_bytes, int n_threads, Comp
            first += n_teams) { /* one round, but where the system gives fewer threads */
         int team = (int64_t)thread * n_teams / n;
         int start = (team * n + n_teams - 1) / n_teams, stop = ((team + 1) * n + n_teams - 1) / n_teams;
-        take(first + team, Team{thread - start, stop - start, n}, first + team);
+        run(first + team, Team{thread - start, stop - start, n}, first + team);
       }
     }
   } else {
 #pragma omp parallel for num_threads(n_threads) schedule(dynamic)
-    for (int64_t block = 0; block < n_blocks; block++) take(block, Team{0, 1, 1}, omp_get_thread_num());
+    for (int64_t block = 0; block < n_blocks; block++) run(block, Team{0, 1, 1}, omp_get_thread_num());
   }
   free(bytes);
   return 0;
@@ -204,6 +209,17 @@ static int after_attention(const void *attended, const void *hidden, void *resul
       });
 }
 
+struct Instructions {
+  bool bfloat16, avx512_vnni, avx_vnni;
+};
+
+static Instructions instructions() {
+  unsigned last, more = 0, b, c, d, unused;
+  if (!__get_cpuid_count(7, 0, &last, &b, &c, &d)) return {};
+  if (last >= 1) __get_cpuid_count(7, 1, &more, &b, &unused, &d);
+  return {(more & 1 << 5) != 0, (c & 1 << 11) != 0, (more & 1 << 4) != 0};
+}
+
 /* run(Products) for factors of so many bytes: 4 float32, 2 bfloat16, 1 integers. 1 where the processor does
  * not multiply them. */
 template <class Run>
@@ -216,16 +232,15 @@ INLINE int with_products(int factor_bytes, Run run) {
   }
 #endif
   if (factor_bytes == 4) return run(ByVectors<Float32Factors>());
-  unsigned first, a = 0, b, c, d;
-  if (!__get_cpuid_count(7, 0, &first, &b, &c, &d)) return 1;
-  if (first >= 1) __get_cpuid_count(7, 1, &a, &b, &first, &d);
+  static const Instructions has =
+      instructions(); /* asking takes longer than a small product on some machines */
 #if defined(__AVX512BF16__)
-  if (factor_bytes == 2 && a & 1 << 5) return run(ByVectors<BFloat16Factors<RowByRow>>());
+  if (factor_bytes == 2 && has.bfloat16) return run(ByVectors<BFloat16Factors<RowByRow>>());
 #endif
 #if defined(__AVX512VNNI__)
-  if (factor_bytes == 1 && c & 1 << 11) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
+  if (factor_bytes == 1 && has.avx512_vnni) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
 #elif defined(__AVXVNNI__)
-  if (factor_bytes == 1 && a & 1 << 4) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
+  if (factor_bytes == 1 && has.avx_vnni) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
 #endif
   return 1;
 }

@@ -138,6 +138,8 @@ def _call(
     name: str, inputs: tuple[torch.Tensor, ...], result: torch.Tensor, weights: Matrix | AfterAttention
 ) -> None:
     dtype = torch.float32 if weights.dtype == torch.float32 else torch.bfloat16
+    if len({len(x) for x in inputs}) > 1:
+        raise ValueError(f"{name} takes as many tokens of each, not {[len(x) for x in inputs]}.")
     for x in inputs:
         if x.dtype != dtype or x.shape[1] != weights.n_inputs:
             raise ValueError(f"{name} takes {dtype} of {weights.n_inputs} columns, not {x.dtype}, {x.shape}.")

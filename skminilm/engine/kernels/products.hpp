@@ -34,6 +34,13 @@ struct ByVectors {
   static constexpr int kVectors = kLanes == 16 ? 4 : 2, kStrip = kVectors * kLanes;
   static constexpr WeightLayout kLayout = {1, 1, kStrip};
 
+  /* All rows of a tile are multiplied: those behind the last become 0, as numbers that happen to lie there
+   * could be so small that it takes a hundred times as long. */
+  INLINE void clear_behind(const Rows &rows, int n_rows, int64_t depth) {
+    int64_t row_bytes = depth * Factors::kBytes, n_behind = (kRows - n_rows % kRows) % kRows;
+    memset(rows.numbers + n_rows * row_bytes, 0, n_behind * row_bytes);
+  }
+
   /* finish(row, column, values) for the products of the rows from `first` on, but none from n_rows on, with a
    * strip of a weight; meanwhile what is `ahead` comes into the cache */
   template <class Finish>
@@ -95,6 +102,9 @@ struct OnTiles {
   static constexpr WeightLayout kLayout = {2, kTileRows, kTileRows};
   typedef decltype(typename Factors::Sums{}[0] + 0) Sum;
 
+  /* Rows behind the last are multiplied whatever lies there: to tiles small numbers are 0. */
+  INLINE void clear_behind(const Rows &, int, int64_t) {}
+
   template <bool is_full>
   INLINE void load_tokens(const char *place, int64_t row_bytes) {
     _tile_loadd(4, place, kTileRowBytes);
@@ -125,6 +135,7 @@ struct OnTiles {
   INLINE void sum_products(const char *tokens, const char *weight, int64_t row_bytes, Sum *sums,
                            Between between) {
     int n_steps = row_bytes / (kTileRowBytes * Factors::kParts), part_bytes = n_steps * kTileBytes;
+    write_memory();
     _tile_zero(0);
     _tile_zero(1);
     if (is_full) _tile_zero(2);
@@ -154,6 +165,7 @@ struct OnTiles {
   template <class Finish>
   INLINE void multiply(const Team &team, const Rows &x, int n_rows, const Matrix &weight, Finish finish) {
     TileShapes shapes;
+    write_memory();
     _tile_loadconfig(&shapes);
     Sum sums[2][kSide * kSide] __attribute__((aligned(64)));
     int64_t row_bytes = weight.depth * Factors::kBytes, n_sides = weight.n / kSide;
@@ -163,8 +175,8 @@ struct OnTiles {
     /* What is to be finished while the next sums are computed. */
     int current = 0, last_row = 0, last_rows = 0;
     int64_t last_column = 0;
-    auto finish_rows = [&](int start, int stop) __attribute__((always_inline)) {
-      for (int i = start; i < stop && i < last_rows; i++)
+    auto finish_rows = [&](int from, int to) __attribute__((always_inline)) {
+      for (int i = from; i < to && i < last_rows; i++)
         for (int j = 0; j < kSide; j += kLanes) {
           auto values = *(const typename Factors::Sums *)(sums[current ^ 1] + i * kSide + j);
           int64_t row = last_row + i, column = last_column + j;

@@ -25,7 +25,7 @@ struct Head {
   uint16_t *keys;   /* (2 * n_steps, size / 32) tiles of 16 pairs of numbers, 16 keys */
   uint16_t *values; /* (size / 16, n_steps) tiles of 16 pairs of keys, 16 numbers */
   uint16_t *queries, *exponentials;
-  float *scores, *sums;
+  float *scores, *sums, *totals;
 
   Head(int length, int size, Scratch scratch)
       : length(length), n_steps((length + kDepth - 1) / kDepth), size(size) {
@@ -33,13 +33,14 @@ struct Head {
     keys = (uint16_t *)scratch.take(width * size / 2), values = (uint16_t *)scratch.take(width * size / 2);
     queries = (uint16_t *)scratch.take(kTileRows * size / 2);
     exponentials = (uint16_t *)scratch.take(kBlock * width / 2);
-    scores = scratch.take(kBlock * width), sums = scratch.take(kBlock * size);
+    scores = scratch.take(kBlock * width), sums = scratch.take(kBlock * size),
+    totals = scratch.take(kBlock * kLanes);
   }
 };
 
 INLINE int64_t floats_for_head(int64_t length, int64_t size) {
-  int64_t width = length + kDepth;
-  return width * size + kTileRows * size / 2 + kBlock * (width / 2 + width + size) + 6 * kLanes;
+  int64_t width = length + kDepth; /* at the most */
+  return width * size + kTileRows * size / 2 + kBlock * (width / 2 + width + size + kLanes) + 7 * kLanes;
 }
 
 static void read_keys(const uint16_t *x, int64_t stride, const Head &head) {
@@ -75,13 +76,14 @@ static void read_values(const uint16_t *x, int64_t stride, const Head &head) {
 INLINE void score(const uint16_t *queries, int64_t stride, const Head &head, float *scores) {
   int64_t width = head.n_steps * kDepth;
   const uint16_t *keys = head.keys;
+  write_memory();
   for (int step = 0; step < head.n_steps; step++) {
     _tile_zero(0);
     _tile_zero(1);
     for (int d = 0; d < head.size; d += kDepth, keys += kTile) {
       _tile_loadd(4, queries + d, stride * sizeof(uint16_t));
-      _tile_loadd(6, keys, 64);
-      _tile_loadd(7, keys + head.size / kDepth * kTile, 64);
+      _tile_loadd(6, keys, kTileRowBytes);
+      _tile_loadd(7, keys + head.size / kDepth * kTile, kTileRowBytes);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
     }
@@ -102,8 +104,8 @@ INLINE Floats power_of_two(Floats x) {
   return (Floats)_mm512_scalef_ps((__m512)sum, (__m512)whole);
 }
 
-/* Write exponentials of a row of scores, and return 1 / their sum. */
-INLINE float exponentials(const float *scores, const Head &head, uint16_t *result) {
+/* Write exponentials of a row of scores. */
+INLINE void exponentials(const float *scores, const Head &head, uint16_t *result) {
   int n = (head.length + kLanes - 1) / kLanes;
   Ints lanes;
   for (int lane = 0; lane < kLanes; lane++) lanes[lane] = lane;
@@ -111,37 +113,38 @@ INLINE float exponentials(const float *scores, const Head &head, uint16_t *resul
     Floats values = Float32::load(scores + i * kLanes);
     return i == n - 1 ? (lanes < head.length - i * kLanes ? values : Floats{} - INFINITY) : values;
   };
-  Floats top = vector(0), sum = {};
+  Floats top = vector(0);
   for (int i = 1; i < n; i++) {
     Floats values = vector(i);
     top = values > top ? values : top;
   }
-  float scale = 1.44269504f / sqrtf(head.size); /* log2(e) */
-  float shift = _mm512_reduce_max_ps((__m512)top) * scale;
+  float scale = 1.44269504f / sqrtf(head.size);      /* log2(e) */
+  float highest = _mm512_reduce_max_ps((__m512)top); /* taken off first, so that it becomes 0 exactly */
   for (int i = 0; i < n; i++) {
-    Floats values = power_of_two(vector(i) * scale - shift);
-    sum += values;
-    NativeBFloat16::store(result + i * kLanes, values);
+    NativeBFloat16::store(result + i * kLanes, power_of_two((vector(i) - highest) * scale));
   }
   if (n % 2) NativeBFloat16::store(result + n * kLanes, Floats{});
-  return 1.0f / _mm512_reduce_add_ps((__m512)sum);
 }
 
-/* sums (16, size) of the values, weighted by exponentials */
-INLINE void weigh(const uint16_t *exponentials, const Head &head, float *sums) {
+/* sums (16, size) of the values, weighted by exponentials, and totals (16, 16) of these, each 16 times */
+INLINE void weigh(const uint16_t *exponentials, const Head &head, float *sums, float *totals) {
+  write_memory();
   for (int d = 0; d < head.size; d += kDepth) {
     const uint16_t *values = head.values + d / 16 * head.n_steps * kTile;
     _tile_zero(0);
     _tile_zero(1);
+    _tile_zero(2);
     for (int step = 0; step < head.n_steps; step++, values += kTile) {
       _tile_loadd(4, exponentials + step * kDepth, head.n_steps * kDepth * sizeof(uint16_t));
-      _tile_loadd(6, values, 64);
-      _tile_loadd(7, values + head.n_steps * kTile, 64);
+      _tile_loadd(6, values, kTileRowBytes);
+      _tile_loadd(7, values + head.n_steps * kTile, kTileRowBytes);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
+      if (d == 0) _tile_dpbf16ps(2, 4, 5);
     }
     _tile_stored(0, sums + d, head.size * sizeof(float));
     _tile_stored(1, sums + d + 16, head.size * sizeof(float));
+    if (d == 0) _tile_stored(2, totals, kTileRowBytes);
   }
 }
 
@@ -149,15 +152,19 @@ INLINE void weigh(const uint16_t *exponentials, const Head &head, float *sums) {
 static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t hidden, int size,
                    Scratch scratch) {
   TileShapes shapes;
+  write_memory();
   _tile_loadconfig(&shapes);
   Head head(length, size, scratch);
+  Row ones[kTileRows];
+  for (Row &row : ones) row = Row{} + 0x3f80; /* 1 in bfloat16 */
+  write_memory();
+  _tile_loadd(5, ones, kTileRowBytes);
   int64_t stride = 3 * hidden;
   read_keys(qkv + hidden, stride, head);
   read_values(qkv + 2 * hidden, stride, head);
   int64_t width = head.n_steps * kDepth;
   for (int start = 0; start < length; start += kBlock) {
     int n_rows = length - start < kBlock ? length - start : kBlock;
-    float inverse_sums[kBlock];
     for (int row = 0; row < n_rows; row += kTileRows) {
       const uint16_t *queries = qkv + (start + row) * stride;
       float *scores = head.scores + row * width;
@@ -170,13 +177,15 @@ static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t 
       }
     }
     for (int row = 0; row < n_rows; row++)
-      inverse_sums[row] = exponentials(head.scores + row * width, head, head.exponentials + row * width);
+      exponentials(head.scores + row * width, head, head.exponentials + row * width);
     for (int row = 0; row < n_rows; row += kTileRows)
-      weigh(head.exponentials + row * width, head, head.sums + row * size);
-    for (int row = 0; row < n_rows; row++)
+      weigh(head.exponentials + row * width, head, head.sums + row * size, head.totals + row * kLanes);
+    for (int row = 0; row < n_rows; row++) {
+      Floats factor = 1.0f / *(const Floats *)(head.totals + row * kLanes);
       for (int d = 0; d < size; d += kLanes)
         NativeBFloat16::store(attended + (start + row) * hidden + d,
-                              *(const Floats *)(head.sums + row * size + d) * inverse_sums[row]);
+                              *(const Floats *)(head.sums + row * size + d) * factor);
+    }
   }
   _tile_release();
 }

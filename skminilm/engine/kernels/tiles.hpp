@@ -17,6 +17,10 @@ struct __attribute__((packed)) TileShapes {
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+
+/* GCC does not know that loading tiles, or their configuration, reads memory: what is before is written by
+ * then. */
+INLINE void write_memory() { asm volatile("" ::: "memory"); }
 #endif
 
 /* 0 where the tiles are left alone. */
@@ -28,7 +32,9 @@ static bool has_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   constexpr unsigned kAll = bit_AMX_TILE | bit_AMX_BF16 | bit_AMX_INT8;
   unsigned a, b, c, d;
+  constexpr unsigned kBFloat16 = 1 << 5; /* AVX512-BF16, for what is between the products */
   static const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll &&
+                          __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & kBFloat16 &&
                           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return has && tiles_allowed;
 #else
