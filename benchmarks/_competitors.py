@@ -15,7 +15,8 @@ import torch
 from _reference import load_sentence_transformer
 
 from skminilm import MiniLMEncoder
-from skminilm.engine.kernels import layers
+from skminilm.engine import linear
+from skminilm.engine.kernels import layers as kernel_layers
 
 Encode = Callable[[list[str]], np.ndarray]
 REFERENCE = "sentence-transformers fp32"
@@ -67,7 +68,7 @@ def ours(precision: str, **options) -> Encode:
 
 def has_int8() -> bool:
     """Tell whether int8 on the torch backend is there."""
-    return layers.is_available(torch.int8)
+    return kernel_layers.is_available(torch.int8)
 
 
 def _is_here(need: str) -> bool:
@@ -202,26 +203,34 @@ def machine() -> str:
 
 
 def matrix_peak(dtype: torch.dtype, tokens: int = 2048) -> float:
-    """Return the FLOP/s of this processor's matrix products in the shapes of the network."""
-    from skminilm.engine import linear
-
-    products = []
-    for outputs, inputs in ((1152, 384), (384, 384), (1536, 384), (384, 1536)):
-        weights = {
-            "w.weight": torch.randn(outputs, inputs).to(dtype),
-            "w.bias": torch.zeros(outputs, dtype=dtype),
-        }
-        packed = linear.packed_linear(dtype, (outputs, inputs))
-        product = (packed or linear.PlainLinear)(weights)
-        if packed:
-            product.add("w.weight", weights["w.weight"])
-        products.append((product, torch.randn(tokens, inputs).to(dtype)))
-    flop = 2 * tokens * 384 * (1152 + 384 + 1536 + 1536)
+    """Return the FLOP/s of matrix products in the shapes of the network, torch's or those of the kernels."""
+    shapes = ((1152, 384), (384, 384), (1536, 384), (384, 1536))
+    kinds = [_products_of_torch] if dtype.is_floating_point else []
+    if kernel_layers.is_available(dtype):
+        kinds.append(_products_of_kernels)
     best = float("inf")
     with torch.inference_mode():
-        for _ in range(20):
-            start = time.perf_counter()
-            for product, x in products:
-                product(x, "w")
-            best = min(best, time.perf_counter() - start)
-    return flop / best
+        for kind in kinds:
+            products = [kind(shape, dtype, tokens) for shape in shapes]
+            for _ in range(20):
+                start = time.perf_counter()
+                for product in products:
+                    product()
+                best = min(best, time.perf_counter() - start)
+    return 2 * tokens * sum(outputs * inputs for outputs, inputs in shapes) / best
+
+
+def _products_of_torch(shape: tuple[int, int], dtype: torch.dtype, tokens: int) -> Callable:
+    weights = {"w.weight": torch.randn(shape).to(dtype), "w.bias": torch.zeros(shape[0], dtype=dtype)}
+    x = torch.randn(tokens, shape[1]).to(dtype)
+    product = linear.PlainLinear(weights)
+    if linear.can_prepack(dtype):
+        product = linear.PrepackedLinear(weights)
+        product.add("w.weight", weights["w.weight"])
+    return lambda: product(x, "w")
+
+
+def _products_of_kernels(shape: tuple[int, int], dtype: torch.dtype, tokens: int) -> Callable:
+    matrix = kernel_layers.Matrix(torch.randn(shape), torch.zeros(shape[0]), dtype)
+    x = torch.randn(tokens, shape[1]).to(torch.float32 if dtype == torch.float32 else torch.bfloat16)
+    return lambda: kernel_layers.product(x, matrix)

@@ -92,7 +92,10 @@ def print_table(rows: list[dict]) -> None:
 def print_ceiling(rows: list[dict]) -> dict[str, float]:
     """Print what the processor's matrix products alone would allow."""
     ceilings = {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if has_int8():
+        dtypes["int8"] = torch.int8
+    for precision, dtype in dtypes.items():
         peak = matrix_peak(dtype)
         ceilings[precision] = peak
         print(f"{precision} matrix products reach {peak / 1e9:,.0f} GFLOP/s here: at most ", end="")
@@ -101,7 +104,7 @@ def print_ceiling(rows: list[dict]) -> dict[str, float]:
         if reference:
             print(f", {peak / FLOP_A_TOKEN / reference['tokens_per_s']:.2f} times the reference")
         for row in rows:
-            if row["name"] in {"fp32": ("skminilm fp32",), "bf16": ("skminilm auto",)}[precision]:
+            if row["name"] == {"bf16": "skminilm auto"}.get(precision, f"skminilm {precision}"):
                 share = row["tokens_per_s"] * FLOP_A_TOKEN / peak
                 print(f"    {row['name']} uses {share:.0%} of it")
     return ceilings
