@@ -109,6 +109,9 @@ class DiskVectorCache:
             try:
                 with closing(self._connect()) as connection:
                     return action(connection)
+            except OSError as error:  # no lock in this folder
+                self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
+                return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
                 is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
                 if is_passing and not str(error).startswith(("no such table", "no such column")):
@@ -127,9 +130,13 @@ class DiskVectorCache:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            version = _user_version(connection)
             if version == 0:
-                self._create(connection)
+                # Two connections that turn one file to a write-ahead log wait for each other: SQLite
+                # refuses one of them at once, whatever the timeout.
+                with self._lock():
+                    if _user_version(connection) == 0:
+                        self._create(connection)
             elif version != _FORMAT_VERSION:
                 raise _DamagedError(f"it has the unknown format {version}")
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -154,9 +161,12 @@ class DiskVectorCache:
             return None
         return status.st_dev, status.st_ino
 
+    def _lock(self) -> FileLock:
+        return FileLock(self._path.with_suffix(".lock"), timeout=_BUSY_TIMEOUT_S, poll_interval=0.01)
+
     def _set_aside(self, identity: tuple[int, int] | None, error: Exception) -> None:
         aside = self._path.with_name(f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.sqlite3")
-        with FileLock(self._path.with_suffix(".lock")):
+        with self._lock():
             if identity is None or self._identity() != identity:
                 return  # another process has been here
             os.replace(self._path, aside)
@@ -170,6 +180,10 @@ class DiskVectorCache:
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _user_version(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
 @contextmanager

@@ -96,6 +96,25 @@ def test_many_processes_write_at_once(tmp_path):
     assert len(DiskVectorCache(tmp_path)) == 4 * 20 * 50
 
 
+def _make(folder, number, all_are_here):
+    for name in range(30):
+        cache = DiskVectorCache(folder / str(name))
+        all_are_here.wait()
+        cache.put([b"%016d" % number], ROWS[:1])
+
+
+def test_many_processes_make_the_file_at_once(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    all_are_here = spawn.Barrier(4)
+    processes = [spawn.Process(target=_make, args=(tmp_path, n, all_are_here)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert [len(DiskVectorCache(tmp_path / str(name))) for name in range(30)] == [4] * 30
+
+
 def test_a_process_killed_while_writing_leaves_the_rest_intact(tmp_path):
     program = (
         "import numpy as np, os, signal; from pathlib import Path;"
@@ -163,6 +182,12 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     blocker.execute("ROLLBACK")
     blocker.close()
     np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[2:4]))
+
+
+def test_a_folder_that_cannot_be_locked_does_not_stop_the_work(cache):
+    file_of(cache).with_suffix(".lock").mkdir()
+    with pytest.warns(UserWarning, match="cannot be used now .*: vectors are computed"):
+        cache.put(KEYS, ROWS)
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path):
