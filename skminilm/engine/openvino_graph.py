@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,95 @@ def build_graphs(
         hidden = norm(ops.add(dense(inner, prefix + "output"), hidden), prefix + "output_norm")
         graphs.append(graph(list(inputs), hidden, layer + 1))
     return graphs
+
+
+Attend = Callable[[torch.Tensor], torch.Tensor]
+
+
+class AttentionNodes(list):
+    """Keeps nodes of one graph alive: OpenVINO does not, and nodes that hold themselves are never freed."""
+
+
+class Attention(ov.Op):
+    """Attention as a node of a graph, computed by a function.
+
+    Parameters
+    ----------
+    qkv : openvino.Output
+        Queries, keys and values side by side, (n_slots, 3 * hidden_size).
+    attend : callable
+        Takes them as a Tensor, returns one of shape (n_slots, hidden_size).
+    nodes : AttentionNodes
+        To live as long as the graph. This node and its copies are added.
+    """
+
+    class_type_info = ov.DiscreteTypeInfo("Attention", "skminilm")
+
+    def __init__(self, qkv: ov.Output, attend: Attend, nodes: AttentionNodes) -> None:
+        super().__init__(None)  # what stands here is held by the node; usual is the node itself
+        nodes.append(self)
+        self._attend, self._nodes = attend, weakref.ref(nodes)
+        self.set_arguments([qkv])
+        self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        """Set the output's type and shape."""
+        self.set_output_type(
+            0, self.get_input_element_type(0), _shape_of_output(self.get_input_partial_shape(0))
+        )
+
+    def clone_with_new_inputs(self, new_inputs: Sequence[ov.Output]) -> ov.Node:
+        """Return a copy for another graph, or where the shape alone is asked for, as in every call, its shape."""
+        (qkv,) = new_inputs
+        if qkv.partial_shape.is_static:
+            return ops.parameter(_shape_of_output(qkv.partial_shape), qkv.element_type)
+        return Attention(qkv, self._attend, self._nodes())
+
+    def get_type_info(self) -> ov.DiscreteTypeInfo:
+        """Return the name of this kind of node."""
+        return self.class_type_info
+
+    def has_evaluate(self) -> bool:
+        """Tell that the node computes itself."""
+        return True
+
+    def evaluate(self, outputs: Sequence[ov.Tensor], inputs: Sequence[ov.Tensor]) -> bool:
+        """Compute the output."""
+        _as_torch(outputs[0]).copy_(self._attend(_as_torch(inputs[0])))
+        return True
+
+
+def _shape_of_output(qkv: ov.PartialShape) -> ov.PartialShape:
+    n_slots, width = qkv
+    return ov.PartialShape([n_slots, width.get_length() // 3])
+
+
+def _as_torch(values: ov.Tensor) -> torch.Tensor:
+    """Return a torch Tensor of the same memory."""
+    tensor = torch.from_numpy(values.data)
+    # NumPy does not know bfloat16: there OpenVINO calls it float16.
+    return tensor.view(torch.bfloat16) if values.element_type == ov.Type.bf16 else tensor
+
+
+def join_graphs(graphs: Sequence[ov.Model], attend: Attend, nodes: AttentionNodes) -> ov.Model:
+    """Return the graphs that :func:`build_graphs` built as one, with attention between; they stay as they are.
+
+    In one graph the memory of a layer serves the next one, and is still in the cache.
+    """
+    first, *layers = (graph.clone() for graph in graphs)
+    outputs = _outputs(first)
+    for layer in layers:
+        hidden, qkv = outputs
+        sources = Attention(qkv, attend, nodes).output(0), hidden
+        for parameter, source in zip(layer.get_parameters(), sources, strict=True):
+            for target in parameter.output(0).get_target_inputs():
+                target.replace_source_output(source)
+        outputs = _outputs(layer)
+    return ov.Model([ops.result(*outputs)], first.get_parameters())
+
+
+def _outputs(graph: ov.Model) -> list[ov.Output]:
+    return [result.input_value(0) for result in graph.get_results()]
 
 
 def _constant(values: torch.Tensor):

@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from importlib.resources import files
 from queue import SimpleQueue
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -32,18 +30,14 @@ _MAX_WORKERS = 4  # each holds the layers' weights
 _SMALLEST_SHARE = 64  # tokens that are worth a worker of their own
 _CALIBRATION_TOKENS = 128
 _CPU = torch.device("cpu")
-_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-# Tokens of a pack that a graph takes at once: each graph keeps memory for what lies between its operations. Fewer
-# cost 2 % of the speed in float32 and int8 and save a third of the memory of all, but 10 % in bfloat16.
-_TOKENS_AT_ONCE = {torch.float32: 256, torch.bfloat16: 1024}
 
 
 class OpenVINOModel(StreamingModel):
     """Runs a BERT-shaped checkpoint on OpenVINO, several packs at a time.
 
-    OpenVINO computes what a layer does token by token; attention between is
-    that of the torch backend. A pack has few threads, or one: more would
-    wait for each other, as OpenVINO's and those of attention are not the same.
+    OpenVINO computes what a layer does token by token; attention is that of
+    the torch backend. A pack has few threads, or one: more would wait for
+    each other, as OpenVINO's and those of attention are not the same.
 
     Parameters
     ----------
@@ -77,14 +71,16 @@ class OpenVINOModel(StreamingModel):
         self._n_workers = self.max_results_under_way = min(n_threads, _MAX_WORKERS)
         self._threads_each = n_threads // self._n_workers
         graphs = self._graphs(weights, precision, calibration)
-        # Each worker has graphs of its own: shared ones take a quarter more time.
-        self._idle: SimpleQueue[_Stages] = SimpleQueue()
+        # In float32 a graph may take the threads of others: one text alone takes a third less time, and many the
+        # same. In bfloat16 and int8 many take 3 to 10 % more, and one 10 to 20 % less.
+        threads_of_graph = n_threads if precision == "fp32" else self._threads_each
+        n_heads = checkpoint.config.num_attention_heads
+        # Each worker has a graph of its own: shared ones take a quarter more time.
+        self._idle: SimpleQueue[_Network] = SimpleQueue()
         for _ in range(self._n_workers):
-            self._idle.put(self._stages(graphs))
+            attend = _Attend(self._threads_each, n_heads)
+            self._idle.put(_Network(graphs, self._dtype, threads_of_graph, attend))
         self._workers = ThreadPoolExecutor(self._n_workers, thread_name_prefix="openvino")
-
-    def _stages(self, graphs: Sequence) -> _Stages:
-        return _Stages(graphs, self._dtype, self._threads_each, self.checkpoint.config.num_attention_heads)
 
     def _graphs(self, weights: Mapping[str, torch.Tensor], precision: str, calibration: Sequence[str] | None):
         from .openvino_graph import build_graphs, quantized_folder, read_graphs, write_graphs
@@ -110,14 +106,21 @@ class OpenVINOModel(StreamingModel):
         batch = tokenize(self.tokenizer, texts, None, settings)
         packs = [self._pack(batch, batch.offsets, rows) for rows in plan_packs(batch.lengths, _BATCH_TOKENS)]
         inputs = [self._inputs(pack) for pack in packs]
-        stages = self._stages(graphs)
         quantized = []
-        for graph, stage in zip(graphs, stages.stages, strict=True):
-            quantized.append(quantize_graph(graph, [[x.numpy() for x in some] for some in inputs]))
-            outputs = [stage(some) for some in inputs]
+        for graph in graphs:
+            samples = [[x.numpy() for x in some] for some in inputs]
+            quantized.append(quantize_graph(graph, samples))
             if len(quantized) < len(graphs):
-                inputs = [stages.next_inputs(*some, pack) for some, pack in zip(outputs, packs, strict=True)]
+                compiled = _compiled(graph, self._dtype, torch.get_num_threads())
+                inputs = [
+                    self._next_inputs(*compiled(sample).values(), pack)
+                    for sample, pack in zip(samples, packs, strict=True)
+                ]
         return quantized
+
+    def _next_inputs(self, hidden: np.ndarray, qkv: np.ndarray, pack: Pack) -> list[torch.Tensor]:
+        attended = attention(torch.from_numpy(qkv), pack, self.checkpoint.config.num_attention_heads)
+        return [attended, torch.from_numpy(hidden)]
 
     def plan(self, lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
         """Yield the rows of each pack, one at least for each worker. See :meth:`StreamingModel.plan`."""
@@ -134,12 +137,12 @@ class OpenVINOModel(StreamingModel):
 
     @torch.inference_mode()
     def _compute(self, pack: Pack, pooling: str, normalize: bool) -> np.ndarray:
-        stages = self._idle.get()
+        network = self._idle.get()
         try:
             with kernels.on_threads(self._threads_each):
-                pooled = pool(stages.run(self._inputs(pack), pack), pack, pooling)
+                pooled = pool(network.hidden_states(self._inputs(pack), pack), pack, pooling)
         finally:
-            self._idle.put(stages)
+            self._idle.put(network)
         return (unit_length(pooled) if normalize else pooled).numpy()
 
     def _pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
@@ -150,79 +153,47 @@ class OpenVINOModel(StreamingModel):
         return [gather_word_embeddings(self._word_embeddings, pack.input_ids), pack.position_ids]
 
 
-class _Stages:
-    """The graphs one after the other with attention between, for one pack at a time."""
+class _Network:
+    """The layers as one compiled graph, for one pack at a time."""
 
-    def __init__(self, graphs: Sequence, dtype: torch.dtype, n_threads: int, n_heads: int) -> None:
-        ov = import_silently("openvino")
-        options = {
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": n_threads,
-            "ENABLE_CPU_PINNING": False,  # other processes and packs need the same processors
-        }
-        core = ov.Core()
-        self.stages = [
-            _Stage(ov, core.compile_model(graph, "CPU", options), _TOKENS_AT_ONCE[dtype]) for graph in graphs
-        ]
+    def __init__(self, graphs: Sequence, dtype: torch.dtype, n_threads: int, attend: _Attend) -> None:
+        from .openvino_graph import AttentionNodes, join_graphs
+
+        self._attend = attend
+        self._nodes = AttentionNodes()
+        graph = join_graphs(graphs, attend, self._nodes)
+        self._request = _compiled(graph, dtype, n_threads).create_infer_request()
+
+    def hidden_states(self, inputs: Sequence[torch.Tensor], pack: Pack) -> torch.Tensor:
+        """Return the last ones, float32 (n_slots, hidden_size), in memory that the next pack takes."""
+        self._attend.pack = pack
+        outputs = self._request.infer([x.numpy() for x in inputs], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs[0])
+
+
+class _Attend:
+    """Attention inside the sequences of the pack that a graph computes at the time."""
+
+    pack: Pack
+
+    def __init__(self, n_threads: int, n_heads: int) -> None:
+        self._n_threads = n_threads
         self._n_heads = n_heads
-        self._buffers: dict[tuple, torch.Tensor] = {}
 
-    def run(self, inputs: list[torch.Tensor], pack: Pack) -> torch.Tensor:
-        """Return the last hidden states, float32 (n_slots, hidden_size)."""
-        for i, stage in enumerate(self.stages):
-            outputs = stage(inputs, partial(self._buffer, i % 2))  # the next stage reads what this one writes
-            if i + 1 < len(self.stages):
-                inputs = self.next_inputs(*outputs, pack)
-        return outputs[0]
-
-    def next_inputs(self, hidden: torch.Tensor, qkv: torch.Tensor, pack: Pack) -> list[torch.Tensor]:
-        """Return what a graph takes, given what the one before it returned."""
-        return [attention(qkv, pack, self._n_heads), hidden]
-
-    def _buffer(self, owner: int, part: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-        """Return memory for an output; what is new each time would be cleared each time."""
-        name, size = (owner, part, dtype), math.prod(shape)
-        if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = _new(part, (size,), dtype)
-        return self._buffers[name][:size].view(shape)
+    @torch.inference_mode()
+    def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
+        with kernels.on_threads(self._n_threads):  # here, for this may be a thread of OpenVINO's
+            return attention(qkv, self.pack, self._n_heads)
 
 
-def _new(part: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=_CPU)
-
-
-class _Stage:
-    """A compiled graph on Tensors, whose memory it shares."""
-
-    def __init__(self, ov: ModuleType, compiled, tokens_at_once: int) -> None:
-        self._ov = ov
-        self._tokens_at_once = tokens_at_once
-        self._request = compiled.create_infer_request()
-        self._outputs = [
-            (output.partial_shape[1].get_length(), _DTYPES[output.element_type.to_string()])
-            for output in compiled.outputs
-        ]
-
-    def __call__(self, inputs: Sequence[torch.Tensor], new_output: Callable = _new) -> list[torch.Tensor]:
-        """Compute the outputs, (n_slots, n_columns), in memory that `new_output` gives."""
-        n_slots = len(inputs[0])
-        outputs = [
-            new_output(part, (n_slots, width), dtype) for part, (width, dtype) in enumerate(self._outputs)
-        ]
-        for start in range(0, n_slots, self._tokens_at_once):
-            rows = slice(start, start + self._tokens_at_once)
-            for i, x in enumerate(inputs):
-                self._request.set_input_tensor(i, self._shared(x[rows]))
-            for i, y in enumerate(outputs):
-                self._request.set_output_tensor(i, self._shared(y[rows]))
-            self._request.infer()
-        return outputs
-
-    def _shared(self, x: torch.Tensor):
-        if x.dtype == torch.bfloat16:  # which NumPy does not know
-            return self._ov.Tensor(x.view(torch.int16).numpy(), x.shape, self._ov.Type.bf16)
-        return self._ov.Tensor(x.numpy(), shared_memory=True)
+def _compiled(graph, dtype: torch.dtype, n_threads: int):
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": n_threads,
+        "ENABLE_CPU_PINNING": False,  # other processes and packs need the same processors
+    }
+    return import_silently("openvino").Core().compile_model(graph, "CPU", options)
 
 
 def calibration_texts() -> list[str]:
