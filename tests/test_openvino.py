@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 import subprocess
@@ -87,6 +88,25 @@ def test_without_the_compiled_attention(mixed, monkeypatch, precision):
     found = encode(mixed, precision)
     release_models()
     assert cosines(found, expected).min() >= (0.999999 if precision == "fp32" else 0.9998)
+
+
+def test_nodes_live_as_long_as_their_model(texts):
+    from skminilm.engine.openvino_graph import Attention
+
+    def count():
+        gc.collect()
+        return sum(type(thing) is Attention for thing in gc.get_objects())
+
+    release_models()
+    before = count()
+    encode(texts[:3])
+    loaded = count()
+    assert loaded > before
+    for n in range(4, 8):  # other sizes of packs
+        encode(texts[:n])
+    assert count() == loaded
+    release_models()
+    assert count() == before
 
 
 def test_int8_is_near_fp32_in_every_language(requests):
