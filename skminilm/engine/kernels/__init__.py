@@ -24,13 +24,13 @@ def has_attention(dtype: torch.dtype, head_size: int) -> bool:
     return dtype in _DTYPES and head_size % _STEP == 0 and _library.load() is not None
 
 
-def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
+def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Compute ``varlen.varlen_attention``, with gradients, of float32 or bfloat16 on the CPU.
 
     Slots behind the sequences get 0.
     """
     attend = _Attention.apply if qkv.requires_grad else _attend
-    return attend(qkv.contiguous(), cu_seqlens, max_length, n_heads)
+    return attend(qkv.contiguous(), cu_seqlens, n_heads)
 
 
 def has_gather_q4() -> bool:
@@ -141,10 +141,10 @@ class _AdamWStep(ctypes.Structure):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, cu_seqlens, max_length, n_heads):
+    def forward(ctx, qkv, cu_seqlens, n_heads):
         ctx.save_for_backward(qkv, cu_seqlens)
-        ctx.sizes = (max_length, n_heads)
-        return _attend(qkv, cu_seqlens, max_length, n_heads)
+        ctx.n_heads = n_heads
+        return _attend(qkv, cu_seqlens, n_heads)
 
     @staticmethod
     @once_differentiable
@@ -152,13 +152,13 @@ class _Attention(torch.autograd.Function):
         qkv, cu_seqlens = ctx.saved_tensors
         of_qkv = torch.empty_like(qkv)
         tensors = (qkv, gradient.contiguous(), of_qkv, cu_seqlens)
-        call("attention_backward", tensors, *_attention_sizes(qkv, cu_seqlens, *ctx.sizes))
-        return of_qkv, None, None, None
+        call("attention_backward", tensors, *_attention_sizes(qkv, cu_seqlens, ctx.n_heads))
+        return of_qkv, None, None
 
 
-def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> torch.Tensor:
+def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> torch.Tensor:
     attended = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-    *sizes, is_bfloat16 = _attention_sizes(qkv, cu_seqlens, max_length, n_heads)
+    *sizes, is_bfloat16 = _attention_sizes(qkv, cu_seqlens, n_heads)
     step = _library.load().tiled_attention_step() if is_bfloat16 else 0
     if step and attended.shape[1] // n_heads % step == 0:
         call("tiled_attention", (qkv, attended, cu_seqlens), *sizes)
@@ -167,10 +167,10 @@ def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_head
     return attended
 
 
-def _attention_sizes(qkv: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int, n_heads: int) -> tuple:
+def _attention_sizes(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> tuple:
     n_slots, width = qkv.shape
     n_sequences, head_size = len(cu_seqlens) - 1, width // (3 * n_heads)
-    return ctypes.c_int64(n_slots), n_sequences, max_length, n_heads, head_size, _is_bfloat16(qkv)
+    return ctypes.c_int64(n_slots), n_sequences, n_heads, head_size, _is_bfloat16(qkv)
 
 
 class _Gelu(torch.autograd.Function):

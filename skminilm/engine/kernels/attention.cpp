@@ -207,11 +207,12 @@ static void attend_backward(const typename Format::Number *qkv, const typename F
 
 template <class Format>
 static int forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots, int n_sequences,
-                   int longest, int n_heads, int size, int n_threads) {
+                   int n_heads, int size, int n_threads) {
   typedef typename Format::Number Number;
   int64_t hidden = (int64_t)n_heads * size;
   clear((Number *)attended, offsets[n_sequences], n_slots, hidden);
-  return for_each_head(n_sequences, n_heads, n_threads, floats_for_forward(longest, size),
+  return for_each_head(n_sequences, n_heads, n_threads,
+                       floats_for_forward(longest_of(offsets, n_sequences), size),
                        [=](int sequence, int head, Scratch scratch) {
                          int64_t start = offsets[sequence];
                          attend<Format>((const Number *)qkv + start * 3 * hidden + head * size,
@@ -222,11 +223,12 @@ static int forward(const void *qkv, void *attended, const int32_t *offsets, int6
 
 template <class Format>
 static int backward(const void *qkv, const void *of_attended, void *of_qkv, const int32_t *offsets,
-                    int64_t n_slots, int n_sequences, int longest, int n_heads, int size, int n_threads) {
+                    int64_t n_slots, int n_sequences, int n_heads, int size, int n_threads) {
   typedef typename Format::Number Number;
   int64_t hidden = (int64_t)n_heads * size;
   clear((Number *)of_qkv, offsets[n_sequences], n_slots, 3 * hidden);
-  return for_each_head(n_sequences, n_heads, n_threads, floats_for_backward(longest, size),
+  return for_each_head(n_sequences, n_heads, n_threads,
+                       floats_for_backward(longest_of(offsets, n_sequences), size),
                        [=](int sequence, int head, Scratch scratch) {
                          int64_t start = offsets[sequence];
                          attend_backward<Format>((const Number *)qkv + start * 3 * hidden + head * size,
@@ -237,22 +239,21 @@ static int backward(const void *qkv, const void *of_attended, void *of_qkv, cons
 }
 
 /* Of this interface; the caller compares it with the one that it knows. */
-extern "C" int kernels_version() { return 3; }
+extern "C" int kernels_version() { return 4; }
 
 /* qkv (n_slots, 3 * n_heads * size), attended (n_slots, n_heads * size), 0 behind the sequences; sequence i
-has the tokens offsets[i] to offsets[i + 1], at most `longest`; size is a multiple of 16. Returns 1 where the
+has the tokens offsets[i] to offsets[i + 1]; size is a multiple of 16. Returns 1 where the
 memory is too small. */
 extern "C" int attention_forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
-                                 int n_sequences, int longest, int n_heads, int size, int is_bfloat16,
-                                 int n_threads) {
+                                 int n_sequences, int n_heads, int size, int is_bfloat16, int n_threads) {
   auto run = is_bfloat16 ? forward<BFloat16> : forward<Float32>;
-  return run(qkv, attended, offsets, n_slots, n_sequences, longest, n_heads, size, n_threads);
+  return run(qkv, attended, offsets, n_slots, n_sequences, n_heads, size, n_threads);
 }
 
 /* of_attended and of_qkv: gradients of a loss, in the shapes of attended and qkv */
 extern "C" int attention_backward(const void *qkv, const void *of_attended, void *of_qkv,
-                                  const int32_t *offsets, int64_t n_slots, int n_sequences, int longest,
-                                  int n_heads, int size, int is_bfloat16, int n_threads) {
+                                  const int32_t *offsets, int64_t n_slots, int n_sequences, int n_heads,
+                                  int size, int is_bfloat16, int n_threads) {
   auto run = is_bfloat16 ? backward<BFloat16> : backward<Float32>;
-  return run(qkv, of_attended, of_qkv, offsets, n_slots, n_sequences, longest, n_heads, size, n_threads);
+  return run(qkv, of_attended, of_qkv, offsets, n_slots, n_sequences, n_heads, size, n_threads);
 }

@@ -39,6 +39,16 @@ struct Scratch {
   }
 };
 
+/* Tokens of the longest sequence. */
+INLINE int longest_of(const int32_t *offsets, int n_sequences) {
+  int longest = 0;
+  for (int i = 0; i < n_sequences; i++) {
+    int length = offsets[i + 1] - offsets[i];
+    if (length > longest) longest = length;
+  }
+  return longest;
+}
+
 /* Returns 1 where the memory is too small. */
 template <class Compute>
 INLINE int for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_floats, Compute compute) {

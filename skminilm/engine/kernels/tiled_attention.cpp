@@ -192,10 +192,11 @@ static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t 
 
 /* attention_forward of attention.cpp for bfloat16; size is a multiple of 32 */
 extern "C" int tiled_attention(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
-                               int n_sequences, int longest, int n_heads, int size, int n_threads) {
+                               int n_sequences, int n_heads, int size, int n_threads) {
   int64_t hidden = (int64_t)n_heads * size;
   clear((uint16_t *)attended, offsets[n_sequences], n_slots, hidden);
-  return for_each_head(n_sequences, n_heads, n_threads, floats_for_head(longest, size),
+  return for_each_head(n_sequences, n_heads, n_threads,
+                       floats_for_head(longest_of(offsets, n_sequences), size),
                        [=](int sequence, int head, Scratch scratch) {
                          int64_t start = offsets[sequence];
                          attend((const uint16_t *)qkv + start * 3 * hidden + head * size,
