@@ -72,7 +72,7 @@ class OpenVINOModel(StreamingModel):
         self._threads_each = n_threads // self._n_workers
         graphs = self._graphs(weights, precision, calibration)
         # In float32 a graph may take the threads of others: one text alone takes a third less time, and many the
-        # same. In bfloat16 and int8 many take 3 to 10 % more, and one 10 to 20 % less.
+        # same. In bfloat16 and int8 many take 3 to 15 % more, and one 10 to 20 % less.
         threads_of_graph = n_threads if precision == "fp32" else self._threads_each
         n_heads = checkpoint.config.num_attention_heads
         # Each worker has a graph of its own: shared ones take a quarter more time.
