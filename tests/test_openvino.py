@@ -3,6 +3,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_without_the_compiled_attention(mixed, monkeypatch, precision):
     found = encode(mixed, precision)
     release_models()
     assert cosines(found, expected).min() >= (0.999999 if precision == "fp32" else 0.9998)
+
+
+def test_a_model_computes_before_several_threads_do(texts, monkeypatch):
+    """Where two threads are the first to use NumPy through OpenVINO, they can wait for each other for ever."""
+    threads = []
+    original = openvino_model._Network.hidden_states
+
+    def hidden_states(self, *args):
+        threads.append(threading.get_ident())
+        return original(self, *args)
+
+    monkeypatch.setattr(openvino_model._Network, "hidden_states", hidden_states)
+    release_models()
+    encode(texts)
+    assert threads[0] == threading.get_ident()
+    assert threading.get_ident() not in threads[1:]
 
 
 def test_nodes_live_as_long_as_their_model(texts):

@@ -81,6 +81,12 @@ class OpenVINOModel(StreamingModel):
             attend = _Attend(self._threads_each, n_heads)
             self._idle.put(_Network(graphs, self._dtype, threads_of_graph, attend))
         self._workers = ThreadPoolExecutor(self._n_workers, thread_name_prefix="openvino")
+        self._compute_once()
+
+    def _compute_once(self) -> None:
+        """Compute a text on this thread: two workers that use NumPy through OpenVINO for the first time can lock up."""
+        batch = tokenize(self.tokenizer, ["a"], None, self.checkpoint.defaults)
+        self._compute(self._pack(batch, batch.offsets, np.arange(1)), "mean", normalize=False)
 
     def _graphs(self, weights: Mapping[str, torch.Tensor], precision: str, calibration: Sequence[str] | None):
         from .openvino_graph import build_graphs, quantized_folder, read_graphs, write_graphs
