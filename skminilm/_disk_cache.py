@@ -110,12 +110,12 @@ class DiskVectorCache:
                 with closing(self._connect()) as connection:
                     return action(connection)
             except OSError as error:  # no lock in this folder
-                self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
+                self._warn_of_no_use(error)
                 return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
                 is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
                 if is_passing and not str(error).startswith(("no such table", "no such column")):
-                    self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
+                    self._warn_of_no_use(error)
                     return None
                 try:
                     self._set_aside(identity, error)
@@ -176,6 +176,9 @@ class DiskVectorCache:
             f"The cache {self._path} is damaged ({error}). It was renamed to {aside.name}, and its vectors are "
             "computed again; delete it when you do not need it."
         )
+
+    def _warn_of_no_use(self, error: Exception) -> None:
+        self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
 
     @staticmethod
     def _warn(message: str) -> None:

@@ -242,8 +242,8 @@ static int backward(const void *qkv, const void *of_attended, void *of_qkv, cons
 extern "C" int kernels_version() { return 4; }
 
 /* qkv (n_slots, 3 * n_heads * size), attended (n_slots, n_heads * size), 0 behind the sequences; sequence i
-has the tokens offsets[i] to offsets[i + 1]; size is a multiple of 16. Returns 1 where the
-memory is too small. */
+has the tokens offsets[i] to offsets[i + 1]; size is a multiple of 16. Returns 1 where the memory is too
+small. */
 extern "C" int attention_forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
                                  int n_sequences, int n_heads, int size, int is_bfloat16, int n_threads) {
   auto run = is_bfloat16 ? forward<BFloat16> : forward<Float32>;
