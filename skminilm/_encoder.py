@@ -23,7 +23,7 @@ from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings
 if TYPE_CHECKING:
     from .engine import Compute
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int16", "int8")
 
 
 class _Call(NamedTuple):
@@ -69,11 +69,13 @@ class MiniLMEncoder(
     max_length : int or "auto", default="auto"
         Tokens a text may have, special tokens included; what is beyond is cut
         off with a warning. ``"auto"``: the checkpoint's limit.
-    precision : {"auto", "fp32", "bf16", "fp16", "int8"}, default="auto"
+    precision : {"auto", "fp32", "bf16", "fp16", "int16", "int8"}, default="auto"
         Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
-        float16 on older GPUs, else float32. ``"int8"`` is for CPUs: it needs
-        AVX-VNNI or AVX-512 VNNI and the compiled kernels, or
-        ``backend="openvino"``. The result is float32 always.
+        float16 on older GPUs, on other CPUs ``"int16"`` where it is there, else
+        float32. ``"int16"`` and ``"int8"`` multiply integers, each token with
+        a range of its own, on CPUs with the compiled kernels: the former is
+        off by a millionth, and needs AVX2; the latter needs AVX-VNNI or AVX-512
+        VNNI, or ``backend="openvino"``. The result is float32 always.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:
         ``pip install "skminilm[openvino]"``.
@@ -313,7 +315,10 @@ class MiniLMEncoder(
                 calibration = tuple(check_texts(calibration).first)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
-        return settings, resolve_compute(self.backend, self.device, self.precision, calibration)
+        compute = resolve_compute(
+            self.backend, self.device, self.precision, calibration, config=checkpoint.config
+        )
+        return settings, compute
 
     def _check_long_text(self, texts: Texts) -> None:
         if texts.second is not None and self.long_text != "truncate":

@@ -99,7 +99,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         data = self._set_aside(texts, targets, row_weights, given_weights, X_val, y_val, random)
         checkpoint = self._open_to_train()
         self._check_trainable(checkpoint)
-        settings, compute = self._settings(checkpoint, texts), self._compute()
+        settings, compute = self._settings(checkpoint, texts), self._compute(checkpoint)
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         earlier = self._earlier_fit(checkpoint, settings, targets)
@@ -334,7 +334,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             texts,
             checkpoint,
             EncodingSettings(**self.settings_),
-            compute=self._compute(),
+            compute=self._compute(checkpoint),
             cache=memory_cache,
             tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
             verbose=self.verbose,

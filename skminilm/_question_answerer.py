@@ -252,7 +252,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         random = check_random_state(self.random_state)
         checkpoint = open_checkpoint(self.model, self.revision)
         self._check_trainable(checkpoint)
-        settings, compute = self._settings(checkpoint), self._compute()
+        settings, compute = self._settings(checkpoint), self._compute(checkpoint)
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         texts = check_questions(X)
@@ -447,7 +447,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         from .engine import SpanPlaces, TunedWeights, find_best_spans, get_tuned_model
 
         tuned = TunedWeights(self.weights_, self.weights_digest_)
-        model = get_tuned_model(checkpoint, replace(self._compute(), helpers=()), tuned, state_cache)
+        model = get_tuned_model(
+            checkpoint, replace(self._compute(checkpoint), helpers=()), tuned, state_cache
+        )
         return find_best_spans(
             model,
             windows.batch,

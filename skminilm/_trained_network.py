@@ -81,10 +81,10 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
 
             n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
 
-    def _compute(self) -> Compute:
+    def _compute(self, checkpoint: Checkpoint) -> Compute:
         from .engine import resolve_compute
 
-        return resolve_compute("torch", self.device, self.precision)
+        return resolve_compute("torch", self.device, self.precision, config=checkpoint.config)
 
     def _new_network(
         self,
@@ -113,7 +113,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
             normalize=settings.normalize if settings else False,
             learning_rate=self._learning_rate(),
             weight_decay=self.weight_decay,
-            dtype=compute.dtype,
+            dtype=compute.training_dtype,
             gradient_checkpointing=self.gradient_checkpointing,
             seed=seed,
         )

@@ -16,8 +16,9 @@ from skminilm import clear_cache
 from skminilm.datasets import load_support_requests
 from skminilm.engine.kernels import _library
 
-if os.environ.get("SKMINILM_TESTS_WITHOUT_TILES"):  # what a processor without AMX runs, on one with it
-    ctypes.c_int.in_dll(_library.load(), "tiles_allowed").value = 0
+# What a processor without AMX or VNNI runs, on one with it: "tiles" or "vnni".
+if "SKMINILM_TESTS_WITHOUT" in os.environ:
+    ctypes.c_int.in_dll(_library.load(), f"{os.environ['SKMINILM_TESTS_WITHOUT']}_allowed").value = 0
 
 
 @pytest.fixture(autouse=True)

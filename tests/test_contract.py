@@ -192,7 +192,7 @@ def in_float64(monkeypatch):
     """The engine in float64, so that only real differences show."""
     monkeypatch.setitem(hardware._DTYPES, "fp64", torch.float64)
     monkeypatch.setattr(hardware, "PRECISIONS", (*hardware.PRECISIONS, "fp64"))
-    monkeypatch.setattr(hardware, "_best_precision", lambda device: "fp64")
+    monkeypatch.setattr(hardware, "_best_precision", lambda *_: "fp64")
     monkeypatch.setitem(packed_model.CPU_BATCH_TOKENS, torch.float64, 2048)
 
 

@@ -32,6 +32,7 @@ from skminilm.engine import (
 )
 from skminilm.engine.attention import attention
 from skminilm.engine.forward import gather_word_embeddings
+from skminilm.engine.kernels import layers as compiled_layers
 from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, round_up
@@ -273,18 +274,55 @@ def test_a_fork_after_use_works(texts):
 
 
 def test_precision_follows_the_hardware(monkeypatch):
-    def precision(device):
-        return resolve_compute("torch", device, "auto").precision
+    config = load_checkpoint("bundled").config
+
+    def precision(device, backend="torch", config=config):
+        return resolve_compute(backend, device, "auto", config=config).precision
 
     monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: True)
     assert precision("cpu") == "bf16"
     monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(compiled_layers, "is_available", lambda dtype: dtype == torch.int16)
+    assert precision("cpu") == "int16"
+    assert precision("cpu", config=replace(config, hidden_size=312)) == "fp32"
+    assert precision("cpu", config=None) == precision("cpu", "openvino") == "fp32"
+    monkeypatch.setattr(compiled_layers, "is_available", lambda _: False)
     assert precision("cpu") == "fp32"
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for native, best in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
         assert precision("cuda:0") == best
+
+
+def test_bf16_without_its_instructions_is_done_and_said(monkeypatch, recwarn):
+    monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: False)
+    with pytest.warns(UserWarning, match=r"precision='bf16' is slow on this processor.*'auto'"):
+        assert resolve_compute("torch", "cpu", "bf16").precision == "bf16"
+    recwarn.clear()
+    for precision in ("auto", "fp32"):
+        resolve_compute("torch", "cpu", precision)
+    monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: True)
+    resolve_compute("torch", "cpu", "bf16")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("estimator", ["encoder", "classifier", "of other sizes", "foreign"])
+def test_auto_without_bf16_works_for_all(
+    estimator, texts, transformers_folder, distilbert_folder, monkeypatch
+):
+    monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: False)
+    if estimator == "classifier":
+        labels = ["a", "b"] * 4
+        classifier = MiniLMClassifier(trainable=1, epochs=1, device="cpu", random_state=0)
+        found = classifier.fit(texts[:8], labels).predict_proba(texts[:8])
+        expected = classifier.set_params(precision="fp32").predict_proba(texts[:8])
+    else:
+        folders = {"of other sizes": transformers_folder, "foreign": distilbert_folder}
+        options = dict(model=folders.get(estimator, "bundled"), device="cpu", cache=None)
+        found = MiniLMEncoder(**options).fit_transform(texts[:8])
+        expected = MiniLMEncoder(precision="fp32", **options).transform(texts[:8])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.fixture
@@ -359,6 +397,7 @@ def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):
         ("torch", "cpu", "fp16", "precision='fp16' needs a GPU"),
         ("torch", "cpu", "fp8", "precision='fp8' is not known"),
         ("openvino", "cpu", "fp16", "precision='fp16' needs a GPU"),
+        ("openvino", "cpu", "int16", "precision='int16' needs backend='torch'"),
         ("openvino", "cuda", "auto", "device='cuda' needs backend='torch'"),
         ("onnx", "cpu", "auto", "backend='onnx' is not known"),
     ],

@@ -26,6 +26,7 @@ from skminilm.engine.kernels import layers
 needs_int8 = pytest.mark.skipif(
     not layers.is_available(torch.int8), reason="no VNNI, or no kernels were compiled here"
 )
+needs_int16 = pytest.mark.skipif(not layers.is_available(torch.int16), reason="no kernels were compiled here")
 of_each_type = pytest.mark.parametrize(
     "dtype",
     [
@@ -35,7 +36,16 @@ of_each_type = pytest.mark.parametrize(
                 not layers.is_available(dtype), reason=f"no instructions for {dtype}, or no kernels"
             ),
         )
-        for dtype in (torch.float32, torch.bfloat16, torch.int8)
+        for dtype in (torch.float32, torch.bfloat16, torch.int16, torch.int8)
+    ],
+    ids=str,
+)
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int16: "int16", torch.int8: "int8"}
+of_each_integer = pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param("int16", marks=needs_int16),
+        pytest.param("int8", marks=needs_int8),
     ],
 )
 
@@ -44,17 +54,13 @@ IN_PARTS = layers.is_available(torch.float32) and layers._layout(torch.float32)[
 """Whether each factor in float32 is the sum of two in bfloat16."""
 
 
-def state_dtype(dtype):
-    return torch.float32 if dtype == torch.float32 else torch.bfloat16
-
-
 def random_matrix(n_outputs, n_inputs, generator):
     weight = torch.randn(n_outputs, n_inputs, generator=generator) / n_inputs**0.5
     return weight, torch.randn(n_outputs, generator=generator)
 
 
 def random_tokens(n_tokens, size, generator, dtype):
-    return torch.randn(n_tokens, size, generator=generator).to(state_dtype(dtype))
+    return torch.randn(n_tokens, size, generator=generator).to(layers.state_dtype(dtype))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="no compiler")
@@ -65,11 +71,23 @@ def test_what_the_processor_can_do_is_compiled():
         pytest.skip("a compiler that does not know all of it")
     present = set(Path("/proc/cpuinfo").read_text().split())
     flags = {
-        "AVX512": {torch.float32: "avx512f", torch.bfloat16: "avx512_bf16", torch.int8: "avx512_vnni"},
-        "AVX2": {torch.float32: "avx2", torch.int8: "avx_vnni"},
+        "AVX512": {
+            torch.float32: "avx512f",
+            torch.bfloat16: "avx512_bf16",
+            torch.int16: "avx512bw",
+            torch.int8: "avx512_vnni",
+        },
+        "AVX2": {torch.float32: "avx2", torch.int16: "avx2", torch.int8: "avx_vnni"},
     }
     for dtype, flag in flags.get(torch.backends.cpu.get_cpu_capability(), {}).items():
         assert layers.is_available(dtype) == (flag in present)
+
+
+def steps(rows, dtype, *, is_weight):
+    """Return what the integers of each row stand for."""
+    if dtype == torch.int8:
+        return rows.abs().amax(1) / 127 if is_weight else (rows.amax(1) - rows.amin(1)) / 255
+    return torch.maximum(rows.norm(dim=1) / 46_300, rows.abs().amax(1) / 32_767)
 
 
 @of_each_type
@@ -87,7 +105,7 @@ def test_products_are_off_by_the_rounding_of_their_factors_alone(
     generator = torch.Generator().manual_seed(n_tokens)
     weight, bias = random_matrix(n_outputs, n_inputs, generator)
     weight[0], weight[1, :-1] = 0, 0
-    x = ((torch.randn(n_tokens, n_inputs, generator=generator) + shift) * scale).to(state_dtype(dtype))
+    x = ((torch.randn(n_tokens, n_inputs, generator=generator) + shift) * scale).to(layers.state_dtype(dtype))
     x[0] = scale
     found = layers.product(x, layers.Matrix(weight, bias, dtype))
     assert found.dtype == x.dtype
@@ -95,16 +113,35 @@ def test_products_are_off_by_the_rounding_of_their_factors_alone(
     x, weight, bias = x.double(), weight.double(), bias.double()
     expected = x @ weight.T + bias
     sizes = x.abs() @ weight.abs().T
-    of_result = 0 if dtype == torch.float32 else 2**-8
+    of_result = 2**-8 if found.dtype == torch.bfloat16 else 0
     bound = of_result * expected.abs() + (2**-15 if IN_PARTS else 3e-6) * sizes + 1e-6
     if dtype == torch.bfloat16:
         bound += 2**-8 * sizes
-    if dtype == torch.int8:
-        step_of_x = (x.amax(1) - x.amin(1)) / 255
-        step_of_weight = weight.abs().amax(1) / 127
+    if not dtype.is_floating_point:
+        step_of_x, step_of_weight = steps(x, dtype, is_weight=False), steps(weight, dtype, is_weight=True)
         bound += step_of_x[:, None] / 2 * (weight.abs().sum(1) + n_inputs * step_of_weight / 2)
         bound += x.abs().sum(1)[:, None] * step_of_weight / 2
     assert ((found.double() - expected).abs() <= 1.01 * bound).all()
+
+
+@needs_int16
+@pytest.mark.parametrize("n_inputs", [64, 384, 1536, 4096])
+@pytest.mark.parametrize("kind", ["equal", "one", "two", "random", "half zero"])
+def test_the_largest_sums_of_16_bit_integers_fit(n_inputs, kind):
+    generator = torch.Generator().manual_seed(0)
+    row = torch.zeros(n_inputs)
+    if kind == "equal":
+        row[:] = 0.3
+    elif kind in ("one", "two"):
+        row[: 1 + (kind == "two")] = 5
+    else:
+        row = torch.randn(n_inputs, generator=generator)
+        row[: n_inputs // 2 if kind == "half zero" else 0] = 0
+    weight = row.repeat(64, 1) * torch.logspace(-3, 3, 64)[:, None]
+    x = torch.stack([row, -row, 1000 * row])
+    found = layers.product(x, layers.Matrix(weight, torch.zeros(64), torch.int16))
+    expected = x.double() @ weight.double().T
+    assert ((found - expected).abs() <= 2e-3 * expected.abs()).all()
 
 
 def random_layer(dtype, size, wide, generator):
@@ -139,6 +176,7 @@ def test_what_follows_attention_is_that_of_the_definition(dtype, n_tokens):
     largest, usual = {
         torch.float32: (1e-4, 1e-5) if IN_PARTS else (1e-5, 1e-6),
         torch.bfloat16: (0.05, 0.005),
+        torch.int16: (5e-3, 5e-4),
         torch.int8: (0.1, 0.015),
     }[dtype]
     assert found.dtype == hidden.dtype
@@ -175,8 +213,8 @@ def test_a_token_does_not_depend_on_others_or_on_threads(dtype):
 def test_what_does_not_fit_is_refused(dtype):
     generator = torch.Generator().manual_seed(0)
     matrix = layers.Matrix(*random_matrix(64, 128, generator), dtype)
-    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
-    for x in (torch.zeros(3, 64, dtype=state_dtype(dtype)), torch.zeros(3, 128, dtype=other)):
+    other = torch.bfloat16 if layers.state_dtype(dtype) == torch.float32 else torch.float32
+    for x in (torch.zeros(3, 64, dtype=layers.state_dtype(dtype)), torch.zeros(3, 128, dtype=other)):
         with pytest.raises(ValueError, match=r"layer_product takes torch.* of 128 columns, not"):
             layers.product(x, matrix)
     layer, _ = random_layer(dtype, 128, 192, generator)
@@ -224,16 +262,16 @@ def test_what_is_not_finite_is_not_hidden(dtype, value):
 
 @of_each_type
 def test_all_layers_are_as_by_operations(dtype, texts, monkeypatch):
-    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype]
+    precision = PRECISIONS[dtype]
     release_models()
     found = encoder(precision=precision).transform(texts)
     model = get_model(load_checkpoint("bundled"), resolve_compute("torch", "cpu", precision))
     assert isinstance(model._layers, engine_layers.CompiledLayers)
     release_models()
-    monkeypatch.setattr(layers, "is_available", lambda dtype: dtype == torch.int8)
+    monkeypatch.setattr(layers, "is_available", lambda dtype: False)
     expected = encoder(precision="fp32").transform(texts)
     release_models()
-    largest = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.int8: 0.02}[dtype]
+    largest = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.int16: 2e-4, torch.int8: 0.02}[dtype]
     assert 0 < np.abs(found - expected).max() <= largest
 
 
@@ -247,16 +285,25 @@ def mixed(requests):
     return [*requests.data[::9], *(" ".join(requests.data[i : i + 20]) for i in (0, 300, 700)), "a", ""]
 
 
-@needs_int8
-def test_vectors_are_near_those_of_float32(mixed):
+@of_each_integer
+def test_vectors_are_near_those_of_float32(mixed, precision):
     expected = encoder(precision="fp32").transform(mixed)
-    found = encoder().transform(mixed)
+    found = encoder(precision=precision).transform(mixed)
     assert found.dtype == np.float32
-    assert (found * expected).sum(axis=1).min() >= 0.997
-    assert np.abs(found - expected).max() > 1e-4  # it really is another precision
+    bound, least = {"int16": (0.999999, 1e-5), "int8": (0.997, 1e-4)}[precision]
+    assert (found.astype(float) * expected).sum(axis=1).min() >= bound
+    assert np.abs(found - expected).max() > least  # it really is another precision
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "fp32",
+        "bf16",
+        pytest.param("int16", marks=needs_int16),
+        pytest.param("int8", marks=needs_int8),
+    ],
+)
 def test_vectors_do_not_depend_on_order_and_batches(mixed, precision):
     resolved = resolve_compute("torch", "cpu", precision)
     model = get_model(load_checkpoint("bundled"), resolved)
@@ -268,79 +315,85 @@ def test_vectors_do_not_depend_on_order_and_batches(mixed, precision):
     np.testing.assert_array_equal(shuffled, together[order])
 
 
-@needs_int8
-def test_pairs_and_other_poolings(requests):
+@of_each_integer
+def test_pairs_and_other_poolings(requests, precision):
     pairs = np.array(requests.data[:12], dtype=object).reshape(6, 2)
     for options in ({"pooling": "cls"}, {"pooling": "max"}, {"normalize": False}):
         expected = encoder(precision="fp32", **options).transform(pairs)
-        found = encoder(**options).transform(pairs)
+        found = encoder(precision=precision, **options).transform(pairs)
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
         assert ((found * expected).sum(axis=1) / lengths).min() >= 0.99
 
 
-@needs_int8
-def test_the_cache_and_files_keep_it_apart_from_other_precisions(texts, tmp_path):
+@of_each_integer
+def test_the_cache_and_files_keep_it_apart_from_other_precisions(texts, tmp_path, precision):
     options = dict(cache=str(tmp_path / "cache"))
-    plain = encoder(precision="fp32", **options).fit_transform(texts)
-    fitted = encoder(**options).fit(texts)
+    plain = encoder(**{**options, "precision": "fp32"}).fit_transform(texts)
+    fitted = encoder(**{**options, "precision": precision}).fit(texts)
     found = fitted.transform(texts)
-    assert np.abs(found - plain).max() > 1e-4
+    assert np.abs(found - plain).max() > 1e-5
     joblib.dump(fitted, tmp_path / "encoder.joblib")
     np.testing.assert_array_equal(joblib.load(tmp_path / "encoder.joblib").transform(texts), found)
 
 
-@needs_int8
-def test_sizes_that_do_not_fit_are_refused(transformers_folder):
-    with pytest.raises(ValueError, match=r"precision='int8' needs sizes that are multiples of 64.*32 and"):
-        encoder(model=transformers_folder).transform(["a"])
+@of_each_integer
+def test_sizes_that_do_not_fit_are_refused(transformers_folder, precision):
+    expected = rf"precision='{precision}' needs sizes that are multiples of 64.*32 and"
+    with pytest.raises(ValueError, match=expected):
+        encoder(model=transformers_folder, precision=precision).transform(["a"])
 
 
-@needs_int8
-def test_another_architecture_is_refused(distilbert_folder):
-    with pytest.raises(ValueError, match=r"precision='int8' needs a BERT-shaped checkpoint.*'auto'"):
-        encoder(model=distilbert_folder).transform(["a"])
+@of_each_integer
+def test_another_architecture_is_refused(distilbert_folder, precision):
+    expected = rf"precision='{precision}' needs a BERT-shaped checkpoint.*'auto'"
+    with pytest.raises(ValueError, match=expected):
+        encoder(model=distilbert_folder, precision=precision).transform(["a"])
 
 
 def test_without_the_instructions_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setattr(layers, "is_available", lambda dtype: False)
     with pytest.raises(ValueError, match=r"AVX-VNNI or AVX-512 VNNI.*backend='openvino'.*precision='auto'"):
         encoder().fit(["a"])
+    with pytest.raises(ValueError, match=r"'int16'.* AVX2 and .* is not here: use precision='auto'"):
+        encoder(precision="int16").fit(["a"])
 
 
 def test_without_the_products_no_layers_are_made(monkeypatch):
     monkeypatch.setattr(layers, "is_available", lambda dtype: False)
-    with pytest.raises(ValueError, match="no products in int8 on cpu"):
-        engine_layers.new_layers(load_checkpoint("bundled").config, torch.device("cpu"), torch.int8)
+    for dtype in (torch.int16, torch.int8):
+        with pytest.raises(ValueError, match=rf"no products in {PRECISIONS[dtype]} on cpu"):
+            engine_layers.new_layers(load_checkpoint("bundled").config, torch.device("cpu"), dtype)
+
+
+def check_again(environment, files, names, n_tests):
+    """Run tests of some files in another process, as on another processor."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names]
+    files = [Path(__file__).with_name(name) for name in files]
+    run = subprocess.run(
+        [*command, *files], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= n_tests
 
 
 def test_a_processor_with_avx2_alone_computes_the_same():
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not layers.is_available(torch.float32):
         pytest.skip("no AVX-512, or no kernels")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "definition or token"]
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
-    run = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 6
+    names = "definition or token or factors or sums"
+    for more in ({}, {"SKMINILM_TESTS_WITHOUT": "vnni"}):
+        check_again({"ATEN_CPU_CAPABILITY": "avx2", **more}, ["test_layers.py"], names, 30)
+
+
+@needs_int8
+def test_a_processor_without_vnni_computes_the_same():
+    check_again({"SKMINILM_TESTS_WITHOUT": "vnni"}, ["test_layers.py"], "int16 or sums", 30)
 
 
 def test_a_processor_without_tiles_computes_the_same():
     if not kernels._library.load() or not kernels._library.load().tiled_attention_step():
         pytest.skip("no AMX, or no kernels")
-    tests = [__file__, str(Path(__file__).with_name("test_kernels.py"))]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "definition or token or factors or memory",
-    ]
-    environment = {**os.environ, "SKMINILM_TESTS_WITHOUT_TILES": "1"}
-    run = subprocess.run([*command, *tests], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 20
+    files = ["test_layers.py", "test_kernels.py"]
+    check_again({"SKMINILM_TESTS_WITHOUT": "tiles"}, files, "definition or token or factors or memory", 20)
 
 
 def test_a_gpu_is_refused(monkeypatch):

@@ -27,7 +27,7 @@ def check_model(estimator: Any) -> Checkpoint:
     estimator._validate_params()
     checkpoint = open_checkpoint(estimator.model, estimator.revision)
     estimator._check_trainable(checkpoint)
-    estimator._compute()
+    estimator._compute(checkpoint)
     return checkpoint
 
 

@@ -9,11 +9,20 @@ from dataclasses import dataclass
 
 import torch
 
+from ..checkpoints import BertConfig
 from .kernels import layers
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int16": torch.int16,
+    "int8": torch.int8,
+}
 BACKENDS = ("torch", "openvino")
 PRECISIONS = tuple(_DTYPES)
+# What is computed by the compiled kernels alone, and what they need.
+_INSTRUCTIONS = {"int16": "AVX2", "int8": "AVX-VNNI or AVX-512 VNNI"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Compute:
     Attributes
     ----------
     device : torch.device
-    precision : {"fp32", "bf16", "fp16", "int8"}
+    precision : {"fp32", "bf16", "fp16", "int16", "int8"}
     backend : {"torch", "openvino"}
     calibration : tuple of str or None
         Texts that set the ranges of ``"int8"``; None takes those that ship.
@@ -43,6 +52,11 @@ class Compute:
         return _DTYPES[self.precision]
 
     @property
+    def training_dtype(self) -> torch.dtype:
+        """Of the forward and backward passes of a training."""
+        return layers.state_dtype(self.dtype)
+
+    @property
     def namespace(self) -> str:
         """Names all of this that a vector depends on."""
         parts = [self.backend, self.device.type, self.precision]
@@ -52,14 +66,31 @@ class Compute:
 
 
 def resolve_compute(
-    backend: str, device: str, precision: str, calibration: tuple[str, ...] | None = None
+    backend: str,
+    device: str,
+    precision: str,
+    calibration: tuple[str, ...] | None = None,
+    *,
+    config: BertConfig | None = None,
 ) -> Compute:
     """Return what ``"auto"`` stands for here, and check that the three go together.
+
+    Parameters
+    ----------
+    backend, device, precision : str
+    calibration : tuple of str or None
+    config : BertConfig or None
+        The shape of the checkpoint; None for another architecture.
 
     Raises
     ------
     ValueError
         Something is unknown, absent, or does not go with the rest.
+
+    Warns
+    -----
+    UserWarning
+        bfloat16 was asked for, and the processor does not multiply it.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known: use {' or '.join(map(repr, BACKENDS))}.")
@@ -74,8 +105,10 @@ def resolve_compute(
             )
         device = "cpu"
     resolved = resolve_device(device)
-    if precision == "int8" and backend == "torch":
-        _check_int8(resolved)
+    if precision in _INSTRUCTIONS and backend == "torch":
+        _check_integers(precision, resolved)
+    if precision == "int16" and backend == "openvino":
+        raise ValueError("precision='int16' needs backend='torch': OpenVINO has 'fp32', 'bf16' and 'int8'.")
     if calibration is not None and (precision, backend) != ("int8", "openvino"):
         raise ValueError(
             "calibration_texts are for precision='int8' with backend='openvino', not "
@@ -83,22 +116,31 @@ def resolve_compute(
         )
     helpers = _other_gpus(resolved) if device == "auto" else ()
     if precision == "auto":
-        precision = _best_precision(resolved)
+        precision = _best_precision(resolved, backend, config)
     if precision == "fp16" and resolved.type == "cpu":
         raise ValueError("precision='fp16' needs a GPU: use 'auto', 'bf16' or 'fp32' on a CPU.")
+    if precision == "bf16" and resolved.type == "cpu" and not cpu_has_bf16():
+        warnings.warn(
+            "precision='bf16' is slow on this processor, which has no instructions for it (AVX-512 BF16 or AMX): "
+            "precision='auto' takes a fraction of the time, and is nearer to float32.",
+            UserWarning,
+            stacklevel=2,
+        )
     return Compute(resolved, precision, backend, calibration, helpers)
 
 
-def _check_int8(device: torch.device) -> None:
+def _check_integers(precision: str, device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(
-            f"precision='int8' is for the CPU, not device={str(device)!r}: use device='cpu', or precision='auto'."
+            f"precision={precision!r} is for the CPU, not device={str(device)!r}: use device='cpu', or "
+            "precision='auto'."
         )
-    if not layers.is_available(torch.int8):
+    if not layers.is_available(_DTYPES[precision]):
+        openvino = "backend='openvino' (pip install 'skminilm[openvino]'), or " if precision == "int8" else ""
         raise ValueError(
-            "precision='int8' with backend='torch' needs a processor with AVX-VNNI or AVX-512 VNNI and the "
-            "compiled kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not "
-            "here: use backend='openvino' (pip install 'skminilm[openvino]'), or precision='auto'."
+            f"precision={precision!r} with backend='torch' needs a processor with {_INSTRUCTIONS[precision]} and "
+            "the compiled kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not "
+            f"here: use {openvino}precision='auto'."
         )
 
 
@@ -167,13 +209,16 @@ def _other_gpus(device: torch.device) -> tuple[torch.device, ...]:
     return tuple(other for other in others if torch.cuda.get_device_name(other) == name)
 
 
-def _best_precision(device: torch.device) -> str:
-    """Return bfloat16 where the hardware multiplies it natively, float16 on older GPUs, else float32."""
+def _best_precision(device: torch.device, backend: str, config: BertConfig | None) -> str:
+    """Return bfloat16 where the hardware multiplies it natively, float16 on older GPUs, else what a CPU does best."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if native else "fp16"
-    return "bf16" if cpu_has_bf16() else "fp32"
+    if cpu_has_bf16():
+        return "bf16"
+    takes_int16 = backend == "torch" and config is not None and layers.is_available(torch.int16)
+    return "int16" if takes_int16 and layers.fit(config.hidden_size, config.intermediate_size) else "fp32"
 
 
 def cpu_has_bf16() -> bool:

@@ -34,20 +34,21 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     Raises
     ------
     ValueError
-        The type is int8, and its products are not here, or do not take these sizes.
+        The type is an integer, and its products are not here, or do not take these sizes.
     """
     sizes = config.hidden_size, config.intermediate_size
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
-    fit = all(size % compiled.SIZE_STEP == 0 for size in sizes)
-    if has_kernel and fit:
+    if has_kernel and compiled.fit(*sizes):
         return CompiledLayers(config, dtype)
-    if dtype != torch.int8:
+    if dtype.is_floating_point:
         return LayersByOperations(config, device, dtype)
+    precision = str(dtype).removeprefix("torch.")
     if not has_kernel:
-        raise ValueError(f"There are no products in int8 on {device} here: use precision='auto'.")
+        raise ValueError(f"There are no products in {precision} on {device} here: use precision='auto'.")
+    other = ", or backend='openvino'" if dtype == torch.int8 else ""
     raise ValueError(
-        f"precision='int8' needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this checkpoint "
-        f"have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto', or backend='openvino'."
+        f"precision={precision!r} needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this checkpoint "
+        f"have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto'{other}."
     )
 
 
@@ -86,9 +87,10 @@ class LayersByOperations(Layers):
 class CompiledLayers(Layers):
     """Each layer as two calls and attention between them, on a CPU.
 
-    In int8, weights are rounded with a scale a row, and activations with a
-    range a token, which is found when they are there: nothing is calibrated.
-    What passes between the calls is in bfloat16 then.
+    In int8 and int16, weights are rounded with a scale a row, and activations
+    with a range a token, which is found when they are there: nothing is
+    calibrated. What passes between the calls is in bfloat16 for int8, and in
+    float32 for int16.
 
     Parameters
     ----------
@@ -130,8 +132,9 @@ class CompiledLayers(Layers):
 
     def run(self, hidden: torch.Tensor, pack: Pack, layers: range) -> torch.Tensor:
         """See :class:`Layers`."""
+        qkv = None  # one for all layers: on some machines new memory takes as long as the product
         for layer in layers:
-            qkv = compiled.product(hidden, self._qkv[layer])
+            qkv = compiled.product(hidden, self._qkv[layer], out=qkv)
             attended = attention(qkv, pack, self._config.num_attention_heads)
-            hidden = compiled.after_attention(attended, hidden, self._after_attention[layer])
+            hidden = compiled.after_attention(attended, hidden, self._after_attention[layer], out=attended)
         return hidden

@@ -16,6 +16,7 @@ from ..checkpoints.q4 import dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
 from ._names import LAYER_PARTS, layer_prefix
 from .forward import embed
+from .kernels.layers import state_dtype
 from .layers import new_layers
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
@@ -23,7 +24,7 @@ from .streaming import StreamingModel
 from .varlen import can_use_varlen
 
 # Measured: of 1,024, 2,048, 4,096 and 8,192 tokens the best on a CPU.
-CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096, torch.int8: 2048}
+CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096, torch.int16: 2048, torch.int8: 2048}
 CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
@@ -165,7 +166,7 @@ class PackedModel(StreamingModel):
     Attributes
     ----------
     dtype : torch.dtype
-        Of the hidden states: that of the weights, but bfloat16 for int8.
+        Of the hidden states: that of the weights, but bfloat16 for int8, and float32 for int16.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class PackedModel(StreamingModel):
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.weights_dtype = dtype
-        self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+        self.dtype = state_dtype(dtype)
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         has_kernel = can_use_varlen(device, self.dtype, self.config.head_size)

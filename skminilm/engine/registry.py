@@ -54,7 +54,7 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
     Raises
     ------
     ValueError
-        OpenVINO or int8 cannot run this architecture.
+        OpenVINO or integers cannot run this architecture.
     ImportError
         OpenVINO was asked for and is not installed.
     OSError
@@ -63,8 +63,9 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
 
     def build() -> StreamingModel | SentenceTransformersModel:
         if checkpoint.read_weights is None:
-            if compute.backend != "torch" or compute.precision == "int8":
-                asked = f"backend={compute.backend!r}" if compute.backend != "torch" else "precision='int8'"
+            if compute.backend != "torch" or not compute.dtype.is_floating_point:
+                is_torch = compute.backend == "torch"
+                asked = f"precision={compute.precision!r}" if is_torch else f"backend={compute.backend!r}"
                 raise ValueError(
                     f"{asked} needs a BERT-shaped checkpoint; {checkpoint.name!r} runs through "
                     f"sentence-transformers because {checkpoint.foreign_reason}: use backend='torch' with "

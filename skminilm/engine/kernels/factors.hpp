@@ -10,15 +10,19 @@ one, two or four of them, that many neighbours of one row. Sums are exact (integ
 #include "gelu.hpp"
 #include "tiles.hpp"
 
-/* (n, depth), its numbers in the layout that the products take. Of integers each row has a scale, and `sums`
- * are those of the scaled rows. */
+/* So that sums stay in registers. */
+#define UNROLL _Pragma("GCC unroll 32")
+
+/* (n, depth), its numbers in the layout that the products take. Of integers each row has a scale, and of
+ * those in 8 bits `sums` are those of the scaled rows. */
 struct Matrix {
   const char *numbers;
   const float *scales, *sums, *bias;
   int64_t n, depth;
 };
 
-/* Rows of factors; integers stand for least + scale * (0 to 255). */
+/* Rows of factors; integers in 16 bits stand for scale times them, in 8 bits for least + scale * (0 to 255).
+ */
 struct Rows {
   char *numbers;
   float *scales, *least;
@@ -42,7 +46,7 @@ struct TileByTile {
 };
 #endif
 
-/* GELU within 1.4e-4 or 3.5e-5 of it, where bfloat16 or 8 bits are next: on [-4, 4] by a polynomial for P(X
+/* GELU within 1.4e-4 or 3.5e-5 of it, where bfloat16 or integers are next: on [-4, 4] by a polynomial for P(X
  * <= x) = 1/2 + x p(x^2), fitted for the least largest error. */
 INLINE Floats short_gelu(Floats x) {
   Floats inside = x > 4.0f ? Floats{} + 4.0f : x;
@@ -77,8 +81,23 @@ INLINE void store_bytes(char *place, const Ints (&x)[4]) {
 /* Vectors of a row that are read in one step; all rows are a multiple of so many long. */
 constexpr int kChains = 4;
 
-/* So that sums stay in registers. */
-#define UNROLL _Pragma("GCC unroll 32")
+/* Store four vectors of integers in 16 bits each, rounded to the nearest. */
+INLINE void store_rounded(char *place, const Floats (&x)[kChains]) {
+#if defined(__AVX512F__)
+  UNROLL
+  for (int j = 0; j < kChains; j++) {
+    __m256i halves = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)x[j]));
+    _mm256_storeu_si256((__m256i *)place + j, halves);
+  }
+#else
+  UNROLL
+  for (int j = 0; j < kChains; j += 2) {
+    __m256i low = _mm256_cvtps_epi32((__m256)x[j]), high = _mm256_cvtps_epi32((__m256)x[j + 1]);
+    __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    _mm256_storeu_si256((__m256i *)place + j / 2, halves);
+  }
+#endif
+}
 
 /* Not inlined: with these loops in it GCC keeps a tile's sums in memory. */
 #define APART static __attribute__((noinline))
@@ -144,7 +163,79 @@ struct BFloat16Factors : FloatFactors<Layout, NativeBFloat16, NativeBFloat16, 1>
 };
 #endif
 
+/* The norm that rows of integers in 16 bits may have, so that a sum of products fits into 32: it is at most
+ * the product of two norms, by the inequality of Cauchy and Schwarz. Rounding adds 1/2 a number at the most.
+ */
+INLINE float largest_norm(int64_t n) { return 46339.0f - 0.5f * sqrtf(n); }
+
+/* Integers in 16 bits, as many of them as 32 bits of their sums allow: some 11 to 15 bits are used, by row.
+ */
+template <class Instruction>
+struct Int16Factors {
+  typedef Float32 Format;
+  typedef Ints Sums;
+  static constexpr int kParts = 1, kBytes = 2;
+  static constexpr bool kByRow = true; /* the norm of a whole row comes first */
+
+  /* What is not finite, or has no finite norm, gives such a scale. */
+  template <class From>
+  INLINE void read(const typename From::Number *x, int64_t n, const Rows &to, int64_t row) {
+    Floats squares[kChains] = {}, most[kChains] = {};
+    for (int64_t i = 0; i < n; i += kChains * kLanes) {
+      UNROLL
+      for (int j = 0; j < kChains; j++) {
+        Floats value = From::load(x + i + j * kLanes), size = value < 0.0f ? -value : value;
+        squares[j] += value * value;
+        most[j] = size > most[j] ? size : most[j];
+      }
+    }
+    UNROLL
+    for (int j = 1; j < kChains; j++) {
+      squares[0] += squares[j];
+      most[0] = most[j] > most[0] ? most[j] : most[0];
+    }
+    float scale = sqrtf(sum_of(squares[0])) / largest_norm(n), other = -least_of(-most[0]) / 32767;
+    scale = other > scale ? other : scale;
+    float inverse = scale > 0 ? 1 / scale : 0;
+    for (int64_t i = 0; i < n; i += kChains * kLanes) {
+      Floats scaled[kChains];
+      UNROLL
+      for (int j = 0; j < kChains; j++) scaled[j] = From::load(x + i + j * kLanes) * inverse;
+      store_rounded(RowByRow::place(to, n * kBytes, row, i * kBytes), scaled);
+    }
+    to.scales[row] = scale;
+  }
+  INLINE void add_products(Sums &sums, Bits x, Bits weight) { Instruction::add_products(sums, x, weight); }
+  INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &x, int64_t row) {
+    Floats scaled = __builtin_convertvector(sums, Floats) * Float32::load(weight.scales + column);
+    return scaled * x.scales[row] + Float32::load(weight.bias + column);
+  }
+  INLINE Floats gelu(Floats x) { return short_gelu(x); }
+};
+
+/* With the instructions that all have, */
+struct MultiplyThenAdd {
+  INLINE void add_products(Ints &sums, Bits x, Bits weight) {
+#if defined(__AVX512F__)
+    sums += (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)weight);
+#else
+    sums += (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)weight);
+#endif
+  }
+};
+
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+/* or with the one for it. */
+struct MultiplyAdd {
+  INLINE void add_products(Ints &sums, Bits x, Bits weight) {
+#if defined(__AVX512VNNI__)
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
+#else
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight));
+#endif
+  }
+};
+
 template <class Layout, class Format_>
 struct Int8Factors {
   typedef Format_ Format; /* of what passes between the calls */

@@ -209,64 +209,71 @@ static int after_attention(const void *attended, const void *hidden, void *resul
       });
 }
 
+/* 0 where the instructions for integers are left alone. */
+extern "C" {
+int vnni_allowed = 1;
+}
+
 struct Instructions {
-  bool bfloat16, avx512_vnni, avx_vnni;
+  bool bfloat16, vnni;
 };
 
 static Instructions instructions() {
   unsigned last, more = 0, b, c, d, unused;
   if (!__get_cpuid_count(7, 0, &last, &b, &c, &d)) return {};
   if (last >= 1) __get_cpuid_count(7, 1, &more, &b, &unused, &d);
-  return {(more & 1 << 5) != 0, (c & 1 << 11) != 0, (more & 1 << 4) != 0};
+  bool vnni = kLanes == 16 ? c & 1 << 11 : more & 1 << 4; /* AVX-512 VNNI or AVX-VNNI */
+  return {(more & 1 << 5) != 0, vnni};
 }
 
-/* run(Products) for factors of so many bytes: 4 float32, 2 bfloat16, 1 integers. 1 where the processor does
- * not multiply them. */
+/* What factors are, by the numbers that Python gives them. */
+enum Kind { kFloat32, kBFloat16, kInt16, kInt8 };
+
+/* run(Products) for factors of a kind. 1 where the processor does not multiply them. */
 template <class Run>
-INLINE int with_products(int factor_bytes, Run run) {
+INLINE int with_products(int kind, Run run) {
 #if defined(TILES)
   if (has_tiles()) {
-    if (factor_bytes == 4) return run(OnTiles<SplitFactors<TileByTile>>());
-    if (factor_bytes == 2) return run(OnTiles<BFloat16Factors<TileByTile>>());
-    if (factor_bytes == 1) return run(OnTiles<Int8Factors<TileByTile, NativeBFloat16>>());
+    if (kind == kFloat32) return run(OnTiles<SplitFactors<TileByTile>>());
+    if (kind == kBFloat16) return run(OnTiles<BFloat16Factors<TileByTile>>());
+    if (kind == kInt8) return run(OnTiles<Int8Factors<TileByTile, NativeBFloat16>>());
   }
 #endif
-  if (factor_bytes == 4) return run(ByVectors<Float32Factors>());
+  if (kind == kFloat32) return run(ByVectors<Float32Factors>());
   static const Instructions has =
       instructions(); /* asking takes longer than a small product on some machines */
 #if defined(__AVX512BF16__)
-  if (factor_bytes == 2 && has.bfloat16) return run(ByVectors<BFloat16Factors<RowByRow>>());
+  if (kind == kBFloat16 && has.bfloat16) return run(ByVectors<BFloat16Factors<RowByRow>>());
 #endif
-#if defined(__AVX512VNNI__)
-  if (factor_bytes == 1 && has.avx512_vnni) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
-#elif defined(__AVXVNNI__)
-  if (factor_bytes == 1 && has.avx_vnni) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  if (kind == kInt8 && has.vnni) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
+  if (kind == kInt16 && has.vnni && vnni_allowed) return run(ByVectors<Int16Factors<MultiplyAdd>>());
 #endif
+  if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyThenAdd>>());
   return 1;
 }
 
-/* y (n_tokens, weight.n) = x (n_tokens, weight.depth) @ weight' + bias; x and y are float32 where the factors
- * are, else bfloat16. */
-extern "C" int layer_product(const void *x, void *y, const Matrix *weight, int factor_bytes, int64_t n_tokens,
+/* y (n_tokens, weight.n) = x (n_tokens, weight.depth) @ weight' + bias; x and y are float32 for factors in
+ * float32 and 16-bit integers, else bfloat16. */
+extern "C" int layer_product(const void *x, void *y, const Matrix *weight, int kind, int64_t n_tokens,
                              int n_threads) {
-  return with_products(factor_bytes, [=](auto products) {
-    return product<decltype(products)>(x, y, weight, n_tokens, n_threads);
-  });
+  return with_products(
+      kind, [=](auto products) { return product<decltype(products)>(x, y, weight, n_tokens, n_threads); });
 }
 
 /* The states behind a layer, of what attention returned in it and of the states before it: all (n_tokens,
  * hidden size), in the precision of layer_product. */
 extern "C" int layer_after_attention(const void *attended, const void *hidden, void *result,
-                                     const Layer *layer, int factor_bytes, int64_t n_tokens, int n_threads) {
-  return with_products(factor_bytes, [=](auto products) {
+                                     const Layer *layer, int kind, int64_t n_tokens, int n_threads) {
+  return with_products(kind, [=](auto products) {
     return after_attention<decltype(products)>(attended, hidden, result, layer, n_tokens, n_threads);
   });
 }
 
 /* How a matrix lies in memory: in how many parts each of its numbers, and the WeightLayout. Returns 1 where
- * the processor does not multiply factors of so many bytes. */
-extern "C" int layer_layout(int factor_bytes, int *layout) {
-  return with_products(factor_bytes, [=](auto products) {
+ * the processor does not multiply factors of the kind. */
+extern "C" int layer_layout(int kind, int *layout) {
+  return with_products(kind, [=](auto products) {
     typedef decltype(products) Products;
     layout[0] = Products::Factors::kParts;
     memcpy(layout + 1, &Products::kLayout, sizeof(WeightLayout));

@@ -10,22 +10,45 @@ from . import _library
 from ._library import call
 
 SIZE_STEP = 64  # rows and columns of a matrix are a multiple of it
-_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+# Of factors: ``Kind`` of ``layers.cpp``, and what passes between the calls.
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int16: 2, torch.int8: 3}
+_STATES = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.bfloat16,
+    torch.int16: torch.float32,
+    torch.int8: torch.bfloat16,
+}
 
 
 def is_available(dtype: torch.dtype) -> bool:
-    """Tell whether the kernel is there for factors of a type (float32, bfloat16, int8) on this processor."""
-    return dtype in _DTYPES and _library.load() is not None and _layout(dtype) is not None
+    """Tell whether the kernel is there for factors of a type on this processor.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        float32, bfloat16, int16 or int8; of others it is not.
+    """
+    return dtype in _KINDS and _library.load() is not None and _layout(dtype) is not None
+
+
+def fit(*sizes: int) -> bool:
+    """Tell whether the kernel takes matrices of such sizes."""
+    return all(size % SIZE_STEP == 0 for size in sizes)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of hidden states for layers with factors of a type."""
+    return _STATES.get(dtype, dtype)
 
 
 def _layout(dtype: torch.dtype) -> tuple[int, int, int, int] | None:
     """Return how a matrix lies in memory: parts of a number, and the ``WeightLayout`` of ``products.hpp``."""
     layout = (ctypes.c_int * 4)()
-    return None if _library.load().layer_layout(dtype.itemsize, layout) else tuple(layout)
+    return None if _library.load().layer_layout(_KINDS[dtype], layout) else tuple(layout)
 
 
 class Matrix:
-    """A matrix laid out for the products, in 8-bit integers each row with its own scale.
+    """A matrix laid out for the products, in integers each row with its own scale.
 
     Parameters
     ----------
@@ -33,16 +56,17 @@ class Matrix:
         Both sizes are multiples of `SIZE_STEP`.
     bias : Tensor of float32, shape (n_outputs,)
     dtype : torch.dtype
-        Of the factors: float32, bfloat16 or int8.
+        Of the factors: float32, bfloat16, int16 or int8.
     """
 
     def __init__(self, matrix: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         self.n_outputs, self.n_inputs = matrix.shape
         self.dtype = dtype
         scales = sums = None
-        if dtype == torch.int8:
-            scales = matrix.abs().amax(dim=1) / 127
+        if not dtype.is_floating_point:
+            scales = _row_scales(matrix, dtype)
             matrix = (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+        if dtype == torch.int8:
             sums = scales * matrix.sum(dim=1)
         n_parts, n_tiles, groups, columns = _layout(dtype)
         parts = _as_sum(matrix) if n_parts == 2 else [matrix.to(dtype)]
@@ -53,6 +77,15 @@ class Matrix:
         self._tensors = numbers, scales, sums, bias.contiguous()
         places = (None if tensor is None else tensor.data_ptr() for tensor in self._tensors)
         self.c_struct = _Matrix(*places, self.n_outputs, self.n_inputs)
+
+
+def _row_scales(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what the integers of each row are to be multiplied by, float32 (n_outputs,)."""
+    scales = matrix.abs().amax(dim=1) / torch.iinfo(dtype).max
+    if dtype == torch.int16:
+        largest_norm = 46339 - 0.5 * matrix.shape[1] ** 0.5  # as in factors.hpp
+        scales = torch.maximum(scales, matrix.norm(dim=1) / largest_norm)
+    return scales
 
 
 def _as_sum(matrix: torch.Tensor) -> list[torch.Tensor]:
@@ -93,51 +126,60 @@ class AfterAttention:
         )
 
 
-def product(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+def product(x: torch.Tensor, matrix: Matrix, out: torch.Tensor | None = None) -> torch.Tensor:
     """Return ``x @ matrix.T + bias``.
 
     For int8, each row of `x` becomes 256 steps between its least and its
-    greatest number.
+    greatest number, for int16 as many as keep its norm below 46,340: so sums
+    of products fit into 32 bits.
 
     Parameters
     ----------
     x : Tensor, shape (n_tokens, n_inputs)
-        Float32 for a matrix in float32, else bfloat16.
+        Float32 for a matrix in float32 or int16, else bfloat16.
     matrix : Matrix
+    out : Tensor, default=None
+        Contiguous, receives the result: where it is large, memory that is new takes longer than the product.
 
     Returns
     -------
     Tensor of the same type, shape (n_tokens, n_outputs)
     """
-    y = x.new_empty(len(x), matrix.n_outputs)
-    _call("layer_product", (x,), y, matrix)
-    return y
+    if out is None:
+        out = x.new_empty(len(x), matrix.n_outputs)
+    _call("layer_product", (x,), out, matrix)
+    return out
 
 
-def after_attention(attended: torch.Tensor, hidden: torch.Tensor, layer: AfterAttention) -> torch.Tensor:
+def after_attention(
+    attended: torch.Tensor, hidden: torch.Tensor, layer: AfterAttention, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the hidden states behind a layer.
 
     Parameters
     ----------
     attended : Tensor, shape (n_tokens, hidden_size)
-        What attention returned; float32 for a layer in float32, else bfloat16.
+        What attention returned; float32 for a layer in float32 or int16, else bfloat16.
     hidden : Tensor of the same type, shape (n_tokens, hidden_size)
         The states before the layer.
     layer : AfterAttention
+    out : Tensor, default=None
+        Contiguous, receives the result; may be `attended` or `hidden`.
 
     Returns
     -------
     Tensor of the same type, shape (n_tokens, hidden_size)
     """
-    result = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    _call("layer_after_attention", (attended, hidden), result, layer)
-    return result
+    if out is None:
+        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    _call("layer_after_attention", (attended, hidden), out, layer)
+    return out
 
 
 def _call(
     name: str, inputs: tuple[torch.Tensor, ...], result: torch.Tensor, weights: Matrix | AfterAttention
 ) -> None:
-    dtype = torch.float32 if weights.dtype == torch.float32 else torch.bfloat16
+    dtype = state_dtype(weights.dtype)
     if len({len(x) for x in inputs}) > 1:
         raise ValueError(f"{name} takes as many tokens of each, not {[len(x) for x in inputs]}.")
     for x in inputs:
@@ -145,7 +187,7 @@ def _call(
             raise ValueError(f"{name} takes {dtype} of {weights.n_inputs} columns, not {x.dtype}, {x.shape}.")
     tensors = *(x.contiguous() for x in inputs), result
     n_tokens = ctypes.c_int64(len(result))
-    call(name, tensors, ctypes.byref(weights.c_struct), weights.dtype.itemsize, n_tokens)
+    call(name, tensors, ctypes.byref(weights.c_struct), _KINDS[weights.dtype], n_tokens)
 
 
 class _Matrix(ctypes.Structure):
