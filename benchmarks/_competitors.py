@@ -16,11 +16,11 @@ from _reference import load_sentence_transformer
 
 from skminilm import MiniLMEncoder
 from skminilm.engine import linear
+from skminilm.engine.hardware import PRECISIONS, cpu_has_bf16
 from skminilm.engine.kernels import layers as kernel_layers
 
 Encode = Callable[[list[str]], np.ndarray]
 REFERENCE = "sentence-transformers fp32"
-VNNI = "VNNI or its kernel"
 
 
 def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encode]:
@@ -35,7 +35,7 @@ def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encod
     """
     makers: dict[str, tuple[list[str], Callable[[], Encode]]] = {
         REFERENCE: ([], lambda: load_sentence_transformer(folder).encode),
-        "sentence-transformers bf16": ([], lambda: load_sentence_transformer(folder).bfloat16().encode),
+        "sentence-transformers bf16": (["bf16"], lambda: load_sentence_transformer(folder).bfloat16().encode),
         "sentence-transformers onnx": (["optimum.onnxruntime"], lambda: _backend(folder, "onnx")),
         "sentence-transformers openvino": (["optimum.intel"], lambda: _backend(folder, "openvino")),
         "ONNX Runtime, sorted batches": (["onnxruntime", "onnx"], lambda: _onnx(folder)),
@@ -44,9 +44,10 @@ def competitors(folder: Path, names: list[str] | None = None) -> dict[str, Encod
         "embetter SentenceEncoder": (["embetter"], lambda: _embetter(folder)),
         "skminilm fp32": ([], lambda: ours("fp32")),
         "skminilm auto": ([], lambda: ours("auto")),
-        "skminilm int8": ([VNNI], lambda: ours("int8")),
+        "skminilm int16": (["int16"], lambda: ours("int16")),
+        "skminilm int8": (["int8"], lambda: ours("int8")),
         "skminilm openvino fp32": (["openvino"], lambda: ours("fp32", backend="openvino")),
-        "skminilm openvino bf16": (["openvino"], lambda: ours("bf16", backend="openvino")),
+        "skminilm openvino bf16": (["openvino", "bf16"], lambda: ours("bf16", backend="openvino")),
         "skminilm openvino int8": (["openvino", "nncf"], lambda: ours("int8", backend="openvino")),
     }
     found = {}
@@ -66,14 +67,19 @@ def ours(precision: str, **options) -> Encode:
     return MiniLMEncoder(precision=precision, prompt=None, cache=None, **options).transform
 
 
-def has_int8() -> bool:
-    """Tell whether int8 on the torch backend is there."""
-    return kernel_layers.is_available(torch.int8)
+def precisions_here() -> dict[str, torch.dtype]:
+    """Return what this CPU has the instructions for on the torch backend."""
+    precisions = {"fp32": torch.float32}
+    if cpu_has_bf16():
+        precisions["bf16"] = torch.bfloat16
+    integers = {"int16": torch.int16, "int8": torch.int8}
+    return precisions | {name: dtype for name, dtype in integers.items() if kernel_layers.is_available(dtype)}
 
 
 def _is_here(need: str) -> bool:
-    if need == VNNI:
-        return has_int8()
+    """Tell whether a package can be imported, or this CPU has a precision."""
+    if need in PRECISIONS:
+        return need in precisions_here()
     try:
         return importlib.util.find_spec(need) is not None
     except ModuleNotFoundError:
@@ -232,5 +238,5 @@ def _products_of_torch(shape: tuple[int, int], dtype: torch.dtype, tokens: int) 
 
 def _products_of_kernels(shape: tuple[int, int], dtype: torch.dtype, tokens: int) -> Callable:
     matrix = kernel_layers.Matrix(torch.randn(shape), torch.zeros(shape[0]), dtype)
-    x = torch.randn(tokens, shape[1]).to(torch.float32 if dtype == torch.float32 else torch.bfloat16)
+    x = torch.randn(tokens, shape[1]).to(kernel_layers.state_dtype(dtype))
     return lambda: kernel_layers.product(x, matrix)

@@ -6,7 +6,7 @@ python benchmarks/agreement.py --data DIR
 from __future__ import annotations
 
 import numpy as np
-from _competitors import has_int8
+from _competitors import precisions_here
 from _data import options_parser, read, write_figures
 from _reference import load_reference, pooled_vectors
 
@@ -24,8 +24,8 @@ def main():
     expected = pooled_vectors(load_reference(), texts)
     print(f"{len(texts)} texts in {rows.lang.nunique()} languages, mean pooling, no prompt, not normalised")
     figures: dict = {}
-    with_int8 = options.device == "cpu" and has_int8()
-    for precision in ("fp32", "bf16", *["int8"] * with_int8):
+    precisions = list(precisions_here()) if options.device == "cpu" else ["fp32", "bf16"]
+    for precision in precisions:
         encoder = MiniLMEncoder(
             precision=precision, device=options.device, prompt=None, normalize=False, cache=None
         )

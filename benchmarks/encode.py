@@ -13,21 +13,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from _competitors import (
     REFERENCE,
     competitors,
-    has_int8,
     machine,
     matrix_peak,
     median_ratio,
     ours,
+    precisions_here,
     time_interleaved,
 )
 from _data import options_parser, read, write_figures
 from _reference import write_reference
 
+from skminilm import MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
+from skminilm.engine import resolve_compute
 
 FLOP_A_TOKEN = 12 * 2 * 384 * (1152 + 384 + 2 * 1536)  # of the matrix products with weights
 
@@ -92,10 +93,8 @@ def print_table(rows: list[dict]) -> None:
 def print_ceiling(rows: list[dict]) -> dict[str, float]:
     """Print what the processor's matrix products alone would allow."""
     ceilings = {}
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if has_int8():
-        dtypes["int8"] = torch.int8
-    for precision, dtype in dtypes.items():
+    auto = resolve_compute("torch", "cpu", "auto", config=load_checkpoint("bundled").config).precision
+    for precision, dtype in precisions_here().items():
         peak = matrix_peak(dtype)
         ceilings[precision] = peak
         print(f"{precision} matrix products reach {peak / 1e9:,.0f} GFLOP/s here: at most ", end="")
@@ -104,7 +103,7 @@ def print_ceiling(rows: list[dict]) -> dict[str, float]:
         if reference:
             print(f", {peak / FLOP_A_TOKEN / reference['tokens_per_s']:.2f} times the reference")
         for row in rows:
-            if row["name"] == {"bf16": "skminilm auto"}.get(precision, f"skminilm {precision}"):
+            if row["name"] == f"skminilm {precision}" or (row["name"], precision) == ("skminilm auto", auto):
                 share = row["tokens_per_s"] * FLOP_A_TOKEN / peak
                 print(f"    {row['name']} uses {share:.0%} of it")
     return ceilings
@@ -148,8 +147,6 @@ def bench_probe(data, precisions: list[tuple[str, str]]) -> list[dict]:
     """Train a linear probe on English, score it in all languages, at each precision."""
     from sklearn.linear_model import LogisticRegression
 
-    from skminilm import MiniLMEncoder
-
     train = data[(data.lang == "eng_Latn") & (data.split == "train")]
     test = data[data.split == "test"]
     rows = []
@@ -184,9 +181,7 @@ def main():
         if options.tokenizer:
             figures["tokenizer"] = bench_tokenizer(test.text.tolist(), options.rounds)
         elif options.probe:
-            precisions = [("fp32", "torch"), ("auto", "torch"), ("int8", "openvino")]
-            if has_int8():
-                precisions.append(("int8", "torch"))
+            precisions = [*((name, "torch") for name in precisions_here()), ("int8", "openvino")]
             figures["probe"] = bench_probe(data, precisions)
         else:
             encoders = competitors(write_reference(options.reference or Path(temporary)), options.only)

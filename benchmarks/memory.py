@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _competitors import VNNI, has_int8, machine
+from _competitors import machine, precisions_here
 from _data import options_parser, read, write_figures
 from _reference import write_reference
 
@@ -46,7 +46,8 @@ from skminilm import MiniLMEncoder
 encode = MiniLMEncoder(precision="int8", backend="openvino", prompt=None).transform
 """,
 }
-REFERENCE, INT8 = next(iter(PROGRAMS)), "skminilm int8"
+REFERENCE = next(iter(PROGRAMS))
+NEEDS = {"skminilm int8": "int8", "skminilm openvino bf16": "bf16"}  # precisions of the processor
 PEAK = """
 import json
 encode(json.load(open({texts!r})))
@@ -155,9 +156,10 @@ def main():
         texts = data[data.split == "test"].sample(1000, random_state=0).text.tolist()
         only = tuple(options.only or [""])
         names = [name for name in PROGRAMS if name == REFERENCE or name.startswith(only)]
-        if INT8 in names and not has_int8():
-            print(f"{INT8}: left out, {VNNI} not here")
-            names.remove(INT8)
+        for name, precision in NEEDS.items():
+            if name in names and precision not in precisions_here():
+                print(f"{name}: left out, {precision} not here")
+                names.remove(name)
         with tempfile.TemporaryDirectory() as temporary:
             folder = write_reference(options.reference or Path(temporary))
             figures["processes"] = compare(folder, texts, options.rounds, names)

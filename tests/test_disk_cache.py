@@ -70,10 +70,10 @@ def test_a_second_process_finds_the_vectors(tmp_path, encoded, texts):
 
 
 def test_models_precisions_and_prompts_never_share_an_entry(tmp_path, encoded, texts):
-    for options in ({}, {"precision": "fp32"}, {"precision": "bf16"}, {"prompt": "x "}, {"pooling": "cls"}):
-        MiniLMEncoder(cache=tmp_path, **options).transform(texts[:2])
-    default_is_one_of_the_two = 1
-    assert len(encoded) == 2 * (5 - default_is_one_of_the_two)
+    plain = {"precision": "fp32"}
+    for changes in ({}, {"precision": "bf16"}, {"prompt": "x "}, {"pooling": "cls"}, {}):
+        MiniLMEncoder(cache=tmp_path, **{**plain, **changes}).transform(texts[:2])
+    assert len(encoded) == 2 * 4  # what comes again is there
 
 
 def _write(folder, number):

@@ -156,7 +156,8 @@ def test_float16_with_a_scaled_loss_learns_what_float32_learns(split, monkeypatc
     X, y, _, _ = split
     options = dict(trainable=1, epochs=2, random_state=0)
     expected = MiniLMClassifier(precision="fp32", **options).fit(X, y)
-    monkeypatch.setattr("skminilm.engine.resolve_compute", lambda *_: Compute(torch.device("cpu"), "fp16"))
+    compute = Compute(torch.device("cpu"), "fp16")
+    monkeypatch.setattr("skminilm.engine.resolve_compute", lambda *_, **__: compute)
     monkeypatch.setattr("skminilm.engine.packed_model.CPU_BATCH_TOKENS", {torch.float16: 2048})
     found = MiniLMClassifier(**options).fit(X, y)
     assert abs(found.history_[-1]["loss"] - expected.history_[-1]["loss"]) < 0.05
