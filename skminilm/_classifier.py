@@ -94,11 +94,11 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     gradient_checkpointing : bool, default=False
         Compute each layer a second time for its gradients instead of keeping
         what is inside: a third more time, several times less memory a text.
-    precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
-        Of the computation. ``"auto"`` is as in :class:`MiniLMEncoder`, but
-        trains in float32 where that takes ``"int16"``. Parameters and
-        optimizer are float32 always; with ``"fp16"`` the loss is scaled so that
-        gradients do not vanish.
+    precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
+        Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
+        trained computes in float32, frozen layers and predictions in integers.
+        Parameters and optimizer are float32 always; with ``"fp16"`` the loss is
+        scaled so that gradients do not vanish.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
         present. Training takes one, predictions take all of a kind (with an

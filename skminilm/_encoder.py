@@ -74,8 +74,9 @@ class MiniLMEncoder(
         float16 on older GPUs, on other CPUs ``"int16"`` where it is there, else
         float32. ``"int16"`` and ``"int8"`` multiply integers, each token with
         a range of its own, on CPUs with the compiled kernels: the former is
-        off by a millionth, and needs AVX2; the latter needs AVX-VNNI or AVX-512
-        VNNI, or ``backend="openvino"``. The result is float32 always.
+        nearer to float32 than bfloat16 is, and needs AVX2; the latter is
+        faster, and needs AVX-VNNI or AVX-512 VNNI, or ``backend="openvino"``.
+        The result is float32 always.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:
         ``pip install "skminilm[openvino]"``.

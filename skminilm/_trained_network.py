@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .engine import Compute
     from .finetuning import TrainableNetwork, TrainingResult
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int16")
 
 _LORA_LEARNING_RATE = 1e-3
 

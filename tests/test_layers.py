@@ -144,6 +144,17 @@ def test_the_largest_sums_of_16_bit_integers_fit(n_inputs, kind):
     assert ((found - expected).abs() <= 2e-3 * expected.abs()).all()
 
 
+@needs_int16
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-21, 1e-19, 1e-15, 1e15])
+def test_very_small_and_large_numbers_in_16_bits(size):
+    rest = 1536 * 1e-20  # of numbers that count as 0
+    for of_x, of_weight in ((size, 1.0), (1.0, size)):
+        x, weight = torch.full((3, 1536), of_x), torch.full((64, 1536), of_weight)
+        found = layers.product(x, layers.Matrix(weight, torch.zeros(64), torch.int16))
+        assert ((found - 1536 * size).abs() <= 2e-3 * 1536 * size + rest).all()
+        assert (found >= 0).all()
+
+
 def random_layer(dtype, size, wide, generator):
     """Return what follows attention in a layer, and the same by torch's operations."""
     shapes = {"attention_output": (size, size), "intermediate": (wide, size), "output": (size, wide)}
@@ -203,7 +214,11 @@ def test_a_token_does_not_depend_on_others_or_on_threads(dtype):
                 for _ in range(5):
                     of_product = layers.product(x[rows], matrix)
                     of_layer = layers.after_attention(x[rows], hidden[rows], layer)
-                    for found, expected in ((of_product, product), (of_layer, states)):
+                    attended, before = x[rows].clone(), hidden[rows].clone()
+                    over_attended = layers.after_attention(attended, hidden[rows], layer, out=attended)
+                    over_hidden = layers.after_attention(x[rows], before, layer, out=before)
+                    of_layers = ((found, states) for found in (of_layer, over_attended, over_hidden))
+                    for found, expected in ((of_product, product), *of_layers):
                         assert torch.equal(found.nan_to_num(7), expected[rows].nan_to_num(7))
     finally:
         torch.set_num_threads(threads)
@@ -221,6 +236,12 @@ def test_what_does_not_fit_is_refused(dtype):
     tokens = [random_tokens(n, 128, generator, dtype) for n in (3, 2)]
     with pytest.raises(ValueError, match=r"as many tokens of each, not \[3, 2\]"):
         layers.after_attention(*tokens, layer)
+    x = random_tokens(3, 128, generator, dtype)
+    for out in (x.new_empty(4, 64), x.new_empty(3, 63), x.new_empty(64, 3).t(), x.new_empty(3, 64).to(other)):
+        with pytest.raises(ValueError, match=r"layer_product writes contiguous .* of shape \(3, 64\), not"):
+            layers.product(x, matrix, out=out)
+    with pytest.raises(ValueError, match=r"layer_after_attention writes contiguous .* of shape \(3, 128\)"):
+        layers.after_attention(x, x, layer, out=x.new_empty(3, 64))
 
 
 @of_each_type
@@ -396,12 +417,13 @@ def test_a_processor_without_tiles_computes_the_same():
     check_again({"SKMINILM_TESTS_WITHOUT": "tiles"}, files, "definition or token or factors or memory", 20)
 
 
-def test_a_gpu_is_refused(monkeypatch):
+@pytest.mark.parametrize("precision", ["int16", "int8"])
+def test_a_gpu_is_refused(monkeypatch, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    with pytest.raises(ValueError, match=r"precision='int8' is for the CPU, not device='cuda:0'"):
-        encoder(device="auto").fit(["a"])
+    with pytest.raises(ValueError, match=rf"precision='{precision}' is for the CPU, not device='cuda:0'"):
+        encoder(device="auto", precision=precision).fit(["a"])
 
 
 @pytest.mark.parametrize("precision", ["int8", "bf16"])

@@ -26,6 +26,7 @@ class Precision(str, Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    int16 = "int16"
 
 
 class TestSet(str, Enum):

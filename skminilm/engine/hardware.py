@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import platform
 import warnings
 from dataclasses import dataclass
 
@@ -118,8 +119,8 @@ def resolve_compute(
     if precision == "auto":
         precision = _best_precision(resolved, backend, config)
     if precision == "fp16" and resolved.type == "cpu":
-        raise ValueError("precision='fp16' needs a GPU: use 'auto', 'bf16' or 'fp32' on a CPU.")
-    if precision == "bf16" and resolved.type == "cpu" and not cpu_has_bf16():
+        raise ValueError("precision='fp16' needs a GPU: use 'auto' or 'fp32' on a CPU.")
+    if precision == "bf16" and resolved.type == "cpu" and _is_x86() and not cpu_has_bf16():
         warnings.warn(
             "precision='bf16' is slow on this processor, which has no instructions for it (AVX-512 BF16 or AMX): "
             "precision='auto' takes a fraction of the time, and is nearer to float32.",
@@ -218,12 +219,21 @@ def _best_precision(device: torch.device, backend: str, config: BertConfig | Non
     if cpu_has_bf16():
         return "bf16"
     takes_int16 = backend == "torch" and config is not None and layers.is_available(torch.int16)
-    return "int16" if takes_int16 and layers.fit(config.hidden_size, config.intermediate_size) else "fp32"
+    return (
+        "int16"
+        if takes_int16 and layers.takes_sizes(config.hidden_size, config.intermediate_size)
+        else "fp32"
+    )
 
 
 def cpu_has_bf16() -> bool:
     """Tell whether the processor has bfloat16 instructions (AVX-512 BF16 or AMX)."""
     return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
+
+
+def _is_x86() -> bool:
+    """Tell whether what torch says of bfloat16 is about this kind of processor."""
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def _cpu_has(check: str) -> bool:

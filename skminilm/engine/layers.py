@@ -38,7 +38,7 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     """
     sizes = config.hidden_size, config.intermediate_size
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
-    if has_kernel and compiled.fit(*sizes):
+    if has_kernel and compiled.takes_sizes(*sizes):
         return CompiledLayers(config, dtype)
     if dtype.is_floating_point:
         return LayersByOperations(config, device, dtype)

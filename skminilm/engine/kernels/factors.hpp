@@ -1,7 +1,7 @@
 /* Factors of products: how they lie in memory, are made from numbers, and multiplied.
 
-They are float32, bfloat16, 8-bit integers, or float32 as the sum of two bfloat16; a lane of a vector holds
-one, two or four of them, that many neighbours of one row. Sums are exact (integers) or float32.
+They are float32, bfloat16, integers in 16 or 8 bits, or float32 as the sum of two bfloat16; a lane of a
+vector holds one, two or four of them, that many neighbours of one row. Sums are exact (integers) or float32.
 */
 #pragma once
 
@@ -164,9 +164,12 @@ struct BFloat16Factors : FloatFactors<Layout, NativeBFloat16, NativeBFloat16, 1>
 #endif
 
 /* The norm that rows of integers in 16 bits may have, so that a sum of products fits into 32: it is at most
- * the product of two norms, by the inequality of Cauchy and Schwarz. Rounding adds 1/2 a number at the most.
- */
+ * the product of two norms, by the inequality of Cauchy and Schwarz. Rounding to integers adds 1/2 a number
+ * at the most; between 46339 and the root of 2^31 there is room for that of the norm itself. */
 INLINE float largest_norm(int64_t n) { return 46339.0f - 0.5f * sqrtf(n); }
+
+/* Squares of smaller numbers lose digits: to integers in 16 bits they are 0. */
+constexpr float kSmallestScale = 1e-20f;
 
 /* Integers in 16 bits, as many of them as 32 bits of their sums allow: some 11 to 15 bits are used, by row.
  */
@@ -196,7 +199,8 @@ struct Int16Factors {
     }
     float scale = sqrtf(sum_of(squares[0])) / largest_norm(n), other = -least_of(-most[0]) / 32767;
     scale = other > scale ? other : scale;
-    float inverse = scale > 0 ? 1 / scale : 0;
+    scale = scale < kSmallestScale ? kSmallestScale : scale; /* NaN stays */
+    float inverse = 1 / scale;
     for (int64_t i = 0; i < n; i += kChains * kLanes) {
       Floats scaled[kChains];
       UNROLL

@@ -209,7 +209,7 @@ static int after_attention(const void *attended, const void *hidden, void *resul
       });
 }
 
-/* 0 where the instructions for integers are left alone. */
+/* 0 where VNNI is left alone. */
 extern "C" {
 int vnni_allowed = 1;
 }
@@ -246,8 +246,10 @@ INLINE int with_products(int kind, Run run) {
   if (kind == kBFloat16 && has.bfloat16) return run(ByVectors<BFloat16Factors<RowByRow>>());
 #endif
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-  if (kind == kInt8 && has.vnni) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
-  if (kind == kInt16 && has.vnni && vnni_allowed) return run(ByVectors<Int16Factors<MultiplyAdd>>());
+  if (has.vnni && vnni_allowed) {
+    if (kind == kInt8) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
+    if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyAdd>>());
+  }
 #endif
   if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyThenAdd>>());
   return 1;

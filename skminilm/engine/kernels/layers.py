@@ -31,7 +31,7 @@ def is_available(dtype: torch.dtype) -> bool:
     return dtype in _KINDS and _library.load() is not None and _layout(dtype) is not None
 
 
-def fit(*sizes: int) -> bool:
+def takes_sizes(*sizes: int) -> bool:
     """Tell whether the kernel takes matrices of such sizes."""
     return all(size % SIZE_STEP == 0 for size in sizes)
 
@@ -82,9 +82,9 @@ class Matrix:
 def _row_scales(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return what the integers of each row are to be multiplied by, float32 (n_outputs,)."""
     scales = matrix.abs().amax(dim=1) / torch.iinfo(dtype).max
-    if dtype == torch.int16:
-        largest_norm = 46339 - 0.5 * matrix.shape[1] ** 0.5  # as in factors.hpp
-        scales = torch.maximum(scales, matrix.norm(dim=1) / largest_norm)
+    if dtype == torch.int16:  # as Int16Factors has it
+        largest_norm = 46339 - 0.5 * matrix.shape[1] ** 0.5
+        scales = torch.maximum(scales, matrix.norm(dim=1) / largest_norm).clamp_min(1e-20)
     return scales
 
 
@@ -147,7 +147,7 @@ def product(x: torch.Tensor, matrix: Matrix, out: torch.Tensor | None = None) ->
     """
     if out is None:
         out = x.new_empty(len(x), matrix.n_outputs)
-    _call("layer_product", (x,), out, matrix)
+    _call("layer_product", (x,), out, matrix, matrix.n_outputs)
     return out
 
 
@@ -172,12 +172,16 @@ def after_attention(
     """
     if out is None:
         out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    _call("layer_after_attention", (attended, hidden), out, layer)
+    _call("layer_after_attention", (attended, hidden), out, layer, layer.n_inputs)
     return out
 
 
 def _call(
-    name: str, inputs: tuple[torch.Tensor, ...], result: torch.Tensor, weights: Matrix | AfterAttention
+    name: str,
+    inputs: tuple[torch.Tensor, ...],
+    result: torch.Tensor,
+    weights: Matrix | AfterAttention,
+    n_outputs: int,
 ) -> None:
     dtype = state_dtype(weights.dtype)
     if len({len(x) for x in inputs}) > 1:
@@ -185,9 +189,13 @@ def _call(
     for x in inputs:
         if x.dtype != dtype or x.shape[1] != weights.n_inputs:
             raise ValueError(f"{name} takes {dtype} of {weights.n_inputs} columns, not {x.dtype}, {x.shape}.")
+    n_tokens = len(inputs[0])
+    if result.dtype != dtype or result.shape != (n_tokens, n_outputs) or not result.is_contiguous():
+        raise ValueError(
+            f"{name} writes contiguous {dtype} of shape {(n_tokens, n_outputs)}, not {result.dtype}, {result.shape}."
+        )
     tensors = *(x.contiguous() for x in inputs), result
-    n_tokens = ctypes.c_int64(len(result))
-    call(name, tensors, ctypes.byref(weights.c_struct), _KINDS[weights.dtype], n_tokens)
+    call(name, tensors, ctypes.byref(weights.c_struct), _KINDS[weights.dtype], ctypes.c_int64(n_tokens))
 
 
 class _Matrix(ctypes.Structure):
