@@ -141,8 +141,9 @@ MODELS: dict[str, Fit] = {
     "Trainer bf16, table frozen": trainer(bf16=True, frozen_table=True),
     "SetFit": setfit,
 }
+REFERENCE = "Trainer fp32"
 SPEED: dict[str, Fit] = {
-    "Trainer fp32": trainer(),
+    REFERENCE: trainer(),
     "Trainer bf16, table frozen": trainer(bf16=True, frozen_table=True),
     "skminilm": ours(epochs=EPOCHS, batch_size=BATCH),
     "skminilm fp32": ours(epochs=EPOCHS, batch_size=BATCH, precision="fp32"),
@@ -285,16 +286,20 @@ def compare_speed(options, names: list[str], folder: Path, reference: Path) -> d
         )
     figures = {}
     print(f"{len(X)} texts, {EPOCHS} epochs, batch {BATCH}, {options.seeds} round(s)")
-    print(f"{'':30}{'texts/s':>9}{'x fp32':>8}{'x bf16':>8}{'peak MiB':>10}{'of fp32':>9}")
+    peers = {"x fp32": REFERENCE, "x bf16": "Trainer bf16, table frozen"}
+    peers = {column: peer for column, peer in peers.items() if peer in names}
+    print(f"{'':30}{'texts/s':>9}{''.join(f'{column:>8}' for column in peers)}{'peak MiB':>10}{'of fp32':>9}")
     for name in names:
         rate = statistics.median(EPOCHS * len(X) / r[name]["seconds"] for r in rounds)
         ratios = [
-            statistics.median(r[peer]["seconds"] / r[name]["seconds"] for r in rounds) for peer in names[:2]
+            statistics.median(r[peer]["seconds"] / r[name]["seconds"] for r in rounds)
+            for peer in peers.values()
         ]
         peak = statistics.median(r[name]["peak_mib"] for r in rounds)
-        share = statistics.median(r[name]["peak_mib"] / r[names[0]]["peak_mib"] for r in rounds)
+        share = statistics.median(r[name]["peak_mib"] / r[REFERENCE]["peak_mib"] for r in rounds)
         print(
-            f"{name:30}{rate:>9.1f}{ratios[0]:>8.2f}{ratios[1]:>8.2f}{peak:>10,.0f}{share:>9.2f}", flush=True
+            f"{name:30}{rate:>9.1f}{''.join(f'{ratio:>8.2f}' for ratio in ratios)}{peak:>10,.0f}{share:>9.2f}",
+            flush=True,
         )
         figures[name] = {"texts_per_s": rate, "ratios": ratios, "peak_mib": peak, "peak_ratio": share}
     return figures
@@ -318,6 +323,8 @@ def main():
     print(machine())
     models = SPEED if options.speed else MODELS
     names = [name for name in models if name.startswith(tuple(options.only or [""]))]
+    if options.speed and REFERENCE not in names:
+        names.insert(0, REFERENCE)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         reference = write_reference(options.reference or folder / "reference")

@@ -38,11 +38,13 @@ INLINE void tile(int depth, const float *a, int64_t a_row, int64_t a_column, con
 template <int kVectors, bool kAdd>
 INLINE void panel(int m, int depth, const float *a, int64_t a_row, int64_t a_column, const float *b,
                   int64_t b_row, float *c, int64_t c_row) {
+  /* Sums stay in registers, of which there are 32, or 16 on narrower processors. */
+  constexpr int kRows = kLanes == 16 ? 8 : 12 / kVectors, kFewer = kRows / 2;
   int i = 0;
-  for (; i + 8 <= m; i += 8)
-    tile<8, kVectors, kAdd>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row);
-  for (; i + 4 <= m; i += 4)
-    tile<4, kVectors, kAdd>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row);
+  for (; i + kRows <= m; i += kRows)
+    tile<kRows, kVectors, kAdd>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row);
+  for (; i + kFewer <= m; i += kFewer)
+    tile<kFewer, kVectors, kAdd>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row);
   for (; i < m; i++)
     tile<1, kVectors, kAdd>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row);
 }
