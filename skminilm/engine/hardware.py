@@ -218,12 +218,9 @@ def _best_precision(device: torch.device, backend: str, config: BertConfig | Non
         return "bf16" if native else "fp16"
     if cpu_has_bf16():
         return "bf16"
-    takes_int16 = backend == "torch" and config is not None and layers.is_available(torch.int16)
-    return (
-        "int16"
-        if takes_int16 and layers.takes_sizes(config.hidden_size, config.intermediate_size)
-        else "fp32"
-    )
+    if backend != "torch" or config is None or not layers.is_available(torch.int16):
+        return "fp32"
+    return "int16" if layers.takes_sizes(config.hidden_size, config.intermediate_size) else "fp32"
 
 
 def cpu_has_bf16() -> bool:

@@ -229,15 +229,16 @@ struct MultiplyThenAdd {
 };
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__)
+#define VNNI(instruction, sums, x, weight) asm(instruction " %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight))
+#else
+#define VNNI(instruction, sums, x, weight) \
+  asm("%{vex%} " instruction " %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight))
+#endif
+
 /* or with the one for it. */
 struct MultiplyAdd {
-  INLINE void add_products(Ints &sums, Bits x, Bits weight) {
-#if defined(__AVX512VNNI__)
-    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
-#else
-    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight));
-#endif
-  }
+  INLINE void add_products(Ints &sums, Bits x, Bits weight) { VNNI("vpdpwssd", sums, x, weight); }
 };
 
 template <class Layout, class Format_>
@@ -282,13 +283,7 @@ struct Int8Factors {
     to.scales[row] = scale + 0 * sum_of(sums[0]);
     to.least[row] = low;
   }
-  INLINE void add_products(Sums &sums, Bits x, Bits weight) {
-#if defined(__AVX512VNNI__)
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
-#else
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight));
-#endif
-  }
+  INLINE void add_products(Sums &sums, Bits x, Bits weight) { VNNI("vpdpbusd", sums, x, weight); }
   INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &x, int64_t row) {
     Floats scaled = __builtin_convertvector(sums, Floats) * Float32::load(weight.scales + column);
     Floats rest = Float32::load(weight.sums + column) * x.least[row] + Float32::load(weight.bias + column);

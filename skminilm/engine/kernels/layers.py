@@ -10,14 +10,9 @@ from . import _library
 from ._library import call
 
 SIZE_STEP = 64  # rows and columns of a matrix are a multiple of it
-# Of factors: ``Kind`` of ``layers.cpp``, and what passes between the calls.
+# Of factors: ``Kind`` of ``layers.cpp``, and for integers what passes between the calls.
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int16: 2, torch.int8: 3}
-_STATES = {
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.bfloat16,
-    torch.int16: torch.float32,
-    torch.int8: torch.bfloat16,
-}
+_STATES = {torch.int16: torch.float32, torch.int8: torch.bfloat16}
 
 
 def is_available(dtype: torch.dtype) -> bool:
