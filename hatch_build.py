@@ -37,6 +37,7 @@ _OPTIONAL = {
         ["-mavx512vnni", "-mavx512bf16"],
     ],  # the second: GCC >= 10
     ("avx512", "tiled_attention"): [_TILES],
+    ("avx512", "paired_attention"): [["-mavx512bf16"]],
 }
 
 

@@ -66,6 +66,16 @@ def test_attention_and_its_gradient_are_those_of_the_definition(
 
 
 @needs_kernels
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("head_size", [32, 96])
+def test_attention_over_each_length_is_that_of_the_definition(dtype, bound, head_size):
+    lengths = [*range(1, 131), 257]
+    qkv = torch.randn(sum(lengths), 3 * head_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    difference = attend(qkv, lengths, 1).double() - attention_by_definition(qkv.double(), lengths, 1)
+    assert difference.abs().max() <= bound
+
+
+@needs_kernels
 @pytest.mark.parametrize("scale", [1e3, 1e5, 1e8])
 def test_large_scores_are_no_harm_to_attention(scale):
     qkv = torch.randn(70, 3 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -17,6 +17,7 @@ from ._library import on_threads as on_threads
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEP = 16  # numbers of the widest vector
+_BFLOAT16_ATTENTION = "tiled_attention", "paired_attention"  # the best first
 
 
 def has_attention(dtype: torch.dtype, head_size: int) -> bool:
@@ -159,11 +160,13 @@ class _Attention(torch.autograd.Function):
 def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> torch.Tensor:
     attended = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     *sizes, is_bfloat16 = _attention_sizes(qkv, cu_seqlens, n_heads)
-    step = _library.load().tiled_attention_step() if is_bfloat16 else 0
-    if step and attended.shape[1] // n_heads % step == 0:
-        call("tiled_attention", (qkv, attended, cu_seqlens), *sizes)
-    else:
-        call("attention_forward", (qkv, attended, cu_seqlens), *sizes, is_bfloat16)
+    tensors = qkv, attended, cu_seqlens
+    for name in _BFLOAT16_ATTENTION if is_bfloat16 else ():
+        step = getattr(_library.load(), f"{name}_step")()
+        if step and attended.shape[1] // n_heads % step == 0:
+            call(name, tensors, *sizes)
+            return attended
+    call("attention_forward", tensors, *sizes, is_bfloat16)
     return attended
 
 

@@ -210,17 +210,9 @@ static void attend_backward(const typename Format::Number *qkv, const typename F
 template <class Format>
 static int forward(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots, int n_sequences,
                    int n_heads, int size, int n_threads) {
-  typedef typename Format::Number Number;
-  int64_t hidden = (int64_t)n_heads * size;
-  clear((Number *)attended, offsets[n_sequences], n_slots, hidden);
-  return for_each_head(n_sequences, n_heads, n_threads,
-                       floats_for_forward(longest_of(offsets, n_sequences), size),
-                       [=](int sequence, int head, Scratch scratch) {
-                         int64_t start = offsets[sequence];
-                         attend<Format>((const Number *)qkv + start * 3 * hidden + head * size,
-                                        (Number *)attended + start * hidden + head * size,
-                                        offsets[sequence + 1] - start, hidden, size, scratch);
-                       });
+  return attend_in_each_head<typename Format::Number>(
+      qkv, attended, offsets, n_slots, n_sequences, n_heads, size, n_threads,
+      floats_for_forward(longest_of(offsets, n_sequences), size), attend<Format>);
 }
 
 template <class Format>

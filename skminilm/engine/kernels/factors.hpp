@@ -10,9 +10,6 @@ vector holds one, two or four of them, that many neighbours of one row. Sums are
 #include "gelu.hpp"
 #include "tiles.hpp"
 
-/* So that sums stay in registers. */
-#define UNROLL _Pragma("GCC unroll 32")
-
 /* (n, depth), its numbers in the layout that the products take. Of integers each row has a scale, and of
  * those in 8 bits `sums` are those of the scaled rows. */
 struct Matrix {

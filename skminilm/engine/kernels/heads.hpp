@@ -29,6 +29,27 @@ INLINE void transpose(Floats (&rows)[kLanes]) {
   swap_blocks<1>(rows);
 }
 
+#if defined(__AVX512F__)
+constexpr int kRowNumbers = 32;
+typedef uint16_t Row __attribute__((vector_size(2 * kRowNumbers))); /* in bfloat16 */
+
+INLINE Row load_row(const uint16_t *place) {
+  typedef Row Unaligned __attribute__((aligned(2)));
+  return *(const Unaligned *)place;
+}
+
+/* Pairs of what lies side by side in two rows, those of the first half and of the second */
+INLINE void interleave(Row even, Row odd, Row *first, Row *second) {
+  Row first_half, second_half;
+  for (int i = 0; i < kRowNumbers; i++) {
+    first_half[i] = i / 2 + i % 2 * kRowNumbers;
+    second_half[i] = first_half[i] + kRowNumbers / 2;
+  }
+  *first = __builtin_shuffle(even, odd, first_half);
+  *second = __builtin_shuffle(even, odd, second_half);
+}
+#endif
+
 /* Takes floats from a buffer, each part at a whole vector. */
 struct Scratch {
   float *next;
@@ -68,4 +89,21 @@ INLINE int for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_
 template <class Number>
 INLINE void clear(Number *rows, int64_t start, int64_t stop, int64_t width) {
   memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
+}
+
+/* attend(qkv, attended, length, hidden, size, scratch) for each head of each sequence; 0 behind them. Returns
+ * 1 where the memory is too small. */
+template <class Number, class Attend>
+INLINE int attend_in_each_head(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
+                               int n_sequences, int n_heads, int size, int n_threads, int64_t n_floats,
+                               Attend attend) {
+  int64_t hidden = (int64_t)n_heads * size;
+  clear((Number *)attended, offsets[n_sequences], n_slots, hidden);
+  return for_each_head(n_sequences, n_heads, n_threads, n_floats,
+                       [=](int sequence, int head, Scratch scratch) {
+                         int64_t start = offsets[sequence];
+                         attend((const Number *)qkv + start * 3 * hidden + head * size,
+                                (Number *)attended + start * hidden + head * size,
+                                offsets[sequence + 1] - start, hidden, size, scratch);
+                       });
 }

@@ -7,10 +7,10 @@ float32.
 #include "gelu.hpp"
 
 #if defined(__AVX2__)
-#include <cpuid.h>
 #include <math.h>
 #include <stdlib.h>
 
+#include "processor.hpp"
 #include "products.hpp"
 
 struct Norm {
@@ -214,18 +214,6 @@ extern "C" {
 int vnni_allowed = 1;
 }
 
-struct Instructions {
-  bool bfloat16, vnni;
-};
-
-static Instructions instructions() {
-  unsigned last, more = 0, b, c, d, unused;
-  if (!__get_cpuid_count(7, 0, &last, &b, &c, &d)) return {};
-  if (last >= 1) __get_cpuid_count(7, 1, &more, &b, &unused, &d);
-  bool vnni = kLanes == 16 ? c & 1 << 11 : more & 1 << 4; /* AVX-512 VNNI or AVX-VNNI */
-  return {(more & 1 << 5) != 0, vnni};
-}
-
 /* What factors are, by the numbers that Python gives them. */
 enum Kind { kFloat32, kBFloat16, kInt16, kInt8 };
 
@@ -240,13 +228,15 @@ INLINE int with_products(int kind, Run run) {
   }
 #endif
   if (kind == kFloat32) return run(ByVectors<Float32Factors>());
-  static const Instructions has =
-      instructions(); /* asking takes longer than a small product on some machines */
 #if defined(__AVX512BF16__)
-  if (kind == kBFloat16 && has.bfloat16) return run(ByVectors<BFloat16Factors<RowByRow>>());
+  if (kind == kBFloat16 && instructions().bfloat16) return run(ByVectors<BFloat16Factors<RowByRow>>());
 #endif
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-  if (has.vnni && vnni_allowed) {
+  if (instructions().vnni && vnni_allowed) {
+#if defined(__AVX512BF16__)
+    if (kind == kInt8 && instructions().bfloat16)
+      return run(ByVectors<Int8Factors<RowByRow, NativeBFloat16>>());
+#endif
     if (kind == kInt8) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
     if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyAdd>>());
   }

@@ -9,15 +9,9 @@ softmax is computed; its exponentials are rounded to bfloat16 for their product 
 #include "tiles.hpp"
 
 #if defined(TILES)
-typedef uint16_t Row __attribute__((vector_size(64))); /* of a tile */
-constexpr int kDepth = 32;                             /* numbers of a row of a tile that are multiplied */
+constexpr int kDepth = kRowNumbers; /* of a row of a tile that are multiplied */
 constexpr int kTile = kTileBytes / sizeof(uint16_t);
 constexpr int kBlock = 64; /* queries at a time, which bounds the memory */
-
-INLINE Row load_row(const uint16_t *place) {
-  typedef Row Unaligned __attribute__((aligned(2)));
-  return *(const Unaligned *)place;
-}
 
 /* What a head needs besides its queries. Keys and values fill up with zeros to whole steps of kDepth. */
 struct Head {
@@ -56,19 +50,13 @@ static void read_keys(const uint16_t *x, int64_t stride, const Head &head) {
 }
 
 static void read_values(const uint16_t *x, int64_t stride, const Head &head) {
-  Row first_half, second_half;
-  for (int i = 0; i < kDepth; i++) {
-    first_half[i] = i / 2 + i % 2 * kDepth;
-    second_half[i] = i / 2 + i % 2 * kDepth + kDepth / 2;
-  }
   for (int key = 0; key < head.n_steps * kDepth; key += 2)
     for (int d = 0; d < head.size; d += kDepth) {
       Row even = key < head.length ? load_row(x + key * stride + d) : Row{};
       Row odd = key + 1 < head.length ? load_row(x + (key + 1) * stride + d) : Row{};
       uint16_t *place =
           head.values + (d / 16 * head.n_steps + key / kDepth) * kTile + key % kDepth / 2 * kDepth;
-      *(Row *)place = __builtin_shuffle(even, odd, first_half);
-      *(Row *)(place + head.n_steps * kTile) = __builtin_shuffle(even, odd, second_half);
+      interleave(even, odd, (Row *)place, (Row *)(place + head.n_steps * kTile));
     }
 }
 
@@ -91,17 +79,6 @@ INLINE void score(const uint16_t *queries, int64_t stride, const Head &head, flo
     _tile_stored(0, scores + step * kDepth, width * sizeof(float));
     _tile_stored(1, scores + step * kDepth + 16, width * sizeof(float));
   }
-}
-
-/* 2^x for x <= 0, relative error 1e-4. */
-INLINE Floats power_of_two(Floats x) {
-  x = x < -80.0f ? Floats{} - 80.0f : x; /* never so small that digits are lost: that takes long */
-  Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  Floats rest = x - whole;
-  Floats sum = rest * 5.5171669e-2f + 2.4261113e-1f;
-  sum = sum * rest + 6.9326097e-1f;
-  sum = sum * rest + 9.9992806e-1f;
-  return (Floats)_mm512_scalef_ps((__m512)sum, (__m512)whole);
 }
 
 /* Write exponentials of a row of scores. */
@@ -193,16 +170,8 @@ static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t 
 /* attention_forward of attention.cpp for bfloat16; size is a multiple of 32 */
 extern "C" int tiled_attention(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
                                int n_sequences, int n_heads, int size, int n_threads) {
-  int64_t hidden = (int64_t)n_heads * size;
-  clear((uint16_t *)attended, offsets[n_sequences], n_slots, hidden);
-  return for_each_head(n_sequences, n_heads, n_threads,
-                       floats_for_head(longest_of(offsets, n_sequences), size),
-                       [=](int sequence, int head, Scratch scratch) {
-                         int64_t start = offsets[sequence];
-                         attend((const uint16_t *)qkv + start * 3 * hidden + head * size,
-                                (uint16_t *)attended + start * hidden + head * size,
-                                offsets[sequence + 1] - start, hidden, size, scratch);
-                       });
+  return attend_in_each_head<uint16_t>(qkv, attended, offsets, n_slots, n_sequences, n_heads, size, n_threads,
+                                       floats_for_head(longest_of(offsets, n_sequences), size), attend);
 }
 #endif
 

@@ -1,11 +1,10 @@
 /* The tiles of AMX: eight, each of 16 rows of 64 bytes. */
 #pragma once
 
-#include "vectors.hpp"
+#include "processor.hpp"
 
 #if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define TILES
-#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,9 +31,8 @@ static bool has_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   constexpr unsigned kAll = bit_AMX_TILE | bit_AMX_BF16 | bit_AMX_INT8;
   unsigned a, b, c, d;
-  constexpr unsigned kBFloat16 = 1 << 5; /* AVX512-BF16, for what is between the products */
   static const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll &&
-                          __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & kBFloat16 &&
+                          instructions().bfloat16 && /* for what is between the products */
                           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return has && tiles_allowed;
 #else

@@ -19,6 +19,8 @@ typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 
 #define INLINE static inline __attribute__((always_inline))
+/* So that sums stay in registers. */
+#define UNROLL _Pragma("GCC unroll 32")
 
 template <class To, class From>
 INLINE To as(From x) {
@@ -85,3 +87,16 @@ INLINE Floats exp_of_negative(Floats x) {
   sum = sum * rest + 1.0f;
   return (Floats)((Ints)sum + (whole << 23));
 }
+
+#if defined(__AVX512BF16__)
+/* 2^x for x <= 0, relative error 1e-4, which bfloat16 does not see. */
+INLINE Floats power_of_two(Floats x) {
+  x = x < -80.0f ? Floats{} - 80.0f : x; /* never so small that digits are lost: that takes long */
+  Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Floats rest = x - whole;
+  Floats sum = rest * 5.5171669e-2f + 2.4261113e-1f;
+  sum = sum * rest + 6.9326097e-1f;
+  sum = sum * rest + 9.9992806e-1f;
+  return (Floats)_mm512_scalef_ps((__m512)sum, (__m512)whole);
+}
+#endif
