@@ -17,7 +17,11 @@ from ._library import on_threads as on_threads
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEP = 16  # numbers of the widest vector
-_BFLOAT16_ATTENTION = "tiled_attention", "paired_attention"  # the best first
+# The best first; ``attention`` takes what these do not.
+_BFLOAT16_ATTENTION = {
+    "forward": ("tiled_attention", "paired_attention"),
+    "backward": ("paired_attention",),
+}
 
 
 def has_attention(dtype: torch.dtype, head_size: int) -> bool:
@@ -152,28 +156,27 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, gradient):
         qkv, cu_seqlens = ctx.saved_tensors
         of_qkv = torch.empty_like(qkv)
-        tensors = (qkv, gradient.contiguous(), of_qkv, cu_seqlens)
-        call("attention_backward", tensors, *_attention_sizes(qkv, cu_seqlens, ctx.n_heads))
+        _call_attention("backward", (qkv, gradient.contiguous(), of_qkv, cu_seqlens), ctx.n_heads)
         return of_qkv, None, None
 
 
 def _attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> torch.Tensor:
     attended = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-    *sizes, is_bfloat16 = _attention_sizes(qkv, cu_seqlens, n_heads)
-    tensors = qkv, attended, cu_seqlens
-    for name in _BFLOAT16_ATTENTION if is_bfloat16 else ():
-        step = getattr(_library.load(), f"{name}_step")()
-        if step and attended.shape[1] // n_heads % step == 0:
-            call(name, tensors, *sizes)
-            return attended
-    call("attention_forward", tensors, *sizes, is_bfloat16)
+    _call_attention("forward", (qkv, attended, cu_seqlens), n_heads)
     return attended
 
 
-def _attention_sizes(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> tuple:
+def _call_attention(direction: str, tensors: tuple[torch.Tensor, ...], n_heads: int) -> None:
+    """Call the best kernel for `tensors`, of which the first are the queries, keys and values, the last the offsets."""
+    qkv, cu_seqlens = tensors[0], tensors[-1]
     n_slots, width = qkv.shape
-    n_sequences, head_size = len(cu_seqlens) - 1, width // (3 * n_heads)
-    return ctypes.c_int64(n_slots), n_sequences, n_heads, head_size, _is_bfloat16(qkv)
+    head_size, is_bfloat16 = width // (3 * n_heads), _is_bfloat16(qkv)
+    sizes = ctypes.c_int64(n_slots), len(cu_seqlens) - 1, n_heads, head_size
+    for kernel in _BFLOAT16_ATTENTION[direction] if is_bfloat16 else ():
+        step = getattr(_library.load(), f"{kernel}_step")()
+        if step and head_size % step == 0:
+            return call(f"{kernel}_{direction}", tensors, *sizes)
+    return call(f"attention_{direction}", tensors, *sizes, is_bfloat16)
 
 
 class _Gelu(torch.autograd.Function):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 # A library of other sources than these is not used.
-_VERSION = 5
+_VERSION = 6
 _limit = threading.local()
 
 

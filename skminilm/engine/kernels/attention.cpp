@@ -218,22 +218,13 @@ static int forward(const void *qkv, void *attended, const int32_t *offsets, int6
 template <class Format>
 static int backward(const void *qkv, const void *of_attended, void *of_qkv, const int32_t *offsets,
                     int64_t n_slots, int n_sequences, int n_heads, int size, int n_threads) {
-  typedef typename Format::Number Number;
-  int64_t hidden = (int64_t)n_heads * size;
-  clear((Number *)of_qkv, offsets[n_sequences], n_slots, 3 * hidden);
-  return for_each_head(n_sequences, n_heads, n_threads,
-                       floats_for_backward(longest_of(offsets, n_sequences), size),
-                       [=](int sequence, int head, Scratch scratch) {
-                         int64_t start = offsets[sequence];
-                         attend_backward<Format>((const Number *)qkv + start * 3 * hidden + head * size,
-                                                 (const Number *)of_attended + start * hidden + head * size,
-                                                 (Number *)of_qkv + start * 3 * hidden + head * size,
-                                                 offsets[sequence + 1] - start, hidden, size, scratch);
-                       });
+  return attend_backward_in_each_head<typename Format::Number>(
+      qkv, of_attended, of_qkv, offsets, n_slots, n_sequences, n_heads, size, n_threads,
+      floats_for_backward(longest_of(offsets, n_sequences), size), attend_backward<Format>);
 }
 
 /* Of this interface; the caller compares it with the one that it knows. */
-extern "C" int kernels_version() { return 5; }
+extern "C" int kernels_version() { return 6; }
 
 /* qkv (n_slots, 3 * n_heads * size), attended (n_slots, n_heads * size), 0 behind the sequences; sequence i
 has the tokens offsets[i] to offsets[i + 1]; size is a multiple of 16. Returns 1 where the memory is too

@@ -50,13 +50,15 @@ INLINE void interleave(Row even, Row odd, Row *first, Row *second) {
 }
 #endif
 
-/* Takes floats from a buffer, each part at a whole vector. */
+/* Takes parts of a buffer, each at a whole vector. */
 struct Scratch {
   float *next;
-  float *take(int64_t n) {
+  template <class Number = float>
+  Number *take(int64_t n) {
     float *part = next;
-    next += (n + kLanes - 1) / kLanes * kLanes;
-    return part;
+    constexpr int kBytes = kLanes * sizeof(float);
+    next += (n * (int64_t)sizeof(Number) + kBytes - 1) / kBytes * kLanes;
+    return (Number *)part;
   }
 };
 
@@ -91,7 +93,7 @@ INLINE void clear(Number *rows, int64_t start, int64_t stop, int64_t width) {
   memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
 }
 
-/* attend(qkv, attended, length, hidden, size, scratch) for each head of each sequence; 0 behind them. Returns
+/* attend(qkv, attended, length, hidden, size, scratch) in each head of each sequence; 0 behind them. Returns
  * 1 where the memory is too small. */
 template <class Number, class Attend>
 INLINE int attend_in_each_head(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
@@ -105,5 +107,23 @@ INLINE int attend_in_each_head(const void *qkv, void *attended, const int32_t *o
                          attend((const Number *)qkv + start * 3 * hidden + head * size,
                                 (Number *)attended + start * hidden + head * size,
                                 offsets[sequence + 1] - start, hidden, size, scratch);
+                       });
+}
+
+/* The same for attend_backward(qkv, of_attended, of_qkv, length, hidden, size, scratch). */
+template <class Number, class AttendBackward>
+INLINE int attend_backward_in_each_head(const void *qkv, const void *of_attended, void *of_qkv,
+                                        const int32_t *offsets, int64_t n_slots, int n_sequences, int n_heads,
+                                        int size, int n_threads, int64_t n_floats,
+                                        AttendBackward attend_backward) {
+  int64_t hidden = (int64_t)n_heads * size;
+  clear((Number *)of_qkv, offsets[n_sequences], n_slots, 3 * hidden);
+  return for_each_head(n_sequences, n_heads, n_threads, n_floats,
+                       [=](int sequence, int head, Scratch scratch) {
+                         int64_t start = offsets[sequence];
+                         attend_backward((const Number *)qkv + start * 3 * hidden + head * size,
+                                         (const Number *)of_attended + start * hidden + head * size,
+                                         (Number *)of_qkv + start * 3 * hidden + head * size,
+                                         offsets[sequence + 1] - start, hidden, size, scratch);
                        });
 }

@@ -99,7 +99,7 @@ static void read_columns(const uint16_t *x, int64_t stride, int m, int size, int
 }
 
 /* ((length + 1) / 2, size / 16) vectors of pairs of rows */
-static void read_rows(const uint16_t *x, int64_t stride, int length, int size, Bits *pairs) {
+static void read_row_pairs(const uint16_t *x, int64_t stride, int length, int size, Bits *pairs) {
   for (int row = 0; row < length; row += 2)
     for (int d = 0; d < size; d += kRowNumbers, pairs += 2) {
       Row odd = row + 1 < length ? load_row(x + (row + 1) * stride + d) : Row{};
@@ -109,49 +109,80 @@ static void read_rows(const uint16_t *x, int64_t stride, int length, int size, B
 
 /* ---- Attention ------------------------------------------------------------------------------------- */
 
-INLINE int64_t floats_for_head(int64_t length, int64_t size) {
-  return (length + 2) * size + kBlock * (size / 2 + length + (length + 1) / 2 + 2) + 6 * kLanes;
+/* (m, n_vectors) = rows (m, size) @ columns; finish(vector, values) for each */
+template <class Finish>
+INLINE void multiply(const uint16_t *rows, int m, int size, const Bits *columns, int n_vectors,
+                     Floats *result, Finish finish) {
+  product(m, n_vectors, size / 2, Factors{(const uint32_t *)rows, size / 2, 1}, columns,
+          [=](int64_t row, int vector, Floats values) __attribute__((always_inline)) {
+            result[row * n_vectors + vector] = values;
+            finish(vector, values);
+          });
+}
+
+/* What many queries share: rows of keys or values, one after the other */
+static void copy_rows(const uint16_t *x, int64_t stride, int length, int size, uint16_t *rows) {
+  for (int i = 0; i < length; i++) memcpy(rows + i * size, x + i * stride, size * sizeof(uint16_t));
+}
+
+/* Scores (length, n_vectors) of keys, a query in each lane, and the greatest of each query */
+INLINE void score(const uint16_t *keys, int length, int size, const Bits *queries, int n_vectors,
+                  Floats *scores, Floats *tops) {
+  for (int j = 0; j < n_vectors; j++) tops[j] = Floats{} - INFINITY;
+  multiply(keys, length, size, queries, n_vectors, scores,
+           [=](int vector, Floats values) __attribute__((always_inline)) {
+             tops[vector] = values > tops[vector] ? values : tops[vector];
+           });
+}
+
+/* Of scores, which are scaled here */
+struct Exponential {
+  float scale;
+  explicit Exponential(int size) : scale(1.44269504f / sqrtf(size)) {} /* log2(e) */
+  Floats operator()(Floats score, Floats top) const { return power_of_two((score - top) * scale); }
+};
+
+/* Neighbours, rounded to the nearest */
+INLINE Bits round_pair(Floats even, Floats odd) {
+  Bits low = (Bits)even + 0x8000, high = (Bits)odd + 0x8000;
+  return low >> 16 | (high & 0xffff0000);
+}
+
+INLINE int64_t floats_for_forward(int64_t length, int64_t size) {
+  int64_t n_pairs = (length + 1) / 2;
+  return 2 * n_pairs * size + kBlock * (size / 2 + length + n_pairs + 2) + 7 * kLanes;
 }
 
 /* One head of one sequence. Rows of qkv hold queries, keys and values of all heads: 3 * hidden numbers. */
 static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t hidden, int size,
                    Scratch scratch) {
-  int64_t stride = 3 * hidden;
-  int n_pairs = (length + 1) / 2;
-  uint16_t *keys = (uint16_t *)scratch.take((int64_t)length * size / 2);
-  Bits *values = (Bits *)scratch.take((int64_t)n_pairs * size),
-       *queries = (Bits *)scratch.take(kBlock * size / 2);
-  Floats *scores = (Floats *)scratch.take((int64_t)length * kBlock);
-  Bits *weights = (Bits *)scratch.take((int64_t)n_pairs * kBlock);
-  Floats *tops = (Floats *)scratch.take(kBlock), *factors = (Floats *)scratch.take(kBlock);
-  float scale = 1.44269504f / sqrtf(size); /* log2(e) */
-  for (int i = 0; i < length; i++)
-    memcpy(keys + i * size, qkv + hidden + i * stride, size * sizeof(uint16_t));
-  read_rows(qkv + 2 * hidden, stride, length, size, values);
+  int64_t stride = 3 * hidden, n_pairs = (length + 1) / 2;
+  uint16_t *keys = scratch.take<uint16_t>((int64_t)length * size);
+  Bits *values = scratch.take<Bits>(n_pairs * size / kLanes);
+  Bits *queries = scratch.take<Bits>(kBlock * size / 2 / kLanes);
+  Floats *scores = scratch.take<Floats>((int64_t)length * kBlock / kLanes);
+  Bits *weights = scratch.take<Bits>(n_pairs * kBlock / kLanes);
+  Floats *tops = scratch.take<Floats>(kBlock / kLanes), *factors = scratch.take<Floats>(kBlock / kLanes);
+  Exponential exponential(size);
+  copy_rows(qkv + hidden, stride, length, size, keys);
+  read_row_pairs(qkv + 2 * hidden, stride, length, size, values);
   for (int start = 0; start < length; start += kBlock) {
     int m = length - start < kBlock ? length - start : kBlock, n_vectors = (m + kLanes - 1) / kLanes;
     read_columns(qkv + start * stride, stride, m, size, n_vectors, queries);
-    for (int j = 0; j < n_vectors; j++) tops[j] = Floats{} - INFINITY;
-    product(length, n_vectors, size / 2, Factors{(uint32_t *)keys, size / 2, 1}, queries,
-            [=](int64_t key, int vector, Floats sums) __attribute__((always_inline)) {
-              scores[key * n_vectors + vector] = sums;
-              tops[vector] = sums > tops[vector] ? sums : tops[vector];
-            });
+    score(keys, length, size, queries, n_vectors, scores, tops);
     for (int j = 0; j < n_vectors; j++) {
       Floats top = tops[j], sum = {};
-      auto exponential = [=](int64_t key) __attribute__((always_inline)) {
-        return power_of_two((scores[key * n_vectors + j] - top) * scale);
-      };
       for (int64_t i = 0; i < n_pairs; i++) {
-        Floats even = exponential(2 * i), odd = 2 * i + 1 < length ? exponential(2 * i + 1) : Floats{};
+        const Floats *place = scores + 2 * i * n_vectors + j;
+        Floats even = exponential(place[0], top), odd = {};
+        if (2 * i + 1 < length) odd = exponential(place[n_vectors], top);
         sum += even + odd;
-        Bits low = (Bits)even + 0x8000, high = (Bits)odd + 0x8000; /* to the nearest */
-        weights[i * n_vectors + j] = low >> 16 | (high & 0xffff0000);
+        weights[i * n_vectors + j] = round_pair(even, odd);
       }
       factors[j] = 1.0f / sum;
     }
     const float *factor = (const float *)factors;
-    product(m, size / kLanes, n_pairs, Factors{(uint32_t *)weights, 1, n_vectors * kLanes}, values,
+    product(m, size / kLanes, n_pairs, Factors{(const uint32_t *)weights, 1, n_vectors * kLanes}, values,
             [=](int64_t query, int vector, Floats sums) __attribute__((always_inline)) {
               NativeBFloat16::store(attended + (start + query) * hidden + vector * kLanes,
                                     sums * factor[query]);
@@ -159,14 +190,122 @@ static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t 
   }
 }
 
-/* attention_forward of attention.cpp for bfloat16; size is a multiple of 32 */
-extern "C" int paired_attention(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
-                                int n_sequences, int n_heads, int size, int n_threads) {
-  return attend_in_each_head<uint16_t>(qkv, attended, offsets, n_slots, n_sequences, n_heads, size, n_threads,
-                                       floats_for_head(longest_of(offsets, n_sequences), size), attend);
+/* ---- Its gradient ------------------------------------------------------------------------------------ */
+
+INLINE int64_t floats_for_backward(int64_t length, int64_t size) {
+  int64_t n_pairs = (length + 1) / 2;
+  return 8 * n_pairs * size + kBlock * (2 * size + 3 * length + n_pairs + 1) + 15 * kLanes;
 }
 
-/* Of a head that paired_attention takes, the size is a multiple of this; 0 where there is no such attention.
+/* From scores and the gradient of probabilities, a query in each lane: probabilities and the gradient of
+ * scores, (length, 2 * n_vectors) pairs of neighbouring queries, and the latter as pairs of neighbouring keys
+ * too */
+static void differentiate_softmax(Floats *scores, const Floats *tops, const Floats *of_probabilities,
+                                  int length, int n_vectors, Exponential exponential, uint16_t *probabilities,
+                                  uint16_t *of_scores, Bits *of_score_pairs) {
+  int64_t width = n_vectors * kLanes;
+  for (int64_t j = 0; j < n_vectors; j++) {
+    Floats sum = {}, mean = {};
+    for (int64_t i = 0; i < length; i++) {
+      Floats *place = scores + i * n_vectors + j;
+      *place = exponential(*place, tops[j]);
+      sum += *place;
+      mean += *place * of_probabilities[i * n_vectors + j];
+    }
+    Floats factor = 1.0f / sum;
+    mean *= factor;
+    auto gradient = [=](int64_t key) __attribute__((always_inline)) {
+      Floats probability = scores[key * n_vectors + j] * factor;
+      Floats of_score = probability * (of_probabilities[key * n_vectors + j] - mean);
+      NativeBFloat16::store(probabilities + key * width + j * kLanes, probability);
+      NativeBFloat16::store(of_scores + key * width + j * kLanes, of_score);
+      return of_score;
+    };
+    for (int64_t i = 0; i < (length + 1) / 2; i++) {
+      Floats even = gradient(2 * i), odd = {};
+      if (2 * i + 1 < length) odd = gradient(2 * i + 1);
+      of_score_pairs[i * n_vectors + j] = round_pair(even, odd);
+    }
+  }
+}
+
+/* sums (length, size) += of (length, n_vectors * 16) @ rows, these as pairs of the first m */
+static void add_products(const uint16_t *of, int length, int n_vectors, int m, const Bits *row_pairs,
+                         int size, Floats *sums) {
+  int n = size / kLanes;
+  product(length, n, (m + 1) / 2, Factors{(const uint32_t *)of, n_vectors * kLanes / 2, 1}, row_pairs,
+          [=](int64_t row, int vector, Floats values)
+              __attribute__((always_inline)) { sums[row * n + vector] += values; });
+}
+
+static void write_rows(const float *rows, int m, int size, float factor, uint16_t *x, int64_t stride) {
+  for (int i = 0; i < m; i++)
+    for (int d = 0; d < size; d += kLanes)
+      NativeBFloat16::store(x + i * stride + d, Float32::load(rows + i * size + d) * factor);
+}
+
+/* The probabilities are computed again instead of kept, as in FlashAttention (Dao et al., 2022,
+ * arXiv:2205.14135). */
+static void attend_backward(const uint16_t *qkv, const uint16_t *of_attended, uint16_t *of_qkv, int length,
+                            int64_t hidden, int size, Scratch scratch) {
+  int64_t stride = 3 * hidden, n_pairs = (length + 1) / 2, all = (int64_t)length * size;
+  uint16_t *keys = scratch.take<uint16_t>(all), *values = scratch.take<uint16_t>(all);
+  Bits *key_pairs = scratch.take<Bits>(n_pairs * size / kLanes);
+  Floats *of_keys = scratch.take<Floats>(all / kLanes), *of_values = scratch.take<Floats>(all / kLanes);
+  constexpr int kVectors = kBlock / kLanes;
+  int block = kVectors * size / 2;
+  Bits *queries = scratch.take<Bits>(block), *query_pairs = scratch.take<Bits>(block);
+  Bits *of_block = scratch.take<Bits>(block), *of_block_pairs = scratch.take<Bits>(block);
+  Floats *scores = scratch.take<Floats>((int64_t)length * kVectors), *tops = scratch.take<Floats>(kVectors);
+  Floats *of_probabilities = scratch.take<Floats>((int64_t)length * kVectors);
+  uint16_t *probabilities = scratch.take<uint16_t>((int64_t)length * kBlock);
+  uint16_t *of_scores = scratch.take<uint16_t>((int64_t)length * kBlock);
+  Bits *of_score_pairs = scratch.take<Bits>(n_pairs * kVectors);
+  float scale = 1.0f / sqrtf(size);
+  copy_rows(qkv + hidden, stride, length, size, keys);
+  copy_rows(qkv + 2 * hidden, stride, length, size, values);
+  read_row_pairs(qkv + hidden, stride, length, size, key_pairs);
+  memset(of_keys, 0, all * sizeof(float));
+  memset(of_values, 0, all * sizeof(float));
+  for (int start = 0; start < length; start += kBlock) {
+    int m = length - start < kBlock ? length - start : kBlock, n_vectors = (m + kLanes - 1) / kLanes;
+    const uint16_t *own = qkv + start * stride, *of_own = of_attended + start * hidden;
+    read_columns(own, stride, m, size, n_vectors, queries);
+    read_row_pairs(own, stride, m, size, query_pairs);
+    read_columns(of_own, hidden, m, size, n_vectors, of_block);
+    read_row_pairs(of_own, hidden, m, size, of_block_pairs);
+    score(keys, length, size, queries, n_vectors, scores, tops);
+    multiply(values, length, size, of_block, n_vectors, of_probabilities, [](int, Floats) {});
+    differentiate_softmax(scores, tops, of_probabilities, length, n_vectors, Exponential(size), probabilities,
+                          of_scores, of_score_pairs);
+    add_products(probabilities, length, n_vectors, m, of_block_pairs, size, of_values);
+    add_products(of_scores, length, n_vectors, m, query_pairs, size, of_keys);
+    product(m, size / kLanes, n_pairs, Factors{(const uint32_t *)of_score_pairs, 1, n_vectors * kLanes},
+            key_pairs, [=](int64_t query, int vector, Floats sums) __attribute__((always_inline)) {
+              NativeBFloat16::store(of_qkv + (start + query) * stride + vector * kLanes, sums * scale);
+            });
+  }
+  write_rows((const float *)of_keys, length, size, scale, of_qkv + hidden, stride);
+  write_rows((const float *)of_values, length, size, 1.0f, of_qkv + 2 * hidden, stride);
+}
+
+/* As attention_forward and attention_backward of attention.cpp for bfloat16; size is a multiple of 32 */
+extern "C" int paired_attention_forward(const void *qkv, void *attended, const int32_t *offsets,
+                                        int64_t n_slots, int n_sequences, int n_heads, int size,
+                                        int n_threads) {
+  return attend_in_each_head<uint16_t>(qkv, attended, offsets, n_slots, n_sequences, n_heads, size, n_threads,
+                                       floats_for_forward(longest_of(offsets, n_sequences), size), attend);
+}
+
+extern "C" int paired_attention_backward(const void *qkv, const void *of_attended, void *of_qkv,
+                                         const int32_t *offsets, int64_t n_slots, int n_sequences,
+                                         int n_heads, int size, int n_threads) {
+  return attend_backward_in_each_head<uint16_t>(
+      qkv, of_attended, of_qkv, offsets, n_slots, n_sequences, n_heads, size, n_threads,
+      floats_for_backward(longest_of(offsets, n_sequences), size), attend_backward);
+}
+
+/* Of a head that paired attention takes, the size is a multiple of this; 0 where there is no such attention.
  */
 extern "C" int paired_attention_step() { return instructions().bfloat16 ? 32 : 0; }
 #else

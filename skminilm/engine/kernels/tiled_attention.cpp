@@ -168,8 +168,9 @@ static void attend(const uint16_t *qkv, uint16_t *attended, int length, int64_t 
 }
 
 /* attention_forward of attention.cpp for bfloat16; size is a multiple of 32 */
-extern "C" int tiled_attention(const void *qkv, void *attended, const int32_t *offsets, int64_t n_slots,
-                               int n_sequences, int n_heads, int size, int n_threads) {
+extern "C" int tiled_attention_forward(const void *qkv, void *attended, const int32_t *offsets,
+                                       int64_t n_slots, int n_sequences, int n_heads, int size,
+                                       int n_threads) {
   return attend_in_each_head<uint16_t>(qkv, attended, offsets, n_slots, n_sequences, n_heads, size, n_threads,
                                        floats_for_head(longest_of(offsets, n_sequences), size), attend);
 }
@@ -177,6 +178,6 @@ extern "C" int tiled_attention(const void *qkv, void *attended, const int32_t *o
 
 int tiles_allowed = 1;
 
-/* Of a head that tiled_attention takes, the size is a multiple of this; 0 where there is no such attention.
+/* Of a head that tiled attention takes, the size is a multiple of this; 0 where there is no such attention.
  */
 extern "C" int tiled_attention_step() { return has_tiles() ? 32 : 0; }
