@@ -14,6 +14,7 @@ from packaging.tags import platform_tags
 
 _FOLDER = Path("skminilm", "engine", "kernels")
 _COMPILE = [
+    "-std=gnu++17",
     "-O3",
     "-fPIC",
     "-fopenmp",
@@ -34,8 +35,9 @@ _OPTIONAL = {
     ("avx2", "layers"): [["-mavxvnni"]],
     ("avx512", "layers"): [
         ["-mavx512vnni", *_TILES],
-        ["-mavx512vnni", "-mavx512bf16"],
-    ],  # the second: GCC >= 10
+        ["-mavx512vnni", "-mavx512bf16"],  # GCC >= 10
+        ["-mavx512vnni"],
+    ],
     ("avx512", "tiled_attention"): [_TILES],
     ("avx512", "paired_attention"): [["-mavx512bf16"]],
 }

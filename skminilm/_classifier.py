@@ -125,7 +125,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     multilabel_ : bool
         y had several columns.
     coef_ : ndarray of float32, shape (n_classes, 384)
-        The head; of pairs of shape (n_classes, 1536).
+        The head; of pairs, with ``pooling="pair"`` (the default for them), of
+        shape (n_classes, 1536).
     intercept_ : ndarray of float32, shape (n_classes,)
     n_iter_ : int
         Epochs run.
@@ -133,7 +134,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         One an epoch: loss, learning_rate (at its end), seconds, texts_per_s;
         with texts set aside validation_loss and validation_score (accuracy).
     best_epoch_ : int
-        The epoch whose weights these are, from 1; 0: the start.
+        The epoch whose weights these are, from 1; 0: the start. After an
+        interruption the last one that was completed, though the steps
+        behind it count too.
     weights_ : dict of str to ndarray
         What training changed in the encoder, float32 (float16 with
         ``save_weights="fp16"``).

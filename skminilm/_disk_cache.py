@@ -20,6 +20,7 @@ _FILE_NAME = "vectors.sqlite3"
 _FORMAT_VERSION = 1
 _KEYS_A_QUERY = 500
 _BUSY_TIMEOUT_S = 60
+_BYTES_A_TRANSACTION = 4 * 2**20  # which the log beside the file holds too
 _DROPPED_SHARE = 0.1  # of the entries, oldest first, when the bound is reached
 _Result = TypeVar("_Result")
 
@@ -33,7 +34,7 @@ class DiskVectorCache:
 
     SQLite with a write-ahead log: many processes read and write at once, and
     a process that dies in the middle of a write leaves the rest intact. Each
-    entry carries a checksum. A damaged file is set aside with a warning. When
+    entry carries a checksum. A folder that may only be read is read. A damaged file is set aside with a warning. When
     the folder cannot be used, a warning says so and nothing is cached.
 
     Parameters
@@ -41,7 +42,8 @@ class DiskVectorCache:
     folder : Path
         Made where it is missing.
     max_bytes : int
-        Bound on the file.
+        Bound on the file. The log beside it takes some MB more while a
+        process writes.
 
     Raises
     ------
@@ -77,11 +79,17 @@ class DiskVectorCache:
     def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
         """Store one vector a key."""
         entries = [(key, _pack(key, vector)) for key, vector in zip(keys, vectors, strict=True)]
+        bound = min(_BYTES_A_TRANSACTION, self._max_bytes // 4)
+        n_together = max(1, bound // max((len(key) + len(stored) for key, stored in entries), default=1))
 
         def write(connection: sqlite3.Connection) -> None:
-            with _transaction(connection):
-                connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", entries)
-                self._shrink(connection)
+            for start in range(0, len(entries), n_together):
+                with _transaction(connection):
+                    some = entries[start : start + n_together]
+                    connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", some)
+                    dropped = self._drop_oldest(connection)
+                if dropped:  # not by execute, which gives back one page
+                    connection.executescript("PRAGMA incremental_vacuum")
 
         self._use(write)
 
@@ -89,18 +97,23 @@ class DiskVectorCache:
         count = self._use(lambda connection: connection.execute("SELECT COUNT(*) FROM vectors").fetchone()[0])
         return count or 0
 
-    def _shrink(self, connection: sqlite3.Connection) -> None:
+    def _drop_oldest(self, connection: sqlite3.Connection) -> bool:
+        """Delete what is beyond the bound; tell whether anything was."""
+
         def value(pragma: str) -> int:
             return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
 
+        dropped = False
         while (value("page_count") - value("freelist_count")) * value("page_size") > self._max_bytes:
             (rows,) = connection.execute("SELECT COUNT(*) FROM vectors").fetchone()
             if not rows:
-                return
+                break
             connection.execute(
                 "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY rowid LIMIT ?)",
                 (1 + int(rows * _DROPPED_SHARE),),
             )
+            dropped = True
+        return dropped
 
     def _use(self, action: Callable[[sqlite3.Connection], _Result]) -> _Result | None:
         """Run an action on the file, setting a damaged one aside first."""
@@ -128,7 +141,12 @@ class DiskVectorCache:
         return None
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        # In a folder that may only be read SQLite can make no log beside the file, and needs to be told that
+        # nobody else writes.
+        options = "" if os.access(self._path.parent, os.W_OK) else "?mode=ro&immutable=1"
+        connection = sqlite3.connect(
+            self._path.absolute().as_uri() + options, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=True
+        )
         try:
             version = _user_version(connection)
             if version == 0:
@@ -147,6 +165,7 @@ class DiskVectorCache:
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA page_size=8192")  # holds four vectors of 384 numbers
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that the file can become smaller
         connection.execute("PRAGMA journal_mode=WAL")
         with _transaction(connection):
             connection.execute(
@@ -195,7 +214,8 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # SQLite has gone back itself where the disk is full
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 

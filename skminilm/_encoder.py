@@ -313,7 +313,10 @@ class MiniLMEncoder(
         calibration = self.calibration_texts
         if calibration is not None:
             try:
-                calibration = tuple(check_texts(calibration).first)
+                texts = check_texts(calibration)
+                if texts.second is not None:
+                    raise ValueError("it has two columns, and calibration takes single texts")
+                calibration = tuple(texts.first)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
         compute = resolve_compute(

@@ -118,7 +118,10 @@ def encode_texts(
     if tuned:
         cache = None
     # Everything a vector depends on but its text.
-    namespace = repr((_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace))
+    depends_on = [_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace]
+    if compute.is_calibrated:
+        depends_on.append(checkpoint.defaults)
+    namespace = repr(tuple(depends_on))
     position: dict[bytes, int] = {}
     first_rows = []
     index = np.empty(len(texts), np.int64)

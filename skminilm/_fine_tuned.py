@@ -200,7 +200,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.fingerprint_ != checkpoint.fingerprint or self.settings_ != asdict(settings):
             raise ValueError(
                 "warm_start=True goes on from the earlier fit, which had another model or revision, pooling, "
-                "prompt or max_length: restore them, or set warm_start=False."
+                "prompt or max_length (pooling='auto' is another one for pairs than for texts): restore them, or set "
+                "warm_start=False."
             )
         if self.trainable == "head" and self.weights_:
             raise ValueError(

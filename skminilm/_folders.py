@@ -14,7 +14,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("SKMINILM_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     import platformdirs
 
     return platformdirs.user_cache_path("skminilm")

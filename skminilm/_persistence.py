@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
 
 FORMAT_VERSION = 1
 _STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
@@ -265,6 +266,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"path": os.fspath(value)}
     if isinstance(value, PersistenceMixin):
         return {"estimator": _encode_estimator(value, f"{name}.", arrays)}
+    if isinstance(value, FrozenEstimator):
+        return {"frozen": _encode(value.estimator, name, arrays)}
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":
             key = f"{name}#{len(arrays)}"
@@ -295,6 +298,8 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return arrays[value["array"]]
     if "estimator" in value:
         return _decode_estimator(value["estimator"], _public_estimator(value["estimator"]["class"]), arrays)
+    if "frozen" in value:
+        return FrozenEstimator(_decode(value["frozen"], arrays))
     if "path" in value:
         return Path(value["path"])
     if "strings" in value:

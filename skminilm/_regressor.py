@@ -39,7 +39,8 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     Attributes
     ----------
     coef_ : ndarray of float64, shape (n_targets, 384)
-        The head; of pairs of shape (n_targets, 1536).
+        The head; of pairs, with ``pooling="pair"`` (the default for them), of
+        shape (n_targets, 1536).
     intercept_ : ndarray of float64, shape (n_targets,)
     n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_
         As in :class:`MiniLMClassifier`; validation_score is R².

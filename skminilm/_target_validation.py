@@ -65,8 +65,8 @@ def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return classes, codes.astype(np.int64)
 
 
-def encode_classes(y: Any, n_rows: int, classes: np.ndarray) -> np.ndarray:
-    """Return each row's class code among known classes, int64 (n_rows,).
+def encode_classes(y: Any, n_rows: int, classes: np.ndarray, source: str = "the training y") -> np.ndarray:
+    """Return each row's class code among known classes, which are those of `source`, int64 (n_rows,).
 
     Raises
     ------
@@ -79,7 +79,7 @@ def encode_classes(y: Any, n_rows: int, classes: np.ndarray) -> np.ndarray:
     codes = np.empty(n_rows, np.int64)
     for row, label in enumerate(y.tolist()):
         if label not in known:
-            raise ValueError(f"y has a label that the training y lacks: row {row} is {label!r}.")
+            raise ValueError(f"y has a label that {source} lacks: row {row} is {label!r}.")
         codes[row] = known[label]
     return codes
 
@@ -89,7 +89,7 @@ def is_multilabel(y: Any) -> bool:
     y = view(y)
     shape = getattr(y, "shape", None)
     if shape is None and isinstance(y, list | tuple) and y and isinstance(y[0], list | tuple | np.ndarray):
-        return len(y[0]) > 1
+        return np.ndim(y[0]) > 0 and len(y[0]) > 1
     return shape is not None and len(shape) == 2 and shape[1] > 1
 
 
@@ -196,8 +196,10 @@ def label_array(y: Any) -> np.ndarray:
         raise TypeError(
             f"y is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label a text."
         )
+    if hasattr(y, "toarray"):  # a sparse matrix
+        y = y.toarray()
     if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
-        y = list(y)
+        y = [label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label for label in y]
         widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
         if len(widths) > 1:
             raise ValueError("y is ragged: expected one label a text, shape (n_texts,).")
@@ -223,7 +225,16 @@ def label_array(y: Any) -> np.ndarray:
             raise ValueError(
                 f"y mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
             )
+        if kinds == {"str"}:  # of an Enum NumPy would take the name, cut off at the length of the value
+            labels = [str.__str__(label) for label in labels]
         y = np.array(labels)
+        for row, (label, kept) in enumerate(zip(labels, y.tolist(), strict=True)):
+            if isinstance(label, str | bytes) and label != kept:
+                raise ValueError(
+                    f"y has a label that ends in NUL, which arrays do not keep: row {row} is {label!r}."
+                )
+    if y.dtype.kind in "mM":
+        raise ValueError("y holds dates or times: convert them to str.")
     return y
 
 
@@ -248,6 +259,8 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     if sample_weight is None:
         return np.ones(n_rows)
     try:
+        if np.asarray(sample_weight).dtype.kind == "c":
+            raise ValueError("it is complex")
         weights = np.asarray(sample_weight, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} holds what is not a number ({error}): give one weight a text.") from error

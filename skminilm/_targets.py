@@ -83,12 +83,12 @@ class ClassTargets(Targets):
     def linear_start(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Fit a multinomial logistic regression."""
+        """Fit a multinomial logistic regression; a class without weight gets a constant, far below the others."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
-        intercept = np.zeros(self.n_outputs, np.float32)
+        intercept = np.full(self.n_outputs, -_MAX_LOG_ODDS, np.float32)
         present = np.unique(values[row_weights > 0])
         if len(present) == 1:
-            intercept[present] = _MAX_LOG_ODDS
+            intercept[present] = 0.0
             return coef, intercept
         found, found_intercept = _logistic_regression(vectors, values, row_weights)
         if len(present) == 2:  # one row of logit differences: half of it to each class

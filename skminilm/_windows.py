@@ -13,10 +13,18 @@ from ._validation import Texts
 from .checkpoints.token_batch import LocatedTokens, TokenBatch, Tokenizer
 
 _SLICE_CHARACTERS = 4_000_000
-# Signs that say where a line may break, how letters join, and in which direction to read. The tokenizer drops them,
-# so that they belong to some token beside them.
+# Signs that say where a line may break, how letters join, and in which direction to read, and control characters. The
+# tokenizer drops them, so that they belong to some token beside them.
 _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
-    chr(code) for code in (*range(0x202A, 0x202F), *range(0x2061, 0x2065), *range(0x2066, 0x206A))
+    chr(code)
+    for first, last in (
+        (0x00, 0x1F),
+        (0x7F, 0x9F),
+        (0x202A, 0x202E),
+        (0x2061, 0x2064),
+        (0x2066, 0x2069),
+    )
+    for code in range(first, last + 1)
 )
 
 

@@ -27,7 +27,7 @@ from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._target_validation import check_labels, encode_classes, find_classes, label_array
 from ._text_columns import TextColumnsMixin
-from ._validation import Texts, check_texts, shorten
+from ._validation import Texts, check_texts, lone_surrogate, shorten
 from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005
@@ -336,18 +336,20 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
                 )
             if not name.strip():
                 raise ValueError(f"labels has an empty one: number {number} is {name!r}.")
+            if lone_surrogate(name) is not None:
+                raise ValueError(f"labels has one that is not valid Unicode: number {number} is {name!r}.")
             if name in names[:number]:
                 raise ValueError(f"labels repeats {name!r}: number {names.index(name)} and {number}.")
         if len(names) < (1 if self.multi_label else 2):
             raise ValueError(f"labels has {len(names)}: give at least {1 if self.multi_label else 2}.")
         try:
             array = label_array(labels)
+            classes, codes = find_classes(array)
         except (TypeError, ValueError) as error:
             raise type(error)(f"labels={shorten(self.labels)}: with the labels as y, {error}") from error
         if self.multi_label:
             return array, names
-        classes, order = np.unique(array, return_index=True)
-        return classes, [names[position] for position in order]
+        return classes, [names[position] for position in np.argsort(codes)]
 
     def _labels_of(self, y: Any) -> tuple[np.ndarray, list[str]]:
         if y is None:
@@ -373,7 +375,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         if self.multi_label:
             check_labels(y, n_texts, len(classes))
         else:
-            encode_classes(y, n_texts, classes)
+            encode_classes(y, n_texts, classes, source="labels")
 
     def __sklearn_clone__(self) -> MiniLMZeroShotClassifier:
         # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.
@@ -397,7 +399,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
 
 def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
     """Open a saved classifier, and again only where its files have changed."""
-    folder = Path(path).resolve()
+    folder = Path(path).expanduser().resolve()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     return _load(folder, stamps)

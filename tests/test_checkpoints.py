@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import threading
 import time
@@ -246,6 +247,43 @@ def test_weights_of_another_shape_are_refused(folder):
         OSError, match=r"word_embeddings\.weight has the shape \(\d+, 32\), config.json says \(7, 32\)"
     ):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("encoder.layer.1.intermediate.dense.weight", (65536, 32)),
+        ("encoder.layer.0.attention.self.key.bias", (4,)),
+        ("encoder.layer.0.output.LayerNorm.weight", (4,)),
+        ("embeddings.LayerNorm.bias", (64,)),
+        ("embeddings.token_type_embeddings.weight", (2, 16)),
+    ],
+)
+def test_each_weight_has_the_shape_that_the_configuration_says(folder, name, shape, precision):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    assert name in weights
+    save_file({**weights, name: torch.ones(shape)}, folder / "model.safetensors")
+    message = f"{re.escape(name)} has the shape {re.escape(str(shape))}, and the configuration says"
+    with pytest.raises(OSError, match=message):
+        MiniLMEncoder(folder, precision=precision, cache=None).transform(["a"])
+
+
+def test_other_files_in_a_folder_do_not_count(folder, distilbert_folder, tmp_path, monkeypatch):
+    other = shutil.copytree(distilbert_folder, tmp_path / "other")
+    read = []
+    monkeypatch.setattr("skminilm.checkpoints._checkpoint.file_sha256", read.append)
+    monkeypatch.setattr("skminilm.checkpoints.folder.file_sha256", lambda path: read.append(path) or "")
+    for place in (folder, other):
+        MiniLMEncoder(place, cache=place / "vectors").transform(["a"])
+        n_read, fingerprint = len(read), load_checkpoint(place).fingerprint
+        (place / "train_log.txt").write_text("epoch 1")
+        (place / "trainer_state.json").write_text("{}")
+        MiniLMEncoder(place, cache=place / "vectors").transform(["b"])
+        assert load_checkpoint(place).fingerprint == fingerprint
+        assert len(read) == n_read > 0
 
 
 def test_missing_layers_are_refused(folder):

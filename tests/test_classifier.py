@@ -195,6 +195,16 @@ def test_rows_of_weight_zero_do_not_count(split):
     np.testing.assert_allclose(mixed.predict_proba(X_new), clean.predict_proba(X_new), atol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{"trainable": "head"}, {"trainable": 1}, {"refit_head": False}], ids=str)
+def test_classes_of_weight_zero_are_hardly_ever_expected(split, options):
+    X, y, X_new, _ = split
+    absent = sorted(set(y))[:3]
+    model = MiniLMClassifier(**{"trainable": "head", **options}, epochs=1, random_state=0)
+    model.fit(X, y, sample_weight=(~np.isin(y, absent)).astype(float))
+    assert model.classes_[:3].tolist() == absent
+    assert model.predict_proba(X_new)[:, :3].sum(axis=1).mean() < 0.05
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -537,6 +537,12 @@ def test_wrong_options_are_found_before_data_is_read(tmp_path, command, options,
     assert message in result.stderr
 
 
+def test_too_few_tokens_for_a_pair_are_found_before_data_is_read(tmp_path):
+    result = call("xnli", "--data-dir", tmp_path, "--output-dir", tmp_path / "out", "--max-length", "3")
+    assert result.exit_code == 1
+    assert "max_length=3 leaves no room for text" in result.stderr
+
+
 def test_questions_without_an_answer_in_a_window_can_be_left_out(tmp_path, xlmr_folder):
     questions = [
         {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]},

@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -53,6 +54,11 @@ def test_the_file_is_bounded_and_the_oldest_go_first(tmp_path):
     assert file_of(cache).stat().st_size < 1.3 * bound
     assert cache.get([b"%08d%08d" % (0, 0)]) == [None]
     np.testing.assert_array_equal(cache.get([b"%08d%08d" % (19, 99)])[0], 19 * vectors[0])
+    cache.put([b"%016d" % i for i in range(20_000)], np.ones((20_000, 385), np.float32))  # 31 MB
+    assert file_of(cache).stat().st_size < 1.3 * bound
+    np.testing.assert_array_equal(cache.get([b"%016d" % 19_999]), vectors[:1])
+    DiskVectorCache(tmp_path, max_bytes=bound // 4).put(KEYS, ROWS)
+    assert file_of(cache).stat().st_size < 0.4 * bound
     DiskVectorCache(tmp_path, max_bytes=0).put(KEYS, ROWS)
     assert len(cache) == 0
 
@@ -121,7 +127,7 @@ def test_a_process_killed_while_writing_leaves_the_rest_intact(tmp_path):
         "from skminilm import _disk_cache as d;"
         f"c = d.DiskVectorCache(Path({str(tmp_path)!r}));"
         "c.put([b'a' * 16], np.ones((1, 4), np.float32));"
-        "c._shrink = lambda connection: os.kill(os.getpid(), signal.SIGKILL);"
+        "c._drop_oldest = lambda connection: os.kill(os.getpid(), signal.SIGKILL);"
         "c.put([b'b' * 16], np.ones((1, 4), np.float32))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
@@ -182,6 +188,17 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     blocker.execute("ROLLBACK")
     blocker.close()
     np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[2:4]))
+
+
+def test_a_folder_that_may_only_be_read_is_read(tmp_path, texts, encoded, monkeypatch):
+    expected = MiniLMEncoder(cache=tmp_path).transform(texts[:3])
+    encoded.clear()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    np.testing.assert_array_equal(MiniLMEncoder(cache=tmp_path).transform(texts[:3]), expected)
+    assert encoded == []
+    with pytest.warns(UserWarning, match="cannot be used now .*readonly"):
+        MiniLMEncoder(cache=tmp_path).transform(texts[:4])
+    assert encoded == [texts[3]]
 
 
 def test_a_folder_that_cannot_be_locked_does_not_stop_the_work(cache):

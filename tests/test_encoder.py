@@ -245,6 +245,14 @@ def test_another_architecture_goes_through_sentence_transformers(distilbert_fold
         MiniLMEncoder(distilbert_folder).transform([("a", "b")])
 
 
+def test_another_architecture_has_no_room_behind_a_long_prompt(distilbert_folder):
+    options = dict(cache=None, max_length=4)
+    with pytest.raises(ValueError, match="leaves no room for text behind the prompt"):
+        MiniLMEncoder(distilbert_folder, prompt="where is my parcel: ", **options).transform(["good", "bad"])
+    with pytest.raises(ValueError, match="lone surrogate"):
+        MiniLMEncoder(distilbert_folder, prompt="\ud800", **options).transform(["good"])
+
+
 @pytest.fixture(scope="module")
 def foreign_folder(make_sentence_transformers_folder, distilbert_folder):
     """Another architecture with a default prompt, normalisation and, behind them, a Dense module."""

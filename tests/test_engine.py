@@ -1,5 +1,7 @@
+import threading
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -26,6 +28,7 @@ from skminilm.engine import (
     layers,
     linear,
     read_trainable_weights,
+    registry,
     resolve_compute,
     streaming,
     varlen,
@@ -38,6 +41,7 @@ from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, round_up
 from skminilm.engine.pooling import pool
+from skminilm.engine.spans import best_spans
 from skminilm.engine.streaming import plan_chunks
 
 CPU = torch.device("cpu")
@@ -516,6 +520,35 @@ def test_results_come_in_order_with_few_under_way():
     assert found == [(i, i) for i in range(7)]
     assert max(counts) == model.max_results_under_way + 1
     assert list(model.in_order(iter(()))) == []
+
+
+def test_a_model_that_is_being_built_holds_up_no_other():
+    began, may_end = threading.Event(), threading.Event()
+
+    def slowly():
+        began.set()
+        assert may_end.wait(30)
+        return "slow"
+
+    registry.get_or_build(("here",), lambda: "here")
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            slow = threads.submit(registry.get_or_build, ("slow",), slowly)
+            assert began.wait(30)
+            here = threads.submit(registry.get_or_build, ("here",), lambda: "built again")
+            try:
+                assert here.result(timeout=30) == "here"
+                assert not slow.done()
+            finally:
+                may_end.set()
+            assert slow.result(timeout=30) == "slow"
+    finally:
+        release_models()
+
+
+def test_spans_longer_than_a_sequence_change_nothing():
+    start, end = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(best_spans(start, end, 1000, 4), best_spans(start, end, 6, 4))
 
 
 @pytest.fixture

@@ -192,6 +192,17 @@ def test_what_is_not_finite_is_not_hidden(value, dtype):
 
 
 @needs_kernels
+@pytest.mark.parametrize("length", [3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_infinite_key_harms_no_other_gradient(dtype, length):
+    qkv = torch.randn(length, 3 * 32, generator=torch.Generator().manual_seed(0)).abs().to(dtype)
+    qkv[1, 32] = -float("inf")
+    qkv.requires_grad_()
+    attend(qkv, [length], 1).backward(torch.ones(length, 32, dtype=dtype))
+    assert qkv.grad[:, 32:].isfinite().all()
+
+
+@needs_kernels
 def test_a_narrower_processor_computes_the_same():
     script = """if True:
         import torch

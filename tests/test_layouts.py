@@ -211,6 +211,31 @@ def test_a_small_vocabulary_of_xlmrs_kind(tmp_path, requests, options):
     same_as_sentence_transformers(tmp_path, [*TEXTS, *requests.data[::40]])
 
 
+def test_a_sentencepiece_model_left_beside_another_vocabulary_does_not_count(tmp_path, requests, xlmr_folder):
+    tokenizer = unigram(requests)
+    tiny_bert(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    shutil.copy(xlmr_folder / "sentencepiece.bpe.model", tmp_path)
+    same_as_sentence_transformers(tmp_path, [*TEXTS, *requests.data[::40]])
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(OSError, match=r"has 250001 ids, and the network \d+ word embeddings"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_text_without_tokens_is_refused(tmp_path, requests):
+    tokenizer = unigram(requests)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A $B", special_tokens=[]
+    )
+    tokenizer.add_tokens(["[ENT]"])  # so that it is not taken for XLM-R's
+    tiny_bert(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = MiniLMEncoder(tmp_path, cache=None)
+    assert np.isfinite(encoder.transform(["a word"])).all()
+    with pytest.raises(ValueError, match="makes no token of the text ''"):
+        encoder.transform(["a word", ""])
+
+
 @pytest.mark.parametrize("beside_sentencepiece", [False, True])
 def test_added_tokens_are_read(tmp_path, requests, xlmr_folder, beside_sentencepiece):
     tokenizer = unigram(requests)

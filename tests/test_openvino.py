@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import edit_json
 
-from skminilm import MiniLMEncoder
+from skminilm import MiniLMEncoder, clear_cache
 from skminilm.engine import openvino_model, release_models
 from skminilm.engine.hardware import cpu_has_bf16
 
@@ -169,6 +169,41 @@ def test_a_damaged_graph_is_made_again(transformers_folder, texts, own_folder):
     np.testing.assert_array_equal(found, first)
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b""])
+def test_a_checksum_that_is_no_text_is_damage(transformers_folder, texts, own_folder, damage):
+    options = dict(model=transformers_folder, calibration_texts=[*texts[:3], repr(damage)])
+    before = set(own_folder.rglob("sha256"))
+    encode(texts[:4], "int8", **options)
+    (checksum,) = set(own_folder.rglob("sha256")) - before
+    checksum.write_bytes(damage)
+    release_models()
+    with pytest.warns(UserWarning, match="The quantised graph in .* is damaged"):
+        encode(texts[:4], "int8", **options)
+
+
+def test_a_graph_that_cannot_be_kept_is_used(transformers_folder, texts, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SKMINILM_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot be kept in .*SKMINILM_CACHE"):
+        found = encode(texts[:4], "int8", model=transformers_folder, calibration_texts=texts[8:12])
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*max_length=24")
+def test_vectors_do_not_depend_on_which_checkpoint_was_used_first(make_sentence_transformers_folder, texts):
+    folders = [make_sentence_transformers_folder(prompt=prompt) for prompt in ("", "where is: ")]
+    options = dict(precision="int8", prompt=None, max_length=24, calibration_texts=texts[:6])
+
+    def of_second(first):
+        release_models()
+        clear_cache()
+        for folder in first:
+            MiniLMEncoder(folder, backend="openvino", **options).transform(texts[:8])
+        return MiniLMEncoder(folders[1], backend="openvino", **options).transform(texts[:8])
+
+    np.testing.assert_array_equal(of_second([folders[0]]), of_second([]))
+
+
 def test_cached_vectors_of_backends_and_calibrations_are_apart(transformers_folder, texts):
     def cached(**options):
         return MiniLMEncoder(transformers_folder, **options).transform(texts[:8])
@@ -183,7 +218,14 @@ def test_cached_vectors_of_backends_and_calibrations_are_apart(transformers_fold
 
 
 @pytest.mark.parametrize(
-    ("calibration", "error"), [("bare", TypeError), ([], ValueError), ([1], TypeError), ([None], ValueError)]
+    ("calibration", "error"),
+    [
+        ("bare", TypeError),
+        ([], ValueError),
+        ([1], TypeError),
+        ([None], ValueError),
+        ([("a", "b")], ValueError),
+    ],
 )
 def test_bad_calibration_texts(calibration, error):
     with pytest.raises(error, match="calibration_texts"):

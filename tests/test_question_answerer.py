@@ -574,6 +574,7 @@ def test_cut_questions_of_all_slices_count(xlmr_folder, monkeypatch):
         ("الاسم هو\u200f علي\u200f ولا غيره", "علي"),
         ("این\u200c کتاب\u200c است", "کتاب"),
         ("It is \u200eAda\u200e now", "Ada"),
+        ("It is \x01\x02 Ada\x1f now", "Ada"),
     ],
 )
 def test_what_is_invisible_is_no_part_of_an_answer(tokenizer, context, answer):

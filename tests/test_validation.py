@@ -1,9 +1,12 @@
+import enum
+
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import typed_columns
+from scipy.sparse import csr_matrix
 from sklearn.exceptions import DataConversionWarning
 
 from skminilm._rows import as_rows
@@ -16,6 +19,14 @@ from skminilm._target_validation import (
     is_multilabel,
 )
 from skminilm._validation import check_texts
+
+
+class Letter(str, enum.Enum):
+    """Members are their values, but NumPy and str() give their names."""
+
+    first = "a"
+    second = "alpha"
+
 
 TEXTS = ["one", "zwei", "три"]
 
@@ -195,9 +206,13 @@ def test_labels_of_numpy_string_dtype():
         (np.array([["b"], ["a"], ["b"]], dtype=object), ["a", "b"]),
         ([1.0, 0, 1], [0.0, 1.0]),
         (("b", "a", "b"), ["a", "b"]),
+        ([Letter.second, Letter.first, Letter.second], ["a", "alpha"]),
+        ([np.array("b"), np.array("a"), np.array("b")], ["a", "b"]),
+        (csr_matrix([[1], [0], [1]]), [0, 1]),
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:A column-vector y")
 def test_classes(y, classes):
     found, codes = check_classes(y, 3)
     assert found.tolist() == classes
@@ -220,6 +235,8 @@ def test_classes(y, classes):
         (3, "y is a int: 3"),
         ([["a"], ["b", "c"], ["d"]], "y is ragged"),
         (["a", "\ud800", "b"], "y has a label that is not valid Unicode"),
+        (["a", "a\0", "b"], r"y has a label that ends in NUL, which arrays do not keep: row 1 is 'a\\x00'"),
+        (np.array(["2026-01-01", "2026-01-02", "2026-01-01"], "M8[D]"), "y holds dates or times"),
         (np.zeros((3, 2)), r"y has the shape \(3, 2\)"),
     ],
     ids=str,
@@ -236,6 +253,7 @@ def test_bad_y(y, message):
         ([1, -1, 1], r"row 1 is -1\.0"),
         ([1, float("nan"), 1], "row 1 is nan"),
         ([0, 0, 0], "zero in every row"),
+        (np.array([1, 1j, 1]), "it is complex"),
     ],
 )
 def test_bad_sample_weight(weights, message):

@@ -132,11 +132,22 @@ def test_nli_is_shared_by_clones_and_kept(nli, tmp_path, monkeypatch):
     np.testing.assert_array_equal(from_folder.predict_proba(TEXTS), expected)
 
 
-def test_nli_in_a_grid(nli):
+def test_nli_in_the_home_folder(nli, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    nli.save("~/nli")
+    assert MiniLMZeroShotClassifier(labels=LABELS, nli="~/nli").fit().predict(TEXTS[:1]) == ["politics"]
+
+
+def test_nli_in_a_grid(nli, tmp_path):
     y = ["politics", "sports", "cooking", "politics"]
     grid = {"nli": [None, FrozenEstimator(nli)]}
     search = GridSearchCV(MiniLMZeroShotClassifier(labels=LABELS), grid, cv=2, error_score="raise")
     assert np.isfinite(search.fit(TEXTS, y).cv_results_["mean_test_score"]).all()
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=FrozenEstimator(nli)).fit()
+    model.save(tmp_path / "frozen")
+    loaded = MiniLMZeroShotClassifier.load(tmp_path / "frozen")
+    assert isinstance(loaded.nli, FrozenEstimator)
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), model.predict_proba(TEXTS))
     with pytest.raises(ValueError, match=r"give FrozenEstimator\(nli\)"):
         GridSearchCV(MiniLMZeroShotClassifier(labels=LABELS), {"nli": [nli]}, cv=2, error_score="raise").fit(
             TEXTS, y

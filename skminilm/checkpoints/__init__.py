@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -93,12 +94,11 @@ def _load_bundled() -> Checkpoint:
 
 
 def _load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkpoint:
-    from .folder import load_folder
+    from .folder import load_folder, model_files
 
     if not folder.is_dir():
         raise OSError(f"The folder {folder} does not exist. Known presets: {', '.join(PRESETS)}.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    key = (str(folder.resolve()), preset, *(_state(path) for path in files))
+    key = str(folder.resolve()), preset, *_states(model_files(folder))
     return _load_once(key, lambda: load_folder(folder, name, preset))
 
 
@@ -121,6 +121,12 @@ def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkp
         return _load_folder(folder, name, preset)
 
     return _load_once(("hub", repo_id, revision), load)  # a snapshot's files never change
+
+
+def _states(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
+    for path in paths:
+        with suppress(FileNotFoundError):  # somebody has removed it since
+            yield _state(path)
 
 
 def _state(path: Path) -> tuple[str, int, int]:

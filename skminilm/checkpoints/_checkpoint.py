@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,6 +45,8 @@ class BertConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
         """Read the fields of a ``config.json``; the defaults are transformers'."""
+        if int(config["num_attention_heads"]) < 1:
+            raise ValueError(f"num_attention_heads is {config['num_attention_heads']}")
         return cls(
             hidden_size=int(config["hidden_size"]),
             num_hidden_layers=int(config["num_hidden_layers"]),
@@ -170,20 +174,38 @@ def tokenize(
     ValueError
         The prompt is as long as a text may be, or no valid Unicode.
     """
+    limits = {"max_length": settings.max_length, "long_text": settings.long_text}
     if settings.prompt:
-        _check_prompt(tokenizer, settings.prompt, settings.max_length)
+        check_prompt(
+            settings.prompt,
+            settings.max_length,
+            lambda prompt: tokenizer.encode([prompt], None, **limits).full_lengths[0],
+        )
         first = [settings.prompt + text for text in first]
-    return tokenizer.encode(first, second, max_length=settings.max_length, long_text=settings.long_text)
+    batch = tokenizer.encode(first, second, **limits)
+    check_some_tokens(batch.full_lengths, first)
+    return batch
 
 
-def _check_prompt(tokenizer: Tokenizer, prompt: str, max_length: int) -> None:
+def check_some_tokens(n_tokens: np.ndarray, texts: Sequence[str]) -> None:
+    """Raise ValueError where a text has no token, for which there are no states."""
+    if len(n_tokens) and not n_tokens.all():
+        text = texts[int(np.flatnonzero(n_tokens == 0)[0])]
+        raise ValueError(
+            f"The tokenizer of this checkpoint makes no token of the text {text!r}, so that it has no vector: leave it "
+            "out."
+        )
+
+
+def check_prompt(prompt: str, max_length: int, count_tokens: Callable[[str], int]) -> None:
+    """Raise ValueError for a prompt that is as long as a text may be, or no valid Unicode."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"prompt={prompt!r} is not valid Unicode: it holds a lone surrogate at position {error.start}."
         ) from error
-    (n_tokens,) = tokenizer.encode([prompt], None, max_length=max_length, long_text="truncate").full_lengths
+    n_tokens = count_tokens(prompt)
     if n_tokens >= max_length:
         raise ValueError(
             f"max_length={max_length} leaves no room for text behind the prompt {prompt!r}, which takes {n_tokens} "

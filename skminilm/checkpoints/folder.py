@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256, read_json
 from .layout import Layout, kind_of, read_modules, transformer_folder
 from .presets import Preset
-from .sentencepiece_tokenizer import XLMR_VOCABULARY
+from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer
 from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
 from .weight_files import check_weights, find_weights, read_weights, safetensors_shapes
 
 _MAX_PADDING_ROWS = 64  # beyond the pieces: the family has 35
+_MAX_DEPTH = 2  # of the modules of sentence-transformers
+_VOCABULARIES = ("vocab.txt", "merges.txt")
+_LOGS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return what of a folder, and of those in it, can belong to a checkpoint: its size does not matter."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        folders[:] = [] if depth == _MAX_DEPTH else [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if _can_belong_to_model(name)]
+    return sorted(found)
+
+
+def _can_belong_to_model(name: str) -> bool:
+    suffix = Path(name).suffix
+    return (
+        suffix in (".safetensors", ".model")
+        or (suffix == ".json" and name not in _LOGS)
+        or (suffix == ".bin" and name.startswith("pytorch_model"))
+        or name in _VOCABULARIES
+    )
 
 
 def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkpoint:
@@ -58,6 +82,11 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
     tokenizer = read_tokenizer(transformer)
     if XLMR_VOCABULARY <= config.vocab_size <= XLMR_VOCABULARY + _MAX_PADDING_ROWS:
         verify_golden_ids(tokenizer, name)
+    elif isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.n_ids > config.vocab_size:
+        raise OSError(
+            f"The tokenizer in {transformer} has {tokenizer.n_ids} ids, and the network {config.vocab_size} word "
+            "embeddings: they do not belong together. Download both from one repository."
+        )
     digests = {path.name: file_sha256(path) for path in tokenizer_files(transformer, tokenizer)}
     weight_digests = [file_sha256(path) for path in weight_files]
     digests["weights"] = weight_digests[0] if len(weight_digests) == 1 else weight_digests
@@ -108,12 +137,7 @@ def _foreign(
     safetensors_shapes(weight_files)  # refuses a damaged file
     if not vector_size:
         raise OSError(f"{folder / 'config.json'} does not say the hidden size of the network.")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")
-    )
-    digests = {str(path.relative_to(folder)): file_sha256(path) for path in files}
+    digests = {str(path.relative_to(folder)): file_sha256(path) for path in model_files(folder)}
     return Checkpoint(
         name=name,
         fingerprint=combine_digests({"format": 1, "files": digests}),

@@ -63,7 +63,12 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
-        self._is_xlmr = self._processor.get_piece_size() >= XLMR_PIECES
+        self.is_xlmr = self._processor.get_piece_size() >= XLMR_PIECES
+
+    @property
+    def n_ids(self) -> int:
+        """One more than the greatest id."""
+        return self._processor.get_piece_size() + 1
 
     def state(self) -> tuple[str, bytes]:
         """Return what :func:`restore_tokenizer` takes."""
@@ -98,7 +103,7 @@ class SentencePieceTokenizer:
         return [[piece + 1 if piece else _UNK for piece in pieces] for pieces in self._encode(texts, int)]
 
     def _encode(self, texts: Sequence[str], out_type: type | str) -> list:
-        if self._is_xlmr:
+        if self.is_xlmr:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
         if len(texts) < _TEXTS_PER_THREAD:  # waking a thread takes longer, milliseconds on a busy machine
             return [self._processor.encode(text, out_type=out_type) for text in texts]

@@ -24,7 +24,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder.
 
     XLM-R's runs on SentencePiece: from ``sentencepiece.bpe.model``, or as
-    ``tokenizer.json`` holds it. Any other is what transformers makes of the
+    ``tokenizer.json`` holds it; where both are there and differ, the latter
+    counts, as in transformers. Any other is what transformers makes of the
     folder's files.
 
     Raises
@@ -58,9 +59,14 @@ def _read_sentencepiece(folder: Path, content: dict) -> SentencePieceTokenizer |
     if not model_file.is_file():
         return _unigram_from_json(content)
     try:
-        return SentencePieceTokenizer(model_file.read_bytes())
+        tokenizer = SentencePieceTokenizer(model_file.read_bytes())
     except RuntimeError as error:
         raise OSError(f"{model_file} is not a SentencePiece model ({error}). Download it again.") from error
+    # XLM-R's own is compared with the original's ids, see verify_golden_ids.
+    both_are_xlmr = tokenizer.is_xlmr and len(content.get("model", {}).get("vocab") or ()) >= XLMR_PIECES
+    if not content or both_are_xlmr or _agree(tokenizer, content):
+        return tokenizer
+    return _unigram_from_json(content)
 
 
 def _read_with_transformers(folder: Path) -> LibraryTokenizer:

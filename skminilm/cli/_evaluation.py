@@ -77,6 +77,8 @@ def fit(estimator: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         except UserWarning as interruption:
             raise KeyboardInterrupt from interruption
     fitted = {"seconds": round(time.perf_counter() - begin, 1), "n_epochs": estimator.n_iter_}
+    if estimator.best_epoch_ == 0:
+        console.print("No epoch was better than the untrained start: the scores are its own.")
     return {**fitted, "best_epoch": estimator.best_epoch_, "history": estimator.history_}
 
 

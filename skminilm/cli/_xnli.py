@@ -10,6 +10,7 @@ from sklearn.utils import Bunch
 
 from .._classifier import MiniLMClassifier
 from .._validation import Texts
+from ..checkpoints import tokenize
 from ..datasets import load_xnli
 from ..metrics._by_language import rows_by_language
 from ._evaluation import (
@@ -47,7 +48,8 @@ def run_xnli(
     """Run the evaluation; see the command for the options."""
     check_output_dir(output_dir)
     classifier = MiniLMClassifier(model, **parameters)
-    classifier._settings(check_model(classifier), Texts(["premise"], ["hypothesis"]))
+    checkpoint, pair = check_model(classifier), Texts(["premise"], ["hypothesis"])
+    tokenize(checkpoint.tokenizer, pair.first, pair.second, classifier._settings(checkpoint, pair))
     if from_dev:
         train_rows = 2000 if train_rows is None else train_rows
         test_rows = 490 if test_rows is None else test_rows

@@ -58,11 +58,16 @@ class Compute:
         return layers.state_dtype(self.dtype)
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether ranges come from texts, with the checkpoint's own prompt before them."""
+        return self.backend == "openvino" and self.precision == "int8"
+
+    @property
     def namespace(self) -> str:
         """Names all of this that a vector depends on."""
         parts = [self.backend, self.device.type, self.precision]
         if self.calibration is not None:
-            parts.append(hashlib.sha256("\0".join(self.calibration).encode()).hexdigest())
+            parts.append(hashlib.sha256(repr(self.calibration).encode()).hexdigest())
         return "/".join(parts)
 
 

@@ -228,11 +228,11 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def quantized_folder(cache_folder: Path, fingerprint: str, calibration: Sequence[str]) -> Path:
-    """Return where graphs quantised with these texts and library versions are kept."""
+def quantized_folder(cache_folder: Path, fingerprint: str, calibration: tuple) -> Path:
+    """Return where graphs quantised with this and these library versions are kept."""
     versions = [importlib.metadata.version(package) for package in ("openvino", "nncf")]
-    parts = [str(_QUANTIZATION_VERSION), fingerprint, *versions, *calibration]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    parts = (_QUANTIZATION_VERSION, fingerprint, *versions, calibration)
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
     return cache_folder / "openvino-int8" / digest[:32]
 
 
@@ -245,7 +245,7 @@ def read_graphs(folder: Path, n_graphs: int) -> list[ov.Model] | None:
             raise OSError("its sha256 is another than when it was written")
         core = ov.Core()
         return [core.read_model(folder / f"{i}.xml") for i in range(n_graphs)]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # the last of bytes that are no text
         warnings.warn(
             f"The quantised graph in {folder} is damaged ({error}); it is computed again.",
             UserWarning,
@@ -256,7 +256,19 @@ def read_graphs(folder: Path, n_graphs: int) -> list[ov.Model] | None:
 
 
 def write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
-    """Keep graphs in a folder, whole or not at all."""
+    """Keep graphs in a folder, whole or not at all; where that is impossible, say so and go on."""
+    try:
+        _write_graphs(graphs, folder)
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"The quantised graph cannot be kept in {folder.parent} ({error}): each process computes it anew. Set the "
+            "environment variable SKMINILM_CACHE to a folder that can be written.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
         fresh = Path(temporary) / "graphs"

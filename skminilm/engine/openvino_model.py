@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .._folders import cache_folder
-from ..checkpoints import Checkpoint, tokenize
+from ..checkpoints import Checkpoint, EncodingSettings, tokenize
 from ..checkpoints.token_batch import TokenBatch
 from . import kernels
 from ._openvino_import import check_installed, import_silently
@@ -95,20 +95,21 @@ class OpenVINOModel(StreamingModel):
         if precision != "int8":
             return build_graphs(weights, config, self._dtype)
         texts = list(calibration) if calibration is not None else calibration_texts()
-        folder = quantized_folder(cache_folder(), self.checkpoint.fingerprint, texts)
+        defaults = self.checkpoint.defaults
+        settings = replace(defaults, max_length=min(_CALIBRATION_TOKENS, defaults.max_length))
+        parts = settings.prompt, settings.max_length, tuple(texts)
+        folder = quantized_folder(cache_folder(), self.checkpoint.fingerprint, parts)
         graphs = read_graphs(folder, config.num_hidden_layers + 1)
         if graphs is None:
-            graphs = self._quantized(build_graphs(weights, config, self._dtype), texts)
+            graphs = self._quantized(build_graphs(weights, config, self._dtype), texts, settings)
             write_graphs(graphs, folder)
         return graphs
 
     @torch.inference_mode()
-    def _quantized(self, graphs: Sequence, texts: Sequence[str]) -> list:
+    def _quantized(self, graphs: Sequence, texts: Sequence[str], settings: EncodingSettings) -> list:
         """Quantise each graph by what it gets where those before it compute in float32."""
         from .openvino_graph import quantize_graph
 
-        defaults = self.checkpoint.defaults
-        settings = replace(defaults, max_length=min(_CALIBRATION_TOKENS, defaults.max_length))
         batch = tokenize(self.tokenizer, texts, None, settings)
         packs = [self._pack(batch, batch.offsets, rows) for rows in plan_packs(batch.lengths, _BATCH_TOKENS)]
         inputs = [self._inputs(pack) for pack in packs]

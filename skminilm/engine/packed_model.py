@@ -48,24 +48,48 @@ def fused_weights(
     embeddings are in float32. One by one, so that no more than one is held
     twice where `weights` reads each when it is asked for. Layers below
     `first_layer`, and with them the embeddings, are not read.
+
+    Raises
+    ------
+    KeyError
+        A weight is missing.
+    ValueError
+        A weight has another shape than `config` says.
     """
+    size, wide = config.hidden_size, config.intermediate_size
     if first_layer == 0:
-        yield from _fused_embeddings(weights)
+        yield from _fused_embeddings(weights, config)
+    shapes = {"intermediate": (wide, size), "output": (size, wide)}
     for layer in range(first_layer, config.num_hidden_layers):
         old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
         for kind in ("weight", "bias"):
             for part, old_parts in LAYER_PARTS.items():
-                tensors = [weights[f"{old}{old_part}.{kind}"] for old_part in old_parts]
+                shape = shapes.get(part, (size, size))
+                if kind == "bias" or part.endswith("norm"):
+                    shape = shape[:1]
+                tensors = [_checked(weights, f"{old}{old_part}.{kind}", shape) for old_part in old_parts]
                 joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
                 yield f"{new}{part}.{kind}", joined.float()
 
 
-def _fused_embeddings(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _fused_embeddings(
+    weights: Mapping[str, torch.Tensor], config: BertConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    size = config.hidden_size
     yield WORD, weights[WORD_EMBEDDINGS]
-    position = weights["embeddings.position_embeddings.weight"].float()
-    yield "embeddings.position", position + weights["embeddings.token_type_embeddings.weight"][0].float()
-    yield "embeddings.norm.weight", weights["embeddings.LayerNorm.weight"].float()
-    yield "embeddings.norm.bias", weights["embeddings.LayerNorm.bias"].float()
+    positions = (config.max_position_embeddings, size)
+    position = _checked(weights, "embeddings.position_embeddings.weight", positions).float()
+    types = _checked(weights, "embeddings.token_type_embeddings.weight", (config.type_vocab_size, size))
+    yield "embeddings.position", position + types[0].float()
+    yield "embeddings.norm.weight", _checked(weights, "embeddings.LayerNorm.weight", (size,)).float()
+    yield "embeddings.norm.bias", _checked(weights, "embeddings.LayerNorm.bias", (size,)).float()
+
+
+def _checked(weights: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    tensor = weights[name]
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and the configuration says {shape}")
+    return tensor
 
 
 def dense_rows(table: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:

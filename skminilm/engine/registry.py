@@ -29,12 +29,13 @@ _lost_in_fork: list[
 # By fingerprint and device, as long as a model holds one: four fifths of a checkpoint, and nothing writes to it.
 _word_tables: dict[tuple[str, torch.device], TensorWeakRef] = {}
 _lock = threading.RLock()
+_build_lock = threading.RLock()  # who wants a model that is there does not wait for one that is being built
 _CPU = torch.device("cpu")
 
 
 def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
+    global _lock, _build_lock
+    _lock, _build_lock = threading.RLock(), threading.RLock()
     for key, model in list(_models.items()):
         if isinstance(model, SentenceTransformersModel):
             model.renew_lock()
@@ -79,7 +80,8 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
             return OpenVINOModel(checkpoint, weights, compute.precision, compute.calibration)
         return _packed_model(checkpoint, compute)
 
-    return get_or_build((checkpoint.fingerprint, compute), build)
+    calibrated = checkpoint.defaults if compute.is_calibrated else None
+    return get_or_build((checkpoint.fingerprint, compute, calibrated), build)
 
 
 def get_tuned_model(
@@ -98,7 +100,7 @@ def get_tuned_model(
         weights = replaced_weights(read_weights(checkpoint, first_layer=n_frozen), tuned)
         return TopTunedModel(states, weights)
 
-    return get_or_build((checkpoint.fingerprint, compute, tuned.digest), build)
+    return get_or_build((checkpoint.fingerprint, compute, None, tuned.digest), build)
 
 
 def new_layer_states(
@@ -154,6 +156,11 @@ def read_weights(
         raise OSError(
             f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
         ) from error
+    except ValueError as error:
+        raise OSError(
+            f"The weights of {checkpoint.name} are not those of its configuration: {error}. Download the checkpoint "
+            "again."
+        ) from error
 
 
 def _shared_word_table(
@@ -170,14 +177,24 @@ def _shared_word_table(
 
 def get_or_build(key: tuple, build: Callable):
     """Return the model under `key`, building it at first use and dropping the least recently used."""
+    model = _find(key)
+    if model is None:
+        with _build_lock:
+            model = _find(key)
+            if model is None:
+                model = build()
+                with _lock:
+                    while len(_models) >= _MAX_MODELS:
+                        _models.popitem(last=False)
+                    _models[key] = model
+    return model
+
+
+def _find(key: tuple) -> StreamingModel | SentenceTransformersModel | None:
     with _lock:
-        if key not in _models:
-            model = build()
-            while len(_models) >= _MAX_MODELS:
-                _models.popitem(last=False)
-            _models[key] = model
-        _models.move_to_end(key)
-        return _models[key]
+        if key in _models:
+            _models.move_to_end(key)
+        return _models.get(key)
 
 
 def release_models() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint, EncodingSettings
+from ..checkpoints._checkpoint import check_prompt, check_some_tokens
 from .pooling import unit_length
 
 _CHUNK_TEXTS = 1024
@@ -73,7 +74,10 @@ class SentenceTransformersModel:
         batch_tokens: int | None,
         progress: Callable[[int], object] | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        lengths = np.array([len(self._model.tokenizer(prompt + text)["input_ids"]) for text in texts])
+        if prompt:
+            check_prompt(prompt, self._model.max_seq_length, self._count_tokens)
+        lengths = np.array([self._count_tokens(prompt + text) for text in texts])
+        check_some_tokens(lengths, texts)
         longest = min(int(lengths.max()), self._model.max_seq_length)
         parts = []
         for start in range(0, len(texts), _CHUNK_TEXTS):
@@ -96,6 +100,9 @@ class SentenceTransformersModel:
                 "sentence-transformers. Compute the vectors with SentenceTransformer and pass them to scikit-learn."
             )
         return (unit_length(vectors) if normalize else vectors).numpy(), lengths
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self._model.tokenizer(text, verbose=False)["input_ids"])
 
     def renew_lock(self) -> None:
         """Forget a lock that another thread held when the process forked."""

@@ -84,6 +84,7 @@ def best_spans(start: torch.Tensor, end: torch.Tensor, max_tokens: int, n_best: 
     """
     no_answer = start[:, 0] + end[:, 0]
     start, end = start[:, 1:], end[:, 1:]
+    max_tokens = min(max_tokens, max(1, end.shape[1]))  # more fit into no sequence
     # scores[:, i, k] is that of the span of k + 1 tokens that begins at i.
     ends = F.pad(end, (0, max_tokens - 1), value=-math.inf).unfold(1, max_tokens, 1)
     scores = (start[:, :, None] + ends).flatten(1)

@@ -54,7 +54,7 @@ INLINE void interleave(Row even, Row odd, Row *first, Row *second) {
 struct Scratch {
   float *next;
   template <class Number = float>
-  Number *take(int64_t n) {
+  __attribute__((always_inline)) Number *take(int64_t n) {
     float *part = next;
     constexpr int kBytes = kLanes * sizeof(float);
     next += (n * (int64_t)sizeof(Number) + kBytes - 1) / kBytes * kLanes;

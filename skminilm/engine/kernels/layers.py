@@ -57,6 +57,10 @@ class Matrix:
     def __init__(self, matrix: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         self.n_outputs, self.n_inputs = matrix.shape
         self.dtype = dtype
+        if bias.shape != (self.n_outputs,):
+            raise ValueError(
+                f"A matrix of {self.n_outputs} outputs has a bias of the shape {tuple(bias.shape)}."
+            )
         scales = sums = None
         if not dtype.is_floating_point:
             scales = _row_scales(matrix, dtype)
@@ -111,6 +115,12 @@ class AfterAttention:
         epsilon: float,
     ) -> None:
         matrices = attention_output, intermediate, output
+        size, wide = output.n_outputs, intermediate.n_outputs
+        shapes = [(matrix.n_outputs, matrix.n_inputs) for matrix in matrices]
+        if shapes != [(size, size), (wide, size), (size, wide)]:
+            raise ValueError(f"Matrices of the shapes {shapes} do not follow each other in a layer.")
+        if any(tensor.shape != (size,) for tensor in (*attention_norm, *output_norm)):
+            raise ValueError(f"The norms of a layer need {size} numbers each.")
         norms = [tuple(tensor.contiguous() for tensor in norm) for norm in (attention_norm, output_norm)]
         self.dtype, self.n_inputs = output.dtype, output.n_outputs
         self._parts = matrices, norms  # the structure holds their places alone

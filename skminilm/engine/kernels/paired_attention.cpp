@@ -197,14 +197,17 @@ INLINE int64_t floats_for_backward(int64_t length, int64_t size) {
   return 8 * n_pairs * size + kBlock * (2 * size + 3 * length + n_pairs + 1) + 15 * kLanes;
 }
 
-/* From scores and the gradient of probabilities, a query in each lane: probabilities and the gradient of
- * scores, (length, 2 * n_vectors) pairs of neighbouring queries, and the latter as pairs of neighbouring keys
- * too */
+/* From scores and the gradient of probabilities, a query in each of m lanes: probabilities and the gradient
+ * of scores, (length, 8 * n_vectors) pairs of neighbouring queries, and the latter as pairs of neighbouring
+ * keys too */
 static void differentiate_softmax(Floats *scores, const Floats *tops, const Floats *of_probabilities,
-                                  int length, int n_vectors, Exponential exponential, uint16_t *probabilities,
-                                  uint16_t *of_scores, Bits *of_score_pairs) {
+                                  int length, int m, int n_vectors, Exponential exponential,
+                                  uint16_t *probabilities, uint16_t *of_scores, Bits *of_score_pairs) {
   int64_t width = n_vectors * kLanes;
+  Ints lanes;
+  for (int lane = 0; lane < kLanes; lane++) lanes[lane] = lane;
   for (int64_t j = 0; j < n_vectors; j++) {
+    Ints has_query = lanes < (int)(m - j * kLanes); /* in others infinite keys make NaN */
     Floats sum = {}, mean = {};
     for (int64_t i = 0; i < length; i++) {
       Floats *place = scores + i * n_vectors + j;
@@ -217,6 +220,8 @@ static void differentiate_softmax(Floats *scores, const Floats *tops, const Floa
     auto gradient = [=](int64_t key) __attribute__((always_inline)) {
       Floats probability = scores[key * n_vectors + j] * factor;
       Floats of_score = probability * (of_probabilities[key * n_vectors + j] - mean);
+      probability = has_query ? probability : Floats{};
+      of_score = has_query ? of_score : Floats{};
       NativeBFloat16::store(probabilities + key * width + j * kLanes, probability);
       NativeBFloat16::store(of_scores + key * width + j * kLanes, of_score);
       return of_score;
@@ -276,8 +281,8 @@ static void attend_backward(const uint16_t *qkv, const uint16_t *of_attended, ui
     read_row_pairs(of_own, hidden, m, size, of_block_pairs);
     score(keys, length, size, queries, n_vectors, scores, tops);
     multiply(values, length, size, of_block, n_vectors, of_probabilities, [](int, Floats) {});
-    differentiate_softmax(scores, tops, of_probabilities, length, n_vectors, Exponential(size), probabilities,
-                          of_scores, of_score_pairs);
+    differentiate_softmax(scores, tops, of_probabilities, length, m, n_vectors, Exponential(size),
+                          probabilities, of_scores, of_score_pairs);
     add_products(probabilities, length, n_vectors, m, of_block_pairs, size, of_values);
     add_products(of_scores, length, n_vectors, m, query_pairs, size, of_keys);
     product(m, size / kLanes, n_pairs, Factors{(const uint32_t *)of_score_pairs, 1, n_vectors * kLanes},
