@@ -90,7 +90,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         stops. Of equal scores that with the lower loss is better.
     warm_start : bool, default=False
         Go on from the earlier fit with all its weights. The texts may be
-        others; the classes must be the same.
+        others; classes, model, `trainable`, pooling, prompt and `max_length`
+        must be the same (a fit with ``trainable="head"`` may go on with more).
     gradient_checkpointing : bool, default=False
         Compute each layer a second time for its gradients instead of keeping
         what is inside: a third more time, several times less memory a text.

@@ -56,7 +56,7 @@ class MiniLMEncoder(
         sentence-transformers.
     revision : str, default=None
         Commit, tag or branch of a hub repository. None takes the preset's
-        commit, or the newest state of other repositories.
+        commit if it has one, or the newest state of the repository.
     pooling : {"auto", "mean", "cls", "max"}, default="auto"
         From token states to one vector. ``"auto"``: as the checkpoint was
         trained.
@@ -85,8 +85,9 @@ class MiniLMEncoder(
         present; several GPUs of one kind share the texts of a call.
     batch_tokens : int or "auto", default="auto"
         Tokens computed at once: more takes more memory. ``"auto"`` is 2,048
-        on a CPU (4,096 in bfloat16) and 65,536 on a GPU. The vectors do not
-        depend on it, but for rounding.
+        on a CPU (4,096 in bfloat16), 1,024 with ``backend="openvino"``,
+        65,536 on a GPU, and 4,096 where sentence-transformers computes. The
+        vectors do not depend on it, but for rounding.
     long_text : {"truncate", "head_tail", "chunk_mean"}, default="truncate"
         What becomes of a text with more than `max_length` tokens.
         ``"truncate"`` keeps its beginning, ``"head_tail"`` the first quarter
@@ -127,8 +128,8 @@ class MiniLMEncoder(
         A data frame with other names is refused then; one column may come
         without a name.
     n_truncated_, max_tokens_ : int
-        Texts of the last call that were longer than `max_length`, and the
-        tokens of its longest one.
+        Texts of the last call of `transform` or `fit_transform` that were
+        longer than `max_length`, and the tokens of its longest one.
 
     See Also
     --------
@@ -263,9 +264,14 @@ class MiniLMEncoder(
             X is a bare str, or a value is not a str.
         ValueError
             X is empty, ragged or has missing values; a parameter is out of
-            its range; or the weights or columns are not those that `fit` saw.
+            its range; the weights or columns are not those that `fit` saw; or
+            `model` is neither a preset, nor a folder, nor a possible hub id.
         OSError
             The checkpoint is missing or damaged.
+        ImportError
+            The backend needs a package that is not installed.
+        FloatingPointError
+            A vector is not finite.
 
         Warns
         -----

@@ -81,7 +81,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         Tokens of a question with a window of its context. A question may
         take half of it; the rest is cut off with a warning.
     stride : int, default=128
-        Tokens that neighbouring windows of a context share.
+        Tokens that neighbouring windows of a context share: fewer than half of
+        `max_length` less 4.
     max_answer_length : int, default=30
         Tokens that an answer may have at the most. Longer ones are learned,
         but not found.
@@ -90,8 +91,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         more than this above that of the best span, as in the evaluation of
         SQuAD 2.0 [2]_. None: there always is an answer.
     early_stopping : bool, default=False
-        Stop when the share of exact answers among `X_val` does not rise any
-        more, and go back to the best epoch. Needs `X_val`.
+        Stop when the share of windows of `X_val` whose answer is exact (those
+        without it are to have none) does not rise any more, and go back to
+        the best epoch. Needs `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True`` stops.
     gradient_checkpointing, precision, device, save_weights, random_state, verbose
@@ -110,6 +112,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     settings_ : dict
         Prompt and length that it was trained with; predictions use the
         parameters as they are.
+    n_features_in_, feature_names_in_
+        As in :class:`MiniLMClassifier`.
 
     References
     ----------
@@ -217,8 +221,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             Weight of each question in the loss: of each window of its context.
             Only their ratios count.
         X_val, y_val : like X and y, default=None
-            Questions set aside: their loss and score stand in `history_`, and
-            ``early_stopping=True`` goes by them.
+            Questions set aside: the loss and the score of their windows stand
+            in `history_`, and ``early_stopping=True`` goes by them.
         on_missing_answer : {"raise", "drop"}, default="raise"
             What to do with a row whose answer is not in its context, or in no
             window of it as a whole: an error that names it, or leave such rows
@@ -370,7 +374,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         if self.stride >= self.max_length // 2 - _ROOM_FOR_SPECIAL_TOKENS:
             raise ValueError(
                 f"stride={self.stride} leaves no room to go on in windows of max_length={self.max_length} tokens "
-                "with a question: use a stride of less than half of max_length."
+                f"with a question: use at most {self.max_length // 2 - _ROOM_FOR_SPECIAL_TOKENS - 1}."
             )
         return resolve_settings(
             checkpoint,

@@ -42,7 +42,8 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         The head; of pairs, with ``pooling="pair"`` (the default for them), of
         shape (n_targets, 1536).
     intercept_ : ndarray of float64, shape (n_targets,)
-    n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_
+    n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_,
+    checkpoint_
         As in :class:`MiniLMClassifier`; validation_score is R².
     n_features_in_, feature_names_in_
         As in :class:`MiniLMClassifier`.

@@ -26,7 +26,7 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
 
     - ``XNLI-1.0/xnli.dev.tsv`` and ``xnli.test.tsv``, or the same as ``.jsonl``;
     - ``XNLI-MT-1.0/multinli/multinli.train.<language>.tsv``;
-    - or ``xnli_<split>.tsv.gz`` with the columns lang, split, label, premise, hypothesis.
+    - or ``xnli_dev.tsv.gz`` and ``xnli_test.tsv.gz`` with the columns lang, split, label, premise, hypothesis.
 
     Or a name on the Hugging Face hub, ``"facebook/xnli"``, or a folder with a copy
     of such a repository: one configuration a language, with the columns premise,
