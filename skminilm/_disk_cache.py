@@ -42,8 +42,8 @@ class DiskVectorCache:
     folder : Path
         Made where it is missing.
     max_bytes : int
-        Bound on the file. The log beside it takes some MB more while a
-        process writes.
+        Bound on the file. The log beside it takes more while processes
+        write: some MB, and a tenth of the bound where old entries go.
 
     Raises
     ------
@@ -126,8 +126,10 @@ class DiskVectorCache:
                 self._warn_of_no_use(error)
                 return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
-                is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
-                if is_passing and not str(error).startswith(("no such table", "no such column")):
+                is_passing = isinstance(error, sqlite3.OperationalError) and not str(error).startswith(
+                    ("no such table", "no such column")
+                )  # locked, disk full, read-only
+                if is_passing or not self._may_write():
                     self._warn_of_no_use(error)
                     return None
                 try:
@@ -141,11 +143,9 @@ class DiskVectorCache:
         return None
 
     def _connect(self) -> sqlite3.Connection:
-        # In a folder that may only be read SQLite can make no log beside the file, and needs to be told that
-        # nobody else writes.
-        options = "" if os.access(self._path.parent, os.W_OK) else "?mode=ro&immutable=1"
+        place = str(self._path) if self._may_write() else self._address_for_reading()
         connection = sqlite3.connect(
-            self._path.absolute().as_uri() + options, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=True
+            place, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=place.startswith("file:")
         )
         try:
             version = _user_version(connection)
@@ -158,10 +158,23 @@ class DiskVectorCache:
             elif version != _FORMAT_VERSION:
                 raise _DamagedError(f"it has the unknown format {version}")
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(f"PRAGMA journal_size_limit={_BYTES_A_TRANSACTION}")
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _may_write(self) -> bool:
+        return os.access(self._path.parent, os.W_OK)
+
+    def _address_for_reading(self) -> str:
+        """Return a URI for a folder that may only be read, where SQLite can make no log beside the file."""
+        # Where there is none, nobody else writes, which has to be said.
+        options = "mode=ro" if Path(f"{self._path}-wal").exists() else "mode=ro&immutable=1"
+        uri = self._path.absolute().as_uri()
+        if not uri.startswith("file:///"):  # a server on Windows
+            uri = uri.replace("file://", "file:////", 1)
+        return f"{uri}?{options}"
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA page_size=8192")  # holds four vectors of 384 numbers

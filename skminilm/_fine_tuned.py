@@ -209,7 +209,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 "trainable, or set warm_start=False."
             )
         coef, intercept = self._head_of_fit(targets)
-        return EarlierFit(coef, intercept, self.weights_, self.weights_digest_, self.history_)
+        return EarlierFit(
+            coef, intercept, self.weights_, self.weights_digest_, self.history_, self.best_epoch_
+        )
 
     def _train(
         self,

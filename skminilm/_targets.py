@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _PROBE_C = 10.0
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
+_ABSENT_LOG_ODDS = 8.0  # of classes without weight together, against another class
 MAX_DEVIATIONS = 1e18  # whose square float32 can hold
 
 
@@ -85,8 +86,9 @@ class ClassTargets(Targets):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a multinomial logistic regression; a class without weight gets a constant, far below the others."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
-        intercept = np.full(self.n_outputs, -_MAX_LOG_ODDS, np.float32)
         present = np.unique(values[row_weights > 0])
+        n_absent = max(1, self.n_outputs - len(present))
+        intercept = np.full(self.n_outputs, -_ABSENT_LOG_ODDS - np.log(n_absent), np.float32)
         if len(present) == 1:
             intercept[present] = 0.0
             return coef, intercept

@@ -42,6 +42,7 @@ class EarlierFit:
     weights: dict[str, np.ndarray]
     digest: str
     history: list[dict[str, float]]
+    best_epoch: int
 
 
 class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixin, BaseEstimator):
@@ -142,11 +143,11 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         attributes: Callable[[TrainingResult], dict[str, Any]],
     ) -> None:
         """Train, and set what was learned: all of it, or the last that was good."""
-        import torch
+        from .engine import own_modes
 
         is_interrupted = False
         try:
-            with torch.inference_mode(False), progress as hooks:
+            with own_modes(inference=False), progress as hooks:
                 result = training(hooks)
             is_interrupted = result.interrupted
             try:
@@ -178,6 +179,9 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         from .engine import merge_weights, weights_digest
 
         history = [] if earlier is None else list(earlier.history)
+        best_epoch = len(history) + result.best_epoch
+        if earlier is not None and result.best_epoch == 0:  # where the earlier fit had ended
+            best_epoch = earlier.best_epoch
         weights = result.weights if earlier is None else merge_weights(earlier.weights, result.weights)
         if self.save_weights == "fp16":
             weights = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in weights.items()}
@@ -190,7 +194,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
             "checkpoint_": embedded,
             "history_": history + result.history,
             "n_iter_": len(history) + len(result.history),
-            "best_epoch_": len(history) + result.best_epoch,
+            "best_epoch_": best_epoch,
             "fingerprint_": checkpoint.fingerprint,
             "settings_": asdict(settings),
         }

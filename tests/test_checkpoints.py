@@ -271,6 +271,39 @@ def test_each_weight_has_the_shape_that_the_configuration_says(folder, name, sha
         MiniLMEncoder(folder, precision=precision, cache=None).transform(["a"])
 
 
+def test_embeddings_in_a_bin_file_have_the_shape_that_the_configuration_says(folder):
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    name = "embeddings.word_embeddings.weight"
+    torch.save({**weights, name: weights[name][:-1]}, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"word_embeddings\.weight has the shape .* and the configuration says"):
+        MiniLMEncoder(folder, cache=None).transform(["a"])
+
+
+def test_files_of_modules_count_wherever_they_are(make_sentence_transformers_folder, distilbert_folder):
+    place = make_sentence_transformers_folder(base=distilbert_folder, dense=16)
+    modules = json.loads((place / "modules.json").read_text())
+    deep = ".modules/of/another/library"
+    (place / deep).parent.mkdir(parents=True)
+    (place / modules[-1]["path"]).rename(place / deep)
+    modules[-1]["path"] = deep
+    (place / "modules.json").write_text(json.dumps(modules))
+    before = load_checkpoint(place).fingerprint
+    with open(place / deep / "model.safetensors", "ab") as file:
+        file.write(b" ")
+    assert load_checkpoint(place).fingerprint != before
+
+
+def test_links_that_lead_nowhere_do_not_count(folder, distilbert_folder, tmp_path):
+    other = shutil.copytree(distilbert_folder, tmp_path / "other")
+    for place in (folder, other):
+        (place / "gone.json").symlink_to(place / "nowhere.json")
+        (place / "loop.json").symlink_to(place / "loop.json")
+        assert load_checkpoint(place).hidden_size == 32
+
+
 def test_other_files_in_a_folder_do_not_count(folder, distilbert_folder, tmp_path, monkeypatch):
     other = shutil.copytree(distilbert_folder, tmp_path / "other")
     read = []

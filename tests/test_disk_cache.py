@@ -201,6 +201,22 @@ def test_a_folder_that_may_only_be_read_is_read(tmp_path, texts, encoded, monkey
     assert encoded == [texts[3]]
 
 
+def test_a_folder_that_may_only_be_read_and_is_written_to(tmp_path, monkeypatch):
+    cache = DiskVectorCache(tmp_path)
+    cache.put(KEYS[:1], ROWS[:1])
+    writer = sqlite3.connect(file_of(cache), isolation_level=None)
+    writer.execute("SELECT COUNT(*) FROM vectors").fetchone()
+    cache.put(KEYS[1:], ROWS[1:])  # in the log, as long as the other is there
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found = cache.get(KEYS)
+    np.testing.assert_array_equal(found, ROWS)
+    writer.close()
+    file_of(cache).write_bytes(b"no data base")
+    with pytest.warns(UserWarning, match="cannot be used now"):  # nor set aside
+        assert cache.get(KEYS) == [None] * len(KEYS)
+    assert file_of(cache).exists()
+
+
 def test_a_folder_that_cannot_be_locked_does_not_stop_the_work(cache):
     file_of(cache).with_suffix(".lock").mkdir()
     with pytest.warns(UserWarning, match="cannot be used now .*: vectors are computed"):

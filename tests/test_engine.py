@@ -522,6 +522,22 @@ def test_results_come_in_order_with_few_under_way():
     assert list(model.in_order(iter(()))) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_the_caller_changes_nothing(texts, dtype, transformers_folder):
+    def compute():
+        varlen._works.clear()
+        linear._can_prepack.clear()
+        release_models()
+        plain = MiniLMEncoder(transformers_folder, precision="fp32", cache=None).transform(texts[:4])
+        model = MiniLMClassifier(trainable=1, precision="fp32", random_state=0, epochs=1)
+        trained = model.fit(texts[:8], [0, 1] * 4).predict_proba(texts[:8])
+        return plain.tobytes(), trained.tobytes(), dict(varlen._works), dict(linear._can_prepack)
+
+    expected = compute()
+    with torch.autocast("cpu", dtype=dtype):
+        assert compute() == expected
+
+
 def test_a_model_that_is_being_built_holds_up_no_other():
     began, may_end = threading.Event(), threading.Event()
 

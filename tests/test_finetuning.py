@@ -1,8 +1,10 @@
 import gc
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from skminilm.finetuning import (
     networks,
     train,
 )
+from skminilm.finetuning.interrupts import deferred_interrupts
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
 from skminilm.finetuning.parameters import FlatParameters
 
@@ -217,6 +220,22 @@ def test_merged_adapters_give_the_outputs_of_training(split):
     assert abs(loss - classifier.history_[-1]["validation_loss"]) < 1e-4
 
 
+@needs_peft
+def test_adapters_in_several_threads(split, transformers_folder):
+    X, y, _, _ = split
+    register = torch.nn.Module.register_parameter
+
+    def fit(seed):
+        options = dict(trainable="lora", epochs=1, precision="fp32", max_length=64)
+        return MiniLMClassifier(transformers_folder, random_state=seed, **options).fit(X[:16], y[:16]).coef_
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(fit, [0, 1, 2] * 3))
+    assert torch.nn.Module.register_parameter is register
+    for seed in range(3):
+        np.testing.assert_allclose(found[seed], fit(seed), atol=1e-4)
+
+
 def test_lora_without_peft_says_what_to_install(split, monkeypatch):
 
     X, y, _, _ = split
@@ -353,6 +372,43 @@ def test_an_interrupted_fit_is_usable(split, monkeypatch, early_stopping):
         classifier.fit(X, y, X_val=X_new, y_val=y_new)
     assert classifier.n_iter_ == 2
     assert classifier.score(X, y) > 0.8
+
+
+@pytest.mark.parametrize("refit_head", [False, True])
+def test_an_interrupt_at_the_very_end_loses_nothing(split, monkeypatch, refit_head):
+    X, y, _, _ = split
+    options = dict(trainable=1, epochs=1, random_state=0, refit_head=refit_head)
+    expected = MiniLMClassifier(**options).fit(X, y)
+    original, calls = TrainableEncoder.arrays, []
+
+    def arrays(self):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(TrainableEncoder, "arrays", arrays)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        found = MiniLMClassifier(**options).fit(X, y)
+    assert found.weights_digest_ == expected.weights_digest_
+    np.testing.assert_array_equal(found.coef_, expected.coef_)
+
+
+def test_an_interrupt_waits_for_the_end_of_what_it_would_spoil():
+    done = []
+
+    def work():
+        with deferred_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as threads:  # which Ctrl-C does not reach
+        assert threads.submit(lambda: deferred_interrupts().__enter__()).result() is None
 
 
 def test_a_fit_that_diverges_later_leaves_the_last_good_weights(split, monkeypatch):
@@ -750,6 +806,18 @@ def test_gradient_checkpointing_is_done_where_it_is_asked_for(split, monkeypatch
     assert not calls
     MiniLMClassifier(gradient_checkpointing=True, **options).fit(X[:8], y[[0, 5] * 4])
     assert calls
+
+
+def test_a_second_fit_that_brings_nothing_leaves_the_best_epoch(split):
+    X, y, X_new, y_new = split
+    options = dict(trainable=1, early_stopping=True, random_state=0, warm_start=True)
+    model = MiniLMClassifier(epochs=3, **options).fit(X, y, X_val=X_new, y_val=y_new)
+    best, digest = model.best_epoch_, model.weights_digest_
+    model.set_params(learning_rate=10.0, head_learning_rate=10.0, epochs=1)
+    model.fit(X, y, X_val=X_new, y_val=y_new)
+    assert model.n_iter_ == 4
+    assert model.weights_digest_ == digest
+    assert model.best_epoch_ == best
 
 
 def test_the_best_epoch_counts_from_the_first_fit(split):

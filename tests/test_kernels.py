@@ -81,6 +81,11 @@ def test_attention_over_each_length_is_that_of_the_definition(dtype, bound, head
         assert (ours.double() - theirs).abs().max() <= bound * theirs.abs().max()
 
 
+def test_attention_in_another_precision_is_refused():
+    with pytest.raises(TypeError, match=r"no such kernel for torch\.float16"):
+        attend(torch.zeros(2, 96, dtype=torch.float16), [2], 1)
+
+
 @needs_kernels
 @pytest.mark.parametrize("scale", [1e3, 1e5, 1e8])
 def test_large_scores_are_no_harm_to_attention(scale):

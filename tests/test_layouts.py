@@ -222,6 +222,15 @@ def test_a_sentencepiece_model_left_beside_another_vocabulary_does_not_count(tmp
         load_checkpoint(tmp_path)
 
 
+def test_a_tokenizer_file_that_is_not_understood_is_named(tmp_path, requests, xlmr_folder):
+    tokenizer = unigram(requests)
+    tiny_bert(len(tokenizer)).save_pretrained(tmp_path)
+    shutil.copy(xlmr_folder / "sentencepiece.bpe.model", tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(OSError, match=r"tokenizer\.json cannot be read"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_text_without_tokens_is_refused(tmp_path, requests):
     tokenizer = unigram(requests)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

@@ -218,6 +218,7 @@ def test_classes(y, classes):
     assert found.tolist() == classes
     assert codes.tolist() == [1, 0, 1]
     assert codes.dtype == np.int64
+    assert not is_multilabel(y)
 
 
 @pytest.mark.parametrize(

@@ -14,27 +14,36 @@ from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
 from .weight_files import check_weights, find_weights, read_weights, safetensors_shapes
 
 _MAX_PADDING_ROWS = 64  # beyond the pieces: the family has 35
-_MAX_DEPTH = 2  # of the modules of sentence-transformers
-_VOCABULARIES = ("vocab.txt", "merges.txt")
+_MAX_DEPTH = 2  # of what modules.json does not name
+_VOCABULARIES = ("vocab.txt", "merges.txt", "dict.txt", "bpe.codes")
+_WEIGHTS_IN_BIN = ("pytorch_model", "adapter_model")
 _LOGS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
 def model_files(folder: Path) -> list[Path]:
     """Return what of a folder, and of those in it, can belong to a checkpoint: its size does not matter."""
-    found = []
+    found = set()
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
         folders[:] = [] if depth == _MAX_DEPTH else [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if _can_belong_to_model(name)]
+        found |= _model_files_in(place, names)
+    for module in read_modules(folder):
+        for place, _, names in os.walk(folder / module["path"]) if module.get("path") else ():
+            found |= _model_files_in(place, names)
     return sorted(found)
+
+
+def _model_files_in(place: str, names: list[str]) -> set[Path]:
+    paths = (Path(place, name) for name in names if _can_belong_to_model(name))
+    return {path for path in paths if path.is_file()}
 
 
 def _can_belong_to_model(name: str) -> bool:
     suffix = Path(name).suffix
     return (
-        suffix in (".safetensors", ".model")
+        suffix in (".safetensors", ".model", ".spm")
         or (suffix == ".json" and name not in _LOGS)
-        or (suffix == ".bin" and name.startswith("pytorch_model"))
+        or (suffix == ".bin" and name.startswith(_WEIGHTS_IN_BIN))
         or name in _VOCABULARIES
     )
 

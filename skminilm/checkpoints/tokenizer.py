@@ -144,7 +144,11 @@ def _unigram_from_json(content: dict) -> SentencePieceTokenizer | None:
 def _agree(tokenizer: SentencePieceTokenizer, content: dict) -> bool:
     """Tell whether a rebuilt tokenizer gives the ids of the library's, for texts in many scripts."""
     texts = [probe["text"] for probe in _golden_ids()["single"]]
-    both = tokenizer, LibraryTokenizer(json.dumps(content))
+    try:
+        library_tokenizer = LibraryTokenizer(json.dumps(content))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(str(error)) from error
+    both = tokenizer, library_tokenizer
     ids = [one.encode(texts, max_length=512).input_ids.tolist() for one in both]
     return ids[0] == ids[1]
 

@@ -4,6 +4,7 @@ Importing this package imports torch; the estimators do so at first use.
 """
 
 from .hardware import Compute, resolve_compute
+from .modes import own_modes
 from .packed_model import TunedWeights, merge_weights, weights_digest
 from .registry import (
     get_model,
@@ -23,6 +24,7 @@ __all__ = [
     "get_tuned_model",
     "merge_weights",
     "new_layer_states",
+    "own_modes",
     "read_trainable_weights",
     "release_models",
     "resolve_compute",

@@ -12,6 +12,7 @@ import torch
 
 from ..checkpoints.token_batch import TokenBatch
 from .hardware import Compute
+from .modes import own_modes
 from .packed_model import PackedModel
 from .packing import Pack, plan_packs
 
@@ -82,7 +83,7 @@ class LayerStates:
 
     def _compute(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
         def of_part(part: np.ndarray) -> list[np.ndarray]:
-            with torch.inference_mode():
+            with own_modes(inference=True):
                 pack = self.model.make_pack(batch, offsets, part)
                 hidden = self.model.hidden_states(pack, n_layers=self.n_layers)[: pack.n_tokens].cpu()
             return [_to_array(states) for states in hidden.split(batch.lengths[part].tolist())]

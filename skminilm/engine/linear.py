@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import kernels
+from .modes import own_modes
 
 
 class Linear(ABC):
@@ -125,7 +126,7 @@ def _try_prepacked(dtype: torch.dtype) -> bool:
         for shape in ((3, 32), (48, 32), (48,), (3, 48))
     )
     try:
-        with torch.inference_mode():
+        with own_modes(inference=True):
             prepacked = PrepackedLinear({"w.bias": bias})
             prepacked.add("w.weight", weight)
             for gelu, added in ((False, None), (True, None), (False, residual)):

@@ -19,6 +19,7 @@ from . import kernels
 from ._openvino_import import check_installed, import_silently
 from .attention import attention
 from .forward import gather_word_embeddings
+from .modes import own_modes
 from .packed_model import WORD
 from .packing import Pack, make_pack, plan_packs
 from .pooling import pool, unit_length
@@ -105,7 +106,7 @@ class OpenVINOModel(StreamingModel):
             write_graphs(graphs, folder)
         return graphs
 
-    @torch.inference_mode()
+    @own_modes(inference=True)
     def _quantized(self, graphs: Sequence, texts: Sequence[str], settings: EncodingSettings) -> list:
         """Quantise each graph by what it gets where those before it compute in float32."""
         from .openvino_graph import quantize_graph
@@ -142,7 +143,7 @@ class OpenVINOModel(StreamingModel):
             self._compute, self._pack(batch, offsets, rows), pooling, normalize
         ).result
 
-    @torch.inference_mode()
+    @own_modes(inference=True)
     def _compute(self, pack: Pack, pooling: str, normalize: bool) -> np.ndarray:
         network = self._idle.get()
         try:
@@ -187,7 +188,7 @@ class _Attend:
         self._n_threads = n_threads
         self._n_heads = n_heads
 
-    @torch.inference_mode()
+    @own_modes(inference=True)
     def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
         with kernels.on_threads(self._n_threads):  # here, for this may be a thread of OpenVINO's
             return attention(qkv, self.pack, self._n_heads)

@@ -12,12 +12,13 @@ import torch
 
 from ..checkpoints import BertConfig, Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
-from ..checkpoints.q4 import dequantize_q4
+from ..checkpoints.q4 import BLOCK, dequantize_q4
 from ..checkpoints.token_batch import TokenBatch
 from ._names import LAYER_PARTS, layer_prefix
 from .forward import embed
 from .kernels.layers import state_dtype
 from .layers import new_layers
+from .modes import own_modes
 from .packing import Pack, make_pack
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -76,7 +77,14 @@ def _fused_embeddings(
     weights: Mapping[str, torch.Tensor], config: BertConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
     size = config.hidden_size
-    yield WORD, weights[WORD_EMBEDDINGS]
+    table = weights[WORD_EMBEDDINGS]
+    width = table.shape[1] * BLOCK if table.dtype == torch.uint8 else table.shape[1]
+    if (len(table), width) != (config.vocab_size, size):
+        raise ValueError(
+            f"{WORD_EMBEDDINGS} has the shape {(len(table), width)}, and the configuration says "
+            f"{(config.vocab_size, size)}"
+        )
+    yield WORD, table
     positions = (config.max_position_embeddings, size)
     position = _checked(weights, "embeddings.position_embeddings.weight", positions).float()
     types = _checked(weights, "embeddings.token_type_embeddings.weight", (config.type_vocab_size, size))
@@ -275,7 +283,7 @@ class PackedModel(StreamingModel):
         """
 
         def start_part(part: np.ndarray) -> Callable[[], np.ndarray]:
-            with torch.inference_mode():
+            with own_modes(inference=True):
                 pack = self.make_pack(batch, offsets, part)
                 return _bring_home(reduce(self.last_hidden_state(pack, batch, offsets), pack))
 

@@ -29,13 +29,14 @@ _lost_in_fork: list[
 # By fingerprint and device, as long as a model holds one: four fifths of a checkpoint, and nothing writes to it.
 _word_tables: dict[tuple[str, torch.device], TensorWeakRef] = {}
 _lock = threading.RLock()
+_table_lock = threading.RLock()
 _build_lock = threading.RLock()  # who wants a model that is there does not wait for one that is being built
 _CPU = torch.device("cpu")
 
 
 def _after_fork() -> None:
-    global _lock, _build_lock
-    _lock, _build_lock = threading.RLock(), threading.RLock()
+    global _lock, _table_lock, _build_lock
+    _lock, _table_lock, _build_lock = threading.RLock(), threading.RLock(), threading.RLock()
     for key, model in list(_models.items()):
         if isinstance(model, SentenceTransformersModel):
             model.renew_lock()
@@ -167,7 +168,7 @@ def _shared_word_table(
     checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], device: torch.device
 ) -> torch.Tensor:
     key = checkpoint.fingerprint, device
-    with _lock:
+    with _table_lock:
         table = _word_tables[key]() if key in _word_tables else None
         if table is None:
             table = weights[WORD_EMBEDDINGS].to(device)

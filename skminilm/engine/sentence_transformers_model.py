@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint, EncodingSettings
-from ..checkpoints._checkpoint import check_prompt, check_some_tokens
+from ..checkpoints._checkpoint import check_prompt
+from .modes import own_modes
 from .pooling import unit_length
 
 _CHUNK_TEXTS = 1024
@@ -66,6 +67,7 @@ class SentenceTransformersModel:
             self._model.max_seq_length = settings.max_length
             return self._encode_chunks(texts, settings.prompt, settings.normalize, batch_tokens, progress)
 
+    @own_modes(inference=True)
     def _encode_chunks(
         self,
         texts: Sequence[str],
@@ -77,8 +79,7 @@ class SentenceTransformersModel:
         if prompt:
             check_prompt(prompt, self._model.max_seq_length, self._count_tokens)
         lengths = np.array([self._count_tokens(prompt + text) for text in texts])
-        check_some_tokens(lengths, texts)
-        longest = min(int(lengths.max()), self._model.max_seq_length)
+        longest = min(max(1, int(lengths.max())), self._model.max_seq_length)
         parts = []
         for start in range(0, len(texts), _CHUNK_TEXTS):
             chunk = list(texts[start : start + _CHUNK_TEXTS])

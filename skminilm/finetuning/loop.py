@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .contract import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
+from .interrupts import deferred_interrupts
 from .networks import TrainableNetwork
 from .objectives import Objective
 from .parameters import FlatParameters, LossScale, norm
@@ -135,14 +136,14 @@ class _Training:
         except TrainingDivergedError as error:
             error.last_good = self._result() if self._history else None
             raise
-        for part in self._parameters:  # before the results take memory
-            part.release_steps()
-        if refit and self._kept_epoch and not interrupted:
-            try:
+        try:
+            for part in self._parameters:  # before the results take memory
+                part.release_steps()
+            if refit and self._kept_epoch and not interrupted:
                 self._refit(refit, max(ranks, default=None))
-            except KeyboardInterrupt:  # what was trained is kept with its own head
-                interrupted = True
-        return self._result(interrupted=interrupted)
+            return self._result(interrupted=interrupted)
+        except KeyboardInterrupt:  # what was trained is kept, with its own head where it was not fitted anew
+            return self._result(interrupted=True)
 
     def _refit(self, refit: Refit, best: tuple[float, float] | None) -> None:
         """Fit the head anew to the vectors of the trained network."""
@@ -293,17 +294,18 @@ class _Training:
             part.clear_gradients()
 
     def _keep(self, epoch: int) -> None:
-        self._kept_epoch = epoch
-        if self._kept is None:
-            self._kept = [part.master.detach().clone() for part in self._parameters]
-        else:
-            for copy, part in zip(self._kept, self._parameters, strict=True):
-                copy.copy_(part.master.detach())
+        with deferred_interrupts():  # never parts of two epochs
+            self._kept_epoch = epoch
+            if self._kept is None:
+                self._kept = [part.master.detach().clone() for part in self._parameters]
+            else:
+                for copy, part in zip(self._kept, self._parameters, strict=True):
+                    copy.copy_(part.master.detach())
 
     def _result(self, *, interrupted: bool = False) -> TrainingResult:
-        if self._kept is not None:
-            self._exchange(self._kept)
         try:
+            if self._kept is not None:
+                self._exchange(self._kept)
             head = self._head.arrays()
             return TrainingResult(
                 head["coef"],
@@ -319,7 +321,7 @@ class _Training:
 
     def _exchange(self, values: list[torch.Tensor]) -> None:
         """Exchange the parameters with others, without a third copy of all of them."""
-        with torch.no_grad():
+        with torch.no_grad(), deferred_interrupts():
             for part, value in zip(self._parameters, values, strict=True):
                 for mine, other in zip(part.master.split(_CHUNK), value.split(_CHUNK), strict=True):
                     before = mine.clone()

@@ -23,16 +23,13 @@ def _peft():
 
 
 class _Matrices(torch.nn.Module):
-    """The layers' matrices as modules, which is what peft can adapt."""
+    """The layers' matrices as modules, which is what peft can adapt; their numbers come later."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         for name in _matrix_names(weights):
-            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            module = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-            module.weight = torch.nn.Parameter(weight, requires_grad=False)
-            module.bias = torch.nn.Parameter(bias, requires_grad=False)
-            self.add_module(_module_name(name), module)
+            n_outputs, n_inputs = weights[f"{name}.weight"].shape
+            self.add_module(_module_name(name), torch.nn.Linear(n_inputs, n_outputs, device="meta"))
 
 
 def _matrix_names(weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -62,8 +59,13 @@ class AdaptedLayers(Linear):
             r=LORA_RANK, lora_alpha=LORA_RANK * LORA_SCALE, target_modules=list(self._modules.values())
         )
         # On the meta device nothing is drawn: peft draws from the random state of the whole process, in torch's
-        # default dtype.
-        self._adapted = peft.inject_adapter_in_model(config, matrices, low_cpu_mem_usage=True)
+        # default dtype. (Its low_cpu_mem_usage would do that too, for all threads of the process.)
+        with torch.device("meta"):
+            self._adapted = peft.inject_adapter_in_model(config, matrices)
+        for name, module_name in self._modules.items():
+            module = self._adapted.get_submodule(module_name).base_layer
+            module.weight = torch.nn.Parameter(weights[f"{name}.weight"], requires_grad=False)
+            module.bias = torch.nn.Parameter(weights[f"{name}.bias"], requires_grad=False)
         generator = torch.Generator("cpu").manual_seed(seed)
         for name, part in self._parts():
             start = torch.zeros(part.weight.shape, dtype=torch.float32, device="cpu")

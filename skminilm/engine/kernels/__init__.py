@@ -34,6 +34,8 @@ def attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, n_heads: int) -> torc
 
     Slots behind the sequences get 0.
     """
+    if qkv.dtype not in _DTYPES:
+        raise TypeError(f"There is no such kernel for {qkv.dtype}.")
     attend = _Attention.apply if qkv.requires_grad else _attend
     return attend(qkv.contiguous(), cu_seqlens, n_heads)
 
