@@ -143,9 +143,12 @@ class DiskVectorCache:
         return None
 
     def _connect(self) -> sqlite3.Connection:
-        place = str(self._path) if self._may_write() else self._address_for_reading()
+        may_write = self._may_write()
         connection = sqlite3.connect(
-            place, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=place.startswith("file:")
+            self._path if may_write else self._address_for_reading(),
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            uri=not may_write,
         )
         try:
             version = _user_version(connection)

@@ -190,6 +190,16 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[2:4]))
 
 
+@pytest.mark.parametrize("name", ["file:x", "a?b=c", "d#e %20", "für alle"])
+def test_names_of_folders_are_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    cache = DiskVectorCache(Path(name))
+    cache.put(KEYS, ROWS)
+    assert file_of(cache).is_file()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    np.testing.assert_array_equal(cache.get(KEYS), ROWS)
+
+
 def test_a_folder_that_may_only_be_read_is_read(tmp_path, texts, encoded, monkeypatch):
     expected = MiniLMEncoder(cache=tmp_path).transform(texts[:3])
     encoded.clear()
