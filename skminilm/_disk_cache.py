@@ -145,7 +145,7 @@ class DiskVectorCache:
     def _connect(self) -> sqlite3.Connection:
         may_write = self._may_write()
         connection = sqlite3.connect(
-            self._path if may_write else self._address_for_reading(),
+            self._path.absolute() if may_write else self._address_for_reading(),
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
             uri=not may_write,
