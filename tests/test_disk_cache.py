@@ -191,7 +191,7 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[2:4]))
 
 
-@pytest.mark.parametrize("name", ["file:x", "a?b=c", "d#e %20", "für alle"])
+@pytest.mark.parametrize("name", ["file:x", "a?b=c", "d#e %20", "ключи и векторы"])
 def test_names_of_folders_are_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     cache = DiskVectorCache(Path(name))
