@@ -34,8 +34,9 @@ class DiskVectorCache:
 
     SQLite with a write-ahead log: many processes read and write at once, and
     a process that dies in the middle of a write leaves the rest intact. Each
-    entry carries a checksum. A folder that may only be read is read. A damaged file is set aside with a warning. When
-    the folder cannot be used, a warning says so and nothing is cached.
+    entry carries a checksum. A damaged file is set aside with a warning. A
+    folder that may only be read is read; where a folder cannot be used, a
+    warning says so and nothing is cached.
 
     Parameters
     ----------
@@ -126,9 +127,8 @@ class DiskVectorCache:
                 self._warn_of_no_use(error)
                 return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
-                is_passing = isinstance(error, sqlite3.OperationalError) and not str(error).startswith(
-                    ("no such table", "no such column")
-                )  # locked, disk full, read-only
+                is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
+                is_passing &= not str(error).startswith(("no such table", "no such column"))
                 if is_passing or not self._may_write():
                     self._warn_of_no_use(error)
                     return None

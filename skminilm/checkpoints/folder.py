@@ -21,14 +21,14 @@ _LOGS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_r
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return what of a folder, and of those in it, can belong to a checkpoint: its size does not matter."""
+    """Return the files of a folder that can belong to a checkpoint; logs, caches and others cannot."""
     found = set()
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
         folders[:] = [] if depth == _MAX_DEPTH else [name for name in folders if not name.startswith(".")]
         found |= _model_files_in(place, names)
-    for module in read_modules(folder):
-        for place, _, names in os.walk(folder / module["path"]) if module.get("path") else ():
+    for path in filter(None, (module["path"] for module in read_modules(folder))):
+        for place, _, names in os.walk(folder / path):
             found |= _model_files_in(place, names)
     return sorted(found)
 
