@@ -73,9 +73,8 @@ class MiniLMEncoder(
         Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
         float16 on older GPUs, on other CPUs ``"int16"`` where it is there, else
         float32. ``"int16"`` and ``"int8"`` multiply integers, each token with
-        a range of its own, on CPUs with the compiled kernels: the former is
-        nearer to float32 than bfloat16 is, and needs AVX2; the latter is
-        faster, and needs AVX-VNNI or AVX-512 VNNI, or ``backend="openvino"``.
+        a range of its own, on CPUs with AVX2 and the compiled kernels: the
+        former is nearer to float32 than bfloat16 is, the latter is faster.
         The result is float32 always.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:

@@ -22,8 +22,8 @@ _DTYPES = {
 }
 BACKENDS = ("torch", "openvino")
 PRECISIONS = tuple(_DTYPES)
-# What is computed by the compiled kernels alone, and what they need.
-_INSTRUCTIONS = {"int16": "AVX2", "int8": "AVX-VNNI or AVX-512 VNNI"}
+# What is computed by the compiled kernels alone.
+_COMPILED = ("int16", "int8")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Compute:
     def namespace(self) -> str:
         """Names all of this that a vector depends on."""
         parts = [self.backend, self.device.type, self.precision]
+        if self.backend == "torch" and self.precision == "int8" and layers.sums_in_16_bits():
+            parts.append("sums in 16 bits")
         if self.calibration is not None:
             parts.append(hashlib.sha256(repr(self.calibration).encode()).hexdigest())
         return "/".join(parts)
@@ -111,7 +113,7 @@ def resolve_compute(
             )
         device = "cpu"
     resolved = resolve_device(device)
-    if precision in _INSTRUCTIONS and backend == "torch":
+    if precision in _COMPILED and backend == "torch":
         _check_integers(precision, resolved)
     if precision == "int16" and backend == "openvino":
         raise ValueError("precision='int16' needs backend='torch': OpenVINO has 'fp32', 'bf16' and 'int8'.")
@@ -144,7 +146,7 @@ def _check_integers(precision: str, device: torch.device) -> None:
     if not layers.is_available(_DTYPES[precision]):
         openvino = "backend='openvino' (pip install 'skminilm[openvino]'), or " if precision == "int8" else ""
         raise ValueError(
-            f"precision={precision!r} with backend='torch' needs a processor with {_INSTRUCTIONS[precision]} and "
+            f"precision={precision!r} with backend='torch' needs a processor with AVX2 and "
             "the compiled kernels (a C++ compiler when skminilm is installed on Linux), and one of them is not "
             f"here: use {openvino}precision='auto'."
         )

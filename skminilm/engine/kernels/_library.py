@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 # A library of other sources than these is not used.
-_VERSION = 6
+_VERSION = 7
 _limit = threading.local()
 
 

@@ -119,8 +119,15 @@ APART float sum_of(Floats x) {
 #endif
 }
 
+/* Of neighbours in each lane one is a step; here any number of steps can follow each other. */
+struct InOneStep {
+  static constexpr int kSteps = 1;
+  template <class Sums>
+  INLINE void end_steps(Sums &) {}
+};
+
 template <class Layout, class Format_, class Part_, int kParts_>
-struct FloatFactors {
+struct FloatFactors : InOneStep {
   typedef Format_ Format; /* of what passes between the calls */
   typedef Part_ Part;     /* as which a number lies here, once or twice */
   typedef Floats Sums;
@@ -145,7 +152,7 @@ struct FloatFactors {
 };
 
 struct Float32Factors : FloatFactors<RowByRow, Float32, Float32, 1> {
-  INLINE void add_products(Sums &sums, Bits x, Bits weight) { sums += (Floats)x * (Floats)weight; }
+  INLINE void add_products(Sums &sums, Bits x, Bits weight, int) { sums += (Floats)x * (Floats)weight; }
   INLINE Floats gelu(Floats x) { return gelu_of(x); }
 };
 
@@ -153,7 +160,7 @@ struct Float32Factors : FloatFactors<RowByRow, Float32, Float32, 1> {
 template <class Layout>
 struct BFloat16Factors : FloatFactors<Layout, NativeBFloat16, NativeBFloat16, 1> {
   /* As GCC's own function it copies each sum in each step; likewise below. */
-  INLINE void add_products(Floats &sums, Bits x, Bits weight) {
+  INLINE void add_products(Floats &sums, Bits x, Bits weight, int) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight));
   }
   INLINE Floats gelu(Floats x) { return short_gelu(x); }
@@ -171,7 +178,7 @@ constexpr float kSmallestScale = 1e-20f;
 /* Integers in 16 bits, as many of them as 32 bits of their sums allow: some 11 to 15 bits are used, by row.
  */
 template <class Instruction>
-struct Int16Factors {
+struct Int16Factors : InOneStep {
   typedef Float32 Format;
   typedef Ints Sums;
   static constexpr int kParts = 1, kBytes = 2;
@@ -206,7 +213,9 @@ struct Int16Factors {
     }
     to.scales[row] = scale;
   }
-  INLINE void add_products(Sums &sums, Bits x, Bits weight) { Instruction::add_products(sums, x, weight); }
+  INLINE void add_products(Sums &sums, Bits x, Bits weight, int) {
+    Instruction::add_products(sums, x, weight);
+  }
   INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &x, int64_t row) {
     Floats scaled = __builtin_convertvector(sums, Floats) * Float32::load(weight.scales + column);
     return scaled * x.scales[row] + Float32::load(weight.bias + column);
@@ -225,24 +234,12 @@ struct MultiplyThenAdd {
   }
 };
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#if defined(__AVX512VNNI__)
-#define VNNI(instruction, sums, x, weight) asm(instruction " %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight))
-#else
-#define VNNI(instruction, sums, x, weight) \
-  asm("%{vex%} " instruction " %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight))
-#endif
-
-/* or with the one for it. */
-struct MultiplyAdd {
-  INLINE void add_products(Ints &sums, Bits x, Bits weight) { VNNI("vpdpwssd", sums, x, weight); }
-};
-
-template <class Layout, class Format_>
+/* Integers in 8 bits: of tokens from 0 to 255, of weights from -127 to 127. */
+template <class Layout, class Format_, class Instruction>
 struct Int8Factors {
   typedef Format_ Format; /* of what passes between the calls */
-  typedef Ints Sums;
-  static constexpr int kParts = 1, kBytes = 1;
+  typedef typename Instruction::Sums Sums;
+  static constexpr int kParts = 1, kBytes = 1, kSteps = Instruction::kSteps;
   static constexpr bool kByRow = true; /* the range of a whole row comes first */
 
   /* What is not finite, or has no finite sum, gives NaN as the scale. */
@@ -280,13 +277,66 @@ struct Int8Factors {
     to.scales[row] = scale + 0 * sum_of(sums[0]);
     to.least[row] = low;
   }
-  INLINE void add_products(Sums &sums, Bits x, Bits weight) { VNNI("vpdpbusd", sums, x, weight); }
+  INLINE void add_products(Sums &sums, Bits x, Bits weight, int step) {
+    Instruction::add_products(sums, x, weight, step);
+  }
+  INLINE void end_steps(Sums &sums) { Instruction::end_steps(sums); }
   INLINE Floats value(Sums sums, const Matrix &weight, int64_t column, const Rows &x, int64_t row) {
-    Floats scaled = __builtin_convertvector(sums, Floats) * Float32::load(weight.scales + column);
+    Floats scaled =
+        __builtin_convertvector(Instruction::whole(sums), Floats) * Float32::load(weight.scales + column);
     Floats rest = Float32::load(weight.sums + column) * x.least[row] + Float32::load(weight.bias + column);
     return scaled * x.scales[row] + rest;
   }
   INLINE Floats gelu(Floats x) { return short_gelu(x); }
+};
+
+typedef int16_t Shorts __attribute__((vector_size(kLanes * 4)));
+
+/* With the instructions that all have: for some steps sums of pairs in 16 bits. The rows of a weight are
+ * scaled so that none leaves them. */
+struct MultiplyPairsThenAdd {
+  struct Sums {
+    Ints whole;
+    Shorts recent;
+  };
+  static constexpr int kSteps = 4;
+  /* With GCC's own functions it computes all products of the steps first, which it then keeps in memory. */
+  INLINE void add_products(Sums &sums, Bits x, Bits weight, int step) {
+    Shorts products;
+    if (step == 0)
+      asm("vpmaddubsw %2, %1, %0" : "=v"(sums.recent) : "v"(x), "v"(weight));
+    else
+      asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+          : "+v"(sums.recent), "=&v"(products)
+          : "v"(x), "v"(weight));
+  }
+  INLINE void end_steps(Sums &sums) {
+    Shorts products, ones = Shorts{} + (int16_t)1;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+        : "+v"(sums.whole), "=&v"(products)
+        : "v"(sums.recent), "v"(ones));
+  }
+  INLINE Ints whole(Sums sums) { return sums.whole; }
+};
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__)
+#define VNNI(instruction, sums, x, weight) asm(instruction " %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weight))
+#else
+#define VNNI(instruction, sums, x, weight) \
+  asm("%{vex%} " instruction " %2, %1, %0" : "+x"(sums) : "x"(x), "x"(weight))
+#endif
+
+/* Or with the one for it: pairs of integers in 16 bits, */
+struct MultiplyAddPairs {
+  INLINE void add_products(Ints &sums, Bits x, Bits weight) { VNNI("vpdpwssd", sums, x, weight); }
+};
+
+/* or fours in 8 bits. */
+struct MultiplyAddFours : InOneStep {
+  typedef Ints Sums;
+  INLINE Ints whole(Sums sums) { return sums; }
+  INLINE void add_products(Ints &sums, Bits x, Bits weight, int) { VNNI("vpdpbusd", sums, x, weight); }
 };
 #endif
 

@@ -224,7 +224,7 @@ INLINE int with_products(int kind, Run run) {
   if (has_tiles()) {
     if (kind == kFloat32) return run(OnTiles<SplitFactors<TileByTile>>());
     if (kind == kBFloat16) return run(OnTiles<BFloat16Factors<TileByTile>>());
-    if (kind == kInt8) return run(OnTiles<Int8Factors<TileByTile, NativeBFloat16>>());
+    if (kind == kInt8) return run(OnTiles<Int8Factors<TileByTile, NativeBFloat16, MultiplyAddFours>>());
   }
 #endif
   if (kind == kFloat32) return run(ByVectors<Float32Factors>());
@@ -235,12 +235,13 @@ INLINE int with_products(int kind, Run run) {
   if (instructions().vnni && vnni_allowed) {
 #if defined(__AVX512BF16__)
     if (kind == kInt8 && instructions().bfloat16)
-      return run(ByVectors<Int8Factors<RowByRow, NativeBFloat16>>());
+      return run(ByVectors<Int8Factors<RowByRow, NativeBFloat16, MultiplyAddFours>>());
 #endif
-    if (kind == kInt8) return run(ByVectors<Int8Factors<RowByRow, BFloat16>>());
-    if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyAdd>>());
+    if (kind == kInt8) return run(ByVectors<Int8Factors<RowByRow, BFloat16, MultiplyAddFours>>());
+    if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyAddPairs>>());
   }
 #endif
+  if (kind == kInt8) return run(ByVectors<Int8Factors<RowByRow, BFloat16, MultiplyPairsThenAdd>>());
   if (kind == kInt16) return run(ByVectors<Int16Factors<MultiplyThenAdd>>());
   return 1;
 }
@@ -262,13 +263,15 @@ extern "C" int layer_after_attention(const void *attended, const void *hidden, v
   });
 }
 
-/* How a matrix lies in memory: in how many parts each of its numbers, and the WeightLayout. Returns 1 where
- * the processor does not multiply factors of the kind. */
+/* How a matrix lies in memory: in how many parts each of its numbers, and the WeightLayout; and in how many
+ * steps products are summed in 16 bits, 1 where they are not. Returns 1 where the processor does not multiply
+ * factors of the kind. */
 extern "C" int layer_layout(int kind, int *layout) {
   return with_products(kind, [=](auto products) {
     typedef decltype(products) Products;
     layout[0] = Products::Factors::kParts;
     memcpy(layout + 1, &Products::kLayout, sizeof(WeightLayout));
+    layout[4] = Products::Factors::kSteps;
     return 0;
   });
 }

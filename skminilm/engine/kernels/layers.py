@@ -26,6 +26,11 @@ def is_available(dtype: torch.dtype) -> bool:
     return dtype in _KINDS and _library.load() is not None and _layout(dtype) is not None
 
 
+def sums_in_16_bits() -> bool:
+    """Tell whether :class:`Matrix` rounds int8 more coarsely, for a processor that sums in 16 bits."""
+    return _layout(torch.int8)[4] > 1
+
+
 def takes_sizes(*sizes: int) -> bool:
     """Tell whether the kernel takes matrices of such sizes."""
     return all(size % SIZE_STEP == 0 for size in sizes)
@@ -36,9 +41,9 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return _STATES.get(dtype, dtype)
 
 
-def _layout(dtype: torch.dtype) -> tuple[int, int, int, int] | None:
-    """Return how a matrix lies in memory: parts of a number, and the ``WeightLayout`` of ``products.hpp``."""
-    layout = (ctypes.c_int * 4)()
+def _layout(dtype: torch.dtype) -> tuple[int, int, int, int, int] | None:
+    """Return what ``layer_layout`` of ``layers.cpp`` tells."""
+    layout = (ctypes.c_int * 5)()
     return None if _library.load().layer_layout(_KINDS[dtype], layout) else tuple(layout)
 
 
@@ -61,13 +66,13 @@ class Matrix:
             raise ValueError(
                 f"A matrix of {self.n_outputs} outputs has a bias of the shape {tuple(bias.shape)}."
             )
+        n_parts, n_tiles, groups, columns, n_steps = _layout(dtype)
         scales = sums = None
         if not dtype.is_floating_point:
-            scales = _row_scales(matrix, dtype)
+            scales = _row_scales(matrix, dtype, n_steps)
             matrix = (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
         if dtype == torch.int8:
             sums = scales * matrix.sum(dim=1)
-        n_parts, n_tiles, groups, columns = _layout(dtype)
         parts = _as_sum(matrix) if n_parts == 2 else [matrix.to(dtype)]
         neighbours = 4 // parts[0].itemsize
         outer = self.n_outputs // (n_tiles * columns), self.n_inputs // (groups * neighbours)
@@ -78,9 +83,14 @@ class Matrix:
         self.c_struct = _Matrix(*places, self.n_outputs, self.n_inputs)
 
 
-def _row_scales(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _row_scales(matrix: torch.Tensor, dtype: torch.dtype, n_steps: int) -> torch.Tensor:
     """Return what the integers of each row are to be multiplied by, float32 (n_outputs,)."""
     scales = matrix.abs().amax(dim=1) / torch.iinfo(dtype).max
+    if dtype == torch.int8 and n_steps > 1:  # as MultiplyPairsThenAdd sums: 255 times each of these at the most
+        sums = matrix.view(len(matrix), -1, n_steps, 2, 2).transpose(2, 3).flatten(3)
+        largest = torch.maximum(sums.clamp_min(0).sum(dim=3), sums.clamp_max(0).sum(dim=3).neg())
+        room = torch.iinfo(torch.int16).max // 255 - n_steps  # rounding adds 1/2 a number
+        scales = torch.maximum(scales, largest.amax(dim=(1, 2)) / room)
     if dtype == torch.int16:  # as Int16Factors has it
         largest_norm = 46339 - 0.5 * matrix.shape[1] ** 0.5
         scales = torch.maximum(scales, matrix.norm(dim=1) / largest_norm).clamp_min(1e-20)

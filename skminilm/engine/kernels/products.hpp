@@ -30,8 +30,9 @@ struct WeightLayout {
 template <class Factors_>
 struct ByVectors {
   typedef Factors_ Factors;
-  static constexpr int kRows = 6, kBlock = 48, kUsualBlock = 24;
-  static constexpr int kVectors = kLanes == 16 ? 4 : 2, kStrip = kVectors * kLanes;
+  static constexpr int kRegisters = sizeof(typename Factors::Sums) / sizeof(Bits); /* for a sum */
+  static constexpr int kRows = kLanes == 16 ? 6 : 6 / kRegisters, kBlock = 48, kUsualBlock = 24;
+  static constexpr int kVectors = kLanes == 16 ? 4 / kRegisters : 2, kStrip = kVectors * kLanes;
   static constexpr WeightLayout kLayout = {1, 1, kStrip};
 
   /* All rows of a tile are multiplied: those behind the last become 0, as numbers that happen to lie there
@@ -51,19 +52,25 @@ struct ByVectors {
     typename Factors::Sums sums[kRows][kVectors];
     UNROLL
     for (int i = 0; i < kRows * kVectors; i++) sums[i / kVectors][i % kVectors] = typename Factors::Sums{};
-    for (int64_t k = 0; k < row_bytes; k += 4, numbers += 4 * kStrip, ahead += ahead_step) {
-      __builtin_prefetch(ahead);
-      Bits values[kVectors];
+    for (int64_t k = 0; k < row_bytes;) {
       UNROLL
-      for (int j = 0; j < kVectors; j++) values[j] = load_lanes(numbers + j * kLanes * 4);
-      UNROLL
-      for (int i = 0; i < kRows; i++) {
-        uint32_t neighbours;
-        memcpy(&neighbours, rows + i * row_bytes + k, sizeof neighbours);
-        Bits factor = Bits{} + neighbours;
+      for (int step = 0; step < Factors::kSteps; step++, k += 4, numbers += 4 * kStrip, ahead += ahead_step) {
+        __builtin_prefetch(ahead);
+        Bits values[kVectors];
         UNROLL
-        for (int j = 0; j < kVectors; j++) Factors::add_products(sums[i][j], factor, values[j]);
+        for (int j = 0; j < kVectors; j++) values[j] = load_lanes(numbers + j * kLanes * 4);
+        UNROLL
+        for (int i = 0; i < kRows; i++) {
+          uint32_t neighbours;
+          memcpy(&neighbours, rows + i * row_bytes + k, sizeof neighbours);
+          Bits factor = Bits{} + neighbours;
+          UNROLL
+          for (int j = 0; j < kVectors; j++) Factors::add_products(sums[i][j], factor, values[j], step);
+        }
       }
+      /* Not UNROLL: from the last loop within another GCC hands it on to that. */
+      for (int i = 0; i < kRows; i++)
+        for (int j = 0; j < kVectors; j++) Factors::end_steps(sums[i][j]);
     }
     UNROLL
     for (int j = 0; j < kVectors; j++) {

@@ -47,9 +47,11 @@ struct Float32 {
 struct BFloat16 {
   typedef uint16_t Number;
   typedef Halves Unaligned __attribute__((aligned(2)));
+  static constexpr uint16_t kNaN = 0x7fc0; /* rounded as a number, some become 0 */
   INLINE float number(uint16_t x) { return as<float>((uint32_t)x << 16); }
   INLINE uint16_t rounded(float x) {
     uint32_t bits = as<uint32_t>(x);
+    if (x != x) return kNaN;
     return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
   }
   INLINE Floats load(const uint16_t *place) {
@@ -57,8 +59,9 @@ struct BFloat16 {
   }
   INLINE void store(uint16_t *place, Floats x) {
     Bits bits = (Bits)x;
-    bits += 0x7fff + ((bits >> 16) & 1);
-    *(Unaligned *)place = __builtin_convertvector(bits >> 16, Halves);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    bits = x == x ? bits : Bits{} + kNaN;
+    *(Unaligned *)place = __builtin_convertvector(bits, Halves);
   }
 };
 
