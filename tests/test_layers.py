@@ -23,9 +23,7 @@ from skminilm.engine import layers as engine_layers
 from skminilm.engine.hardware import resolve_compute
 from skminilm.engine.kernels import layers
 
-needs_int8 = pytest.mark.skipif(
-    not layers.is_available(torch.int8), reason="no kernels were compiled here"
-)
+needs_int8 = pytest.mark.skipif(not layers.is_available(torch.int8), reason="no kernels were compiled here")
 needs_int16 = pytest.mark.skipif(not layers.is_available(torch.int16), reason="no kernels were compiled here")
 of_each_type = pytest.mark.parametrize(
     "dtype",
@@ -395,6 +393,15 @@ def test_the_cache_and_files_keep_it_apart_from_other_precisions(texts, tmp_path
     assert np.abs(found - plain).max() > {"int16": 1e-5, "int8": 1e-4}[precision]
     joblib.dump(fitted, tmp_path / "encoder.joblib")
     np.testing.assert_array_equal(joblib.load(tmp_path / "encoder.joblib").transform(texts), found)
+
+
+@needs_int8
+def test_processors_that_round_weights_differently_share_no_vectors(encoded, tmp_path, monkeypatch):
+    texts, here = ["Guten Morgen", "おはよう"], layers.sums_in_16_bits()
+    for in_16_bits, n_encoded in ((here, 2), (here, 2), (not here, 4)):
+        monkeypatch.setattr(layers, "sums_in_16_bits", lambda value=in_16_bits: value)
+        encoder(cache=tmp_path).transform(texts)
+        assert len(encoded) == n_encoded
 
 
 @of_each_integer

@@ -86,7 +86,9 @@ class Matrix:
 def _row_scales(matrix: torch.Tensor, dtype: torch.dtype, n_steps: int) -> torch.Tensor:
     """Return what the integers of each row are to be multiplied by, float32 (n_outputs,)."""
     scales = matrix.abs().amax(dim=1) / torch.iinfo(dtype).max
-    if dtype == torch.int8 and n_steps > 1:  # as MultiplyPairsThenAdd sums: 255 times each of these at the most
+    if (
+        dtype == torch.int8 and n_steps > 1
+    ):  # as MultiplyPairsThenAdd sums: 255 times each of these at the most
         sums = matrix.view(len(matrix), -1, n_steps, 2, 2).transpose(2, 3).flatten(3)
         largest = torch.maximum(sums.clamp_min(0).sum(dim=3), sums.clamp_max(0).sum(dim=3).neg())
         room = torch.iinfo(torch.int16).max // 255 - n_steps  # rounding adds 1/2 a number
