@@ -34,13 +34,12 @@ def main():
         texts = data.text[data.split == "train"].sample(700, random_state=0).tolist()
         labels = sorted(set(data.label))
         for template in TEMPLATES if options.split == "dev" else [default]:
-            models = {"similarity": {}, "similarity, centred": {"X": texts}}
+            models = {"similarity": {}, "similarity, centred": {"center": True}}
             if options.nli and template != "{}":
-                models["entailment"] = {}
-            for name, fit in models.items():
-                nli = MiniLMClassifier.load(options.nli) if name == "entailment" else None
-                model = MiniLMZeroShotClassifier(labels=labels, nli=nli, hypothesis_template=template)
-                hits = pd.Series(model.fit(**fit).predict(rows.text) == rows.label.to_numpy())
+                models["entailment"] = {"nli": MiniLMClassifier.load(options.nli)}
+            for name, parameters in models.items():
+                model = MiniLMZeroShotClassifier(labels=labels, hypothesis_template=template, **parameters)
+                hits = pd.Series(model.fit(texts).predict(rows.text) == rows.label.to_numpy())
                 by_language = hits.groupby(rows.lang.to_numpy()).mean()
                 figures[f"{task}, {template}, {name}"] = by_language.to_dict()
                 print(

@@ -13,6 +13,20 @@ from ._encoding import callers_level
 from ._rows import as_rows, check_same_length
 from ._validation import Texts, check_texts, is_missing, shorten
 
+# Signs that say where a line may break, how letters join, and in which direction to read, and control characters. The
+# tokenizer drops them, so that they belong to some token beside them.
+_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
+    chr(code)
+    for first, last in (
+        (0x00, 0x1F),
+        (0x7F, 0x9F),
+        (0x202A, 0x202E),
+        (0x2061, 0x2064),
+        (0x2066, 0x2069),
+    )
+    for code in range(first, last + 1)
+)
+
 
 class Answer(NamedTuple):
     """A part of a context: ``context[start : start + len(text)] == text``."""
@@ -38,6 +52,11 @@ class AnswerSpan(NamedTuple):
     end: int
     score: float
     text: str
+
+
+def is_blank(character: str) -> bool:
+    """Tell whether a character is whitespace or nothing to see."""
+    return character.isspace() or character in _INVISIBLE
 
 
 def check_answers(y: Any, contexts: Sequence[str]) -> tuple[list[Answer | None], list[str]]:
@@ -116,8 +135,8 @@ def _is_located(value: Any) -> bool:
 def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, str]:
     """Return the answer, or what is wrong with it."""
     found = context.find(text)
-    if not text.strip():
-        return None, f"the answer {text!r} is only whitespace"
+    if all(map(is_blank, text)):
+        return None, f"the answer {text!r} is only whitespace, or signs that are not seen"
     if found < 0:
         return None, f"the answer {shorten(text)} is not in its context {shorten(context)}"
     if start is None:

@@ -65,7 +65,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     label_smoothing : float, default=0.0
         Share of the target probability spread over all classes; of several
         labels a text, how far each target is moved towards one half. In
-        training alone: the head that ``refit_head=True`` fits knows none.
+        training and ``validation_loss``: the head that ``refit_head=True`` fits knows none.
     max_length : int, default=128
         Tokens a text may have; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"

@@ -91,7 +91,8 @@ class MiniLMEncoder(
         What becomes of a text with more than `max_length` tokens.
         ``"truncate"`` keeps its beginning, ``"head_tail"`` the first quarter
         of the limit and the end [2]_; both warn. ``"chunk_mean"`` cuts it into
-        windows and takes the mean of their vectors, weighted by tokens.
+        windows and takes the mean of their vectors, weighted by tokens; the
+        prompt is in the first one alone.
         Sentence pairs are truncated, the longer text first.
     missing : {"error", "empty"}, default="error"
         What None, NaN and NA among the texts do: raise, or count as ``""``.

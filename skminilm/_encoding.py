@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import sklearn
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
 
 _SLICE_TEXTS = 32_768
-_RESULTS_VERSION = 2  # raise it when the same weights and texts begin to give other vectors
+_RESULTS_VERSION = 3  # raise it when the same weights and texts begin to give other vectors
 
 
 def open_checkpoint(
@@ -196,16 +197,17 @@ def warn_of_truncation(lengths: np.ndarray, settings: EncodingSettings, n_rows: 
         row = f"row {longest - n_rows} of X_val"
     warnings.warn(
         f"{n_cut} of {len(lengths)} texts have more than max_length={settings.max_length} tokens and were cut "
-        f"{where}; the longest, {row}, has {lengths[longest]}. Shorten or split them, raise max_length up to the "
-        "limit of the checkpoint, or read all of them with long_text='chunk_mean' (MiniLMEncoder).",
+        f"{where}; the longest, {row}, has {lengths[longest]}. Shorten or split them, or raise max_length where the "
+        "checkpoint takes more; of single texts MiniLMEncoder reads all with long_text='chunk_mean'.",
         UserWarning,
         stacklevel=callers_level(),
     )
 
 
 def callers_level() -> int:
-    """Return the `stacklevel` of the first caller outside this package and scikit-learn."""
-    own = tuple(os.path.dirname(module.__file__) + os.sep for module in (sys.modules[__package__], sklearn))
+    """Return the `stacklevel` of the first caller outside this package, scikit-learn and the joblib that it uses."""
+    modules = sys.modules[__package__], sklearn, joblib
+    own = tuple(os.path.dirname(module.__file__) + os.sep for module in modules)
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
         frame, level = frame.f_back, level + 1

@@ -94,9 +94,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         texts = check_texts(X)
         given_weights = check_row_weights(sample_weight, len(texts))
         targets = self._read_targets(y, given_weights)
-        row_weights = self._weights_of_targets(targets, given_weights)
         random = check_random_state(self.random_state)
-        data = self._set_aside(texts, targets, row_weights, given_weights, X_val, y_val, random)
+        data = self._set_aside(texts, targets, given_weights, X_val, y_val, random)
         checkpoint = self._open_to_train()
         self._check_trainable(checkpoint)
         settings, compute = self._settings(checkpoint, texts), self._compute(checkpoint)
@@ -120,7 +119,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         self,
         texts: Texts,
         targets: Targets,
-        row_weights: np.ndarray,
         given_weights: np.ndarray,
         X_val: Any,
         y_val: Any,
@@ -137,19 +135,26 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 raise type(error)(f"X_val and y_val are not usable: {error}") from error
             check_same_columns(texts, other)
             values = np.concatenate([targets.values, other_values])
+            row_weights = self._weights_of_targets(targets, given_weights)
             weights = np.concatenate([row_weights, np.ones(len(other))])
             return _Data(texts.join(other), n, values, weights, np.arange(n), np.arange(n, n + len(other)))
-        training, validation = np.arange(n), np.arange(0)
-        if self.early_stopping:
-            training, validation = self._random_split(targets, n, random)
-            row_weights = row_weights.copy()
-            row_weights[validation] = given_weights[validation]  # as `score` would: without class weights
-            for part, name in ((training, "trained on"), (validation, "set aside")):
-                if not row_weights[part].any():
-                    raise ValueError(
-                        f"early_stopping=True: all texts that would be {name} have a weight of zero. Leave out "
-                        "texts without weight, or give X_val and y_val."
-                    )
+        if not self.early_stopping:
+            row_weights = self._weights_of_targets(targets, given_weights)
+            return _Data(texts, n, targets.values, row_weights, np.arange(n), np.arange(0))
+        training, validation = self._random_split(targets, n, random)
+        for part, name in ((training, "trained on"), (validation, "set aside")):
+            if not given_weights[part].any():
+                raise ValueError(
+                    f"early_stopping=True: all texts that would be {name} have a weight of zero. Leave out "
+                    "texts without weight, or give X_val and y_val."
+                )
+        # Nothing of what is set aside counts in training: neither for the scale of y nor for that of the weights.
+        of_training, of_validation = given_weights.copy(), given_weights.copy()
+        of_training[validation], of_validation[training] = 0, 0
+        targets.scale_by(check_row_weights(of_training, n))
+        row_weights = self._weights_of_targets(targets, check_row_weights(of_training, n)).copy()
+        # As `score` would: without class weights.
+        row_weights[validation] = check_row_weights(of_validation, n)[validation]
         return _Data(texts, n, targets.values, row_weights, training, validation)
 
     def _random_split(

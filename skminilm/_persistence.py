@@ -6,11 +6,14 @@ arrays, of which the JSON names the place.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from sklearn.frozen import FrozenEstimator
 
 FORMAT_VERSION = 1
 _STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
+_TEMPORARY_FILES = {
+    f".{name}" for name in (_STATE_FILE, _ARRAYS_FILE)
+}  # left where a process ended in between
 # Callbacks, and what metadata routing was told: objects of scikit-learn's.
 _NOT_KEPT = (
     "_skl_callbacks",
@@ -28,6 +34,8 @@ _NOT_KEPT = (
     "_parent_callback_ctx",
     "_metadata_request",
 )
+# A mount point, or a folder in one that may not be written.
+_CANNOT_BE_EXCHANGED = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
 
@@ -45,7 +53,7 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
         `path` is something else than a folder of :func:`save_estimator`.
     """
     path = Path(path).expanduser().resolve()  # through links, so that they stay links
-    is_empty = path.is_dir() and not any(path.iterdir())
+    is_empty = path.is_dir() and {file.name for file in path.iterdir()} <= _TEMPORARY_FILES
     if path.exists() and not is_empty and not is_saved_estimator(path):
         raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
     arrays: dict[str, np.ndarray] = {}
@@ -54,15 +62,48 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
         "versions": package_versions(),
         **_encode_estimator(estimator, "", arrays),
     }
+    if is_empty:  # the folder itself stays: it may be where the process is, or where a disk is mounted
+        _write_files(path, content, arrays)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
-        _write_arrays(new / _ARRAYS_FILE, arrays)
-        content["arrays_sha256"] = _sha256(new / _ARRAYS_FILE)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".skminilm-") as temporary:
+            new = Path(temporary) / "new"
+            new.mkdir()
+            _copy_rights(path, new)
+            _write_files(new, content, arrays)
+            _replace_folder(path, new)
+    except OSError as error:
+        if not path.exists() or error.errno not in _CANNOT_BE_EXCHANGED:
+            raise
+        _write_files(path, content, arrays)
+
+
+def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Write the two files of an estimator; what is between the old and the new is told by their digests."""
+    temporary = {name: folder / f".{name}" for name in (_ARRAYS_FILE, _STATE_FILE)}
+    try:
+        _write_arrays(temporary[_ARRAYS_FILE], arrays)
+        content["arrays_sha256"] = _sha256(temporary[_ARRAYS_FILE])
+        content.pop("digest", None)
         content["digest"] = _digest(content)
-        _write_text(new / _STATE_FILE, json.dumps(content, indent=1, ensure_ascii=False))
-        _replace_folder(path, new)
+        # In ASCII: a path need not be valid Unicode.
+        _write_text(temporary[_STATE_FILE], json.dumps(content, indent=1))
+        for name, file in temporary.items():
+            os.replace(file, folder / name)
+    finally:
+        for file in temporary.values():
+            file.unlink(missing_ok=True)
+
+
+def _copy_rights(old: Path, new: Path) -> None:
+    """Give a folder the mode and the group of another, where that is there and the system lets us."""
+    with contextlib.suppress(OSError):
+        status = old.stat()
+        if hasattr(os, "chown"):
+            with contextlib.suppress(OSError):
+                os.chown(new, -1, status.st_gid)
+        new.chmod(stat.S_IMODE(status.st_mode))
 
 
 def _replace_folder(path: Path, new: Path) -> None:
@@ -93,12 +134,14 @@ def _swap(first: Path, second: Path) -> bool:
 
 def is_saved_estimator(path: Path) -> bool:
     """Tell whether a folder holds what `save_estimator` writes, and nothing else."""
-    if not path.is_dir() or not {file.name for file in path.iterdir()} <= {_STATE_FILE, _ARRAYS_FILE}:
+    names = {_STATE_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES}
+    if not path.is_dir() or not {file.name for file in path.iterdir()} <= names:
         return False
     try:
-        return "format_version" in json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
+    return isinstance(content, dict) and {"format_version", "class", "parameters", "digest"} <= content.keys()
 
 
 def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> Any:
@@ -140,12 +183,14 @@ def _read_estimator(path: Path, classes: dict[str, type]) -> Any:
         raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}.")
     try:
         content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
-        version = content["format_version"]
+        version, versions = content["format_version"], content["versions"]
+        if not isinstance(version, int) or not isinstance(versions, dict):
+            raise TypeError(f"it has the format {version!r} and the versions {versions!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{_STATE_FILE} cannot be read ({error})") from error
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} was saved in format {version} by skminilm {content.get('versions', {}).get('skminilm')}; "
+            f"{path} was saved in format {version} by skminilm {versions.get('skminilm')}; "
             f"this version reads up to {FORMAT_VERSION}: upgrade skminilm."
         )
     if content.pop("digest", None) != _digest(content):

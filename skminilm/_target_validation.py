@@ -65,7 +65,9 @@ def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return classes, codes.astype(np.int64)
 
 
-def encode_classes(y: Any, n_rows: int, classes: np.ndarray, source: str = "the training y") -> np.ndarray:
+def encode_classes(
+    y: Any, n_rows: int, classes: np.ndarray, source: str = "the training y", remedy: str = ""
+) -> np.ndarray:
     """Return each row's class code among known classes, which are those of `source`, int64 (n_rows,).
 
     Raises
@@ -79,7 +81,7 @@ def encode_classes(y: Any, n_rows: int, classes: np.ndarray, source: str = "the 
     codes = np.empty(n_rows, np.int64)
     for row, label in enumerate(y.tolist()):
         if label not in known:
-            raise ValueError(f"y has a label that {source} lacks: row {row} is {label!r}.")
+            raise ValueError(f"y has a label that {source} lacks: row {row} is {label!r}.{remedy}")
         codes[row] = known[label]
     return codes
 

@@ -41,6 +41,9 @@ class Targets(ABC):
     def encode(self, y: Any, n_rows: int) -> np.ndarray:
         """Return another y in the form of `values`."""
 
+    def scale_by(self, row_weights: np.ndarray) -> None:  # noqa: B027 - most are relative to nothing
+        """Take what `values` are relative to from rows with a weight alone."""
+
     @abstractmethod
     def objective(self, label_smoothing: float) -> Objective:
         """Return what training minimises."""
@@ -161,17 +164,25 @@ class RealTargets(Targets):
         self.one_dimensional = numbers.ndim == 1
         numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
-        counted = row_weights > 0
-        self.mean, self.scale = _mean_and_deviation(numbers[counted], row_weights[counted])
+        self._numbers, self._counts = numbers, row_weights > 0
+        self.scale_by(row_weights)
+
+    def scale_by(self, row_weights: np.ndarray) -> None:
+        """Take mean and standard deviation from rows with a weight alone.
+
+        Raises
+        ------
+        ValueError
+            The other numbers are too far from those, or those from each other.
+        """
+        numbers, weighted = self._numbers, row_weights > 0
+        self.mean, self.scale = _mean_and_deviation(numbers[weighted], row_weights[weighted])
         if not np.isfinite(self.scale).all():
             raise ValueError(
                 f"y reaches from {numbers.min():.3g} to {numbers.max():.3g}, too far: scale it down."
             )
         # Whatever stands in rows that do not count, nothing is to come of it.
-        self.values = self._scaled(np.where(counted[:, None], numbers, self.mean))
-
-    def _scaled(self, numbers: np.ndarray) -> np.ndarray:
-        return ((numbers - self.mean) / self.scale).astype(np.float32)
+        self.values = self._scaled(np.where(self._counts[:, None], numbers, self.mean))
 
     def encode(self, y: Any, n_rows: int) -> np.ndarray:
         """Return another y on the same scale, float32 (n_rows, n_targets).
@@ -181,7 +192,9 @@ class RealTargets(Targets):
         TypeError, ValueError
             Another shape, or a number that is not finite, or too far from those that are trained on.
         """
-        numbers = check_numbers(y, n_rows, self.n_outputs).reshape(n_rows, -1)
+        return self._scaled(check_numbers(y, n_rows, self.n_outputs).reshape(n_rows, -1))
+
+    def _scaled(self, numbers: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             bad = np.argwhere(~(np.abs(numbers / self.scale - self.mean / self.scale) < MAX_DEVIATIONS))
         if len(bad):
@@ -190,7 +203,7 @@ class RealTargets(Targets):
                 f"y has a number that is too far from those that are trained on (mean {self.mean[target]:.3g}, "
                 f"standard deviation {self.scale[target]:.3g}): row {row} is {numbers[row, target]:.3g}."
             )
-        return self._scaled(numbers)
+        return ((numbers - self.mean) / self.scale).astype(np.float32)
 
     def objective(self, label_smoothing: float) -> Objective:
         """Return squared error."""

@@ -72,8 +72,9 @@ def check_texts(X: Any, *, missing: str = "error") -> Texts:
         encoded in UTF-8. The row is named.
     """
     if isinstance(X, str | bytes):
+        listed = "[X]" if isinstance(X, str) else "[X.decode('utf-8')]"
         raise TypeError(
-            f"X is a bare {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}: put it in a list, [X]."
+            f"X is a bare {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}: put it in a list, {listed}."
         )
     columns, column_names = _columns(X)
     if not columns[0]:
@@ -139,6 +140,8 @@ def _check_column(values: list, name: str, missing: str) -> list[str]:
         if not isinstance(value, str):
             if not is_missing(value):
                 remedy = "Convert it, for example with str(value) or Series.astype(str)."
+                if isinstance(value, bytes | bytearray):
+                    remedy = "Decode it, for example with value.decode('utf-8')."
                 if isinstance(value, dict | list | tuple | np.ndarray):
                     remedy = "Give texts, or pairs of them as two columns."
                 raise TypeError(
@@ -147,7 +150,7 @@ def _check_column(values: list, name: str, missing: str) -> list[str]:
             if missing != "empty":
                 raise ValueError(
                     f"X has a missing value: row {row}{name} is {value!r}. Drop the row, fill it "
-                    "(Series.fillna('')), or use missing='empty' where the estimator offers it."
+                    "(Series.fillna('')), or use missing='empty' of MiniLMEncoder."
                 )
             value = ""
         texts.append(value)

@@ -8,24 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from ._answers import Answer
+from ._answers import Answer, is_blank
 from ._validation import Texts
 from .checkpoints.token_batch import LocatedTokens, TokenBatch, Tokenizer
 
 _SLICE_CHARACTERS = 4_000_000
-# Signs that say where a line may break, how letters join, and in which direction to read, and control characters. The
-# tokenizer drops them, so that they belong to some token beside them.
-_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
-    chr(code)
-    for first, last in (
-        (0x00, 0x1F),
-        (0x7F, 0x9F),
-        (0x202A, 0x202E),
-        (0x2061, 0x2064),
-        (0x2066, 0x2069),
-    )
-    for code in range(first, last + 1)
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +59,9 @@ class Windows:
                 continue
             tokens = self.contexts[row]
             first = int(np.searchsorted(tokens.stops, answer.start, side="right"))
-            end = answer.start + len(answer.text.rstrip())  # a token holds the whitespace before it
+            end = answer.start + len(answer.text)  # a token holds what is blank before it
+            while is_blank(answer.text[end - answer.start - 1]):
+                end -= 1
             last = int(np.searchsorted(tokens.starts, end, side="left")) - 1
             shift = self.context_starts[window] - self.first_tokens[window]
             span = np.array([first, last]) + shift
@@ -92,15 +81,11 @@ class Windows:
         tokens = self.contexts[self.batch.text_of_sequence[window]]
         shift = self.first_tokens[window] - self.context_starts[window]
         start, end = int(tokens.starts[first + shift]), int(tokens.stops[last + shift])
-        while start < end and _is_blank(context[start]):
+        while start < end and is_blank(context[start]):
             start += 1
-        while start < end and _is_blank(context[end - 1]):
+        while start < end and is_blank(context[end - 1]):
             end -= 1
         return start, end
-
-
-def _is_blank(character: str) -> bool:
-    return character.isspace() or character in _INVISIBLE
 
 
 def cut_windows(

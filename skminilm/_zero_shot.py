@@ -67,12 +67,17 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         What scores are divided by before the softmax: the higher, the more
         even the probabilities. ``"auto"``: 1 with `nli`, else 0.005, the best of
         0.005 to 0.05 for the bundled checkpoint on the dev split of SIB-200.
+    center : bool, default=False
+        Take the mean similarity of each hypothesis to the texts of `fit` off
+        its scores, as some labels are nearer than others to any text; where
+        `nli` is None. It helps where the texts of `fit` are of all classes about
+        equally, and does harm where one class has most of them.
     prompt : str or None, default="auto"
         Put before texts and hypotheses, where `nli` is None.
     precision, device : str, default="auto"
         As in :class:`MiniLMEncoder`; where `nli` is None.
     verbose : int, default=0
-        1 shows progress bars.
+        1 shows progress bars; with `nli`, that has its own.
 
     Attributes
     ----------
@@ -91,9 +96,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
     nli_digest_ : str or None
         sha256 of what `nli` has learned.
     offsets_ : ndarray of float64, shape (n_labels,)
-        Mean similarity of each hypothesis to the texts of `fit`, which is
-        taken off its scores: some labels are nearer than others to any text.
-        Without X, and with `nli`, 0.
+        What ``center=True`` takes off the scores; else 0.
     n_features_in_, feature_names_in_
         As in :class:`MiniLMClassifier`, where `fit` saw texts.
 
@@ -117,6 +120,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         "nli": [MiniLMClassifier, FrozenEstimator, str, os.PathLike, None],
         "hypothesis_template": [str],
         "multi_label": ["boolean"],
+        "center": ["boolean"],
         "temperature": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "prompt": [str, None],
         "precision": [str],
@@ -133,6 +137,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         nli=None,
         hypothesis_template="This text is about {}.",
         multi_label=False,
+        center=False,
         temperature="auto",
         prompt="auto",
         precision="auto",
@@ -145,6 +150,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         self.nli = nli
         self.hypothesis_template = hypothesis_template
         self.multi_label = multi_label
+        self.center = center
         self.temperature = temperature
         self.prompt = prompt
         self.precision = precision
@@ -157,8 +163,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,), default=None
-            Texts like those that will be classified, without `nli`: see
-            `offsets_`. Otherwise only checked.
+            Texts like those that will be classified; only checked, but for
+            ``center=True``.
         y : array-like of shape (n_texts,) or (n_texts, n_labels), default=None
             Needed where `labels` is None; otherwise only checked. With
             ``multi_label=True`` a matrix of 0 and 1, one column a label.
@@ -171,7 +177,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         ------
         TypeError, ValueError
             Labels are empty, repeated, too few or unknown, the template has no
-            place for them, or `nli` is not what it should be.
+            place for them, `nli` is not what it should be, or ``center=True``
+            has no texts.
         """
         self._validate_params()
         texts = None if X is None else _check_single(check_texts(X))
@@ -189,6 +196,12 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
             "prompt_": self.prompt,
             "nli_digest_": None,
         }
+        if self.center and (self.nli is not None or texts is None):
+            raise ValueError(
+                "center=True takes means over the texts of fit: give X."
+                if self.nli is None
+                else "center=True is for similarities, and nli computes none: leave it out."
+            )
         if self.nli is not None:
             attributes["nli_digest_"] = _digest(self._open_nli())
         elif self.multi_label:
@@ -199,7 +212,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         else:
             encoder = self._encoder()
             vectors = attributes["vectors_"] = encoder.fit_transform(hypotheses)
-            if texts is not None:
+            if self.center:
                 attributes["offsets_"] = _cosines(encoder.transform(texts.first), vectors).mean(axis=0)
             attributes["encoder_state_"] = {
                 "fingerprint_": encoder.fingerprint_,
@@ -226,15 +239,18 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each label, (n_texts, n_labels); rows add up to 1 unless ``multi_label``."""
-        scores = self._scores(X) / self._temperature()
-        return expit(scores) if self.multi_label else softmax(scores, axis=1)
+        return self._probabilities(self._scores(X))
+
+    def _probabilities(self, scores: np.ndarray) -> np.ndarray:
+        if self.multi_label:
+            return expit(scores / self._temperature())
+        with np.errstate(over="ignore"):  # next to no probability
+            return softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the label of each text, (n_texts,); with ``multi_label=True`` int64 (n_texts, n_labels)."""
-        probabilities = self.predict_proba(X)
-        if self.multi_label:
-            return (probabilities > 0.5).astype(np.int64)
-        return self.classes_[probabilities.argmax(axis=1)]
+        scores = self._scores(X)
+        return (scores > 0).astype(np.int64) if self.multi_label else self.classes_[scores.argmax(axis=1)]
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -298,8 +314,12 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         nli = self.nli
         if isinstance(nli, FrozenEstimator):
             nli = nli.estimator
-        if not isinstance(nli, MiniLMClassifier):
+        if isinstance(nli, str | os.PathLike):
             nli = _open_saved(nli)
+        if not isinstance(nli, MiniLMClassifier):
+            raise TypeError(
+                f"nli is {type(nli).__name__}: give a MiniLMClassifier fitted on premises and hypotheses."
+            )
         try:
             check_is_fitted(nli)
         except NotFittedError as error:
@@ -322,7 +342,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         """Return the labels, and what each says."""
         if self.labels is None:
             return self._labels_of(y)
-        if isinstance(self.labels, str) or not isinstance(self.labels, Iterable):
+        if isinstance(self.labels, str | set | frozenset) or not isinstance(self.labels, Iterable):
             raise TypeError(
                 f"labels is {shorten(self.labels)}: expected a list of str, or a dict of label to str."
             )
@@ -365,6 +385,9 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
                 f"y has the labels {classes.tolist()[:5]}, which say nothing in words: give "
                 "labels={label: 'words', ...}."
             )
+        empty = [name for name in classes.tolist() if not name.strip()]
+        if empty:
+            raise ValueError(f"y has the empty label {empty[0]!r}, which says nothing in words.")
         if len(classes) < 2:
             raise ValueError(
                 f"y has one class only, {str(classes[0])!r}: give labels, or texts of at least two."
@@ -375,7 +398,13 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         if self.multi_label:
             check_labels(y, n_texts, len(classes))
         else:
-            encode_classes(y, n_texts, classes, source="labels")
+            remedy = ""
+            if classes.dtype.kind not in "iub" and label_array(y).dtype.kind in "iu":
+                remedy = (
+                    " Where scikit-learn has numbered the classes (VotingClassifier, StackingClassifier), give "
+                    "labels={0: 'words', ...}, in the order of the sorted labels."
+                )
+            encode_classes(y, n_texts, classes, source="labels", remedy=remedy)
 
     def __sklearn_clone__(self) -> MiniLMZeroShotClassifier:
         # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.
@@ -431,4 +460,6 @@ def _check_single(texts: Texts) -> Texts:
 def _fill(template: str, label: str) -> str:
     if "{}" not in template:
         raise ValueError(f"hypothesis_template={template!r} has no {{}} where the label goes.")
+    if lone_surrogate(template) is not None:
+        raise ValueError(f"hypothesis_template={template!r} is not valid Unicode.")
     return template.replace("{}", label)

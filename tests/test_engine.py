@@ -374,6 +374,8 @@ def test_several_gpus_share_a_call(monkeypatch):
     assert resolve_compute("torch", "auto", "fp32").helpers == (torch.device("cuda", 2),)
     assert resolve_compute("torch", "cuda", "fp32").helpers == ()
     assert resolve_compute("torch", "cpu", "fp32").helpers == ()
+    monkeypatch.setenv("WORLD_SIZE", "3")  # each of three processes has its own
+    assert resolve_compute("torch", "auto", "fp32").helpers == ()
 
 
 def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):
@@ -395,6 +397,34 @@ def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):
     assert len(by_replica) == 2
     assert sum(by_replica) == len(many_texts)
     assert min(by_replica) > len(many_texts) / 4
+
+
+@pytest.mark.parametrize("full", ["at the start", "later"])
+def test_a_gpu_that_others_fill_is_left_out(many_texts, monkeypatch, full):
+    checkpoint = load_checkpoint("bundled")
+    short = replace(checkpoint.defaults, max_length=64)
+    expected, _ = get_model(checkpoint, Compute(CPU, "fp32")).encode(many_texts, None, short)
+    release_models()
+    built, start, initialise = [], PackedModel.start, PackedModel.__init__
+
+    def counting(self, *args):
+        built.append(self)
+        if len(built) == 2 and full == "at the start":
+            raise torch.OutOfMemoryError("of somebody else")
+        initialise(self, *args)
+
+    def running(self, *args):
+        if len(built) > 1 and self is built[1]:
+            raise MemoryError("One text does not fit")
+        return start(self, *args)
+
+    monkeypatch.setattr(PackedModel, "__init__", counting)
+    monkeypatch.setattr(PackedModel, "start", running)
+    shared = get_model(checkpoint, Compute(CPU, "fp32", helpers=(CPU, CPU)))
+    assert len(built) == 3
+    found, _ = shared.encode(many_texts, None, short, batch_tokens=256)
+    assert np.abs(found - expected).max() <= 2e-5
+    release_models()
 
 
 @pytest.mark.parametrize(
@@ -442,6 +472,8 @@ def test_without_prepacked_products_the_vectors_are_the_same(texts, precision, b
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prepacked_and_plain_products_agree(dtype):
+    if not linear.can_prepack(dtype):
+        pytest.skip(f"oneDNN has none in {dtype} here")
     generator = torch.Generator().manual_seed(0)
     weights = {
         "layers.0.x.weight": torch.randn(48, 32, generator=generator).to(dtype),

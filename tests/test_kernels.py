@@ -278,3 +278,9 @@ def test_a_library_of_another_version_is_not_used(monkeypatch):
         monkeypatch.undo()
         kernels._library.load.cache_clear()
     assert kernels.has_attention(torch.float32, 32) == HAVE_KERNELS
+
+
+def test_the_slope_of_gelu_at_any_size():
+    x = torch.tensor([1e3, 1e24, 1e28, 1e38, -1e3, -1e24, -1e28, -1e38] * 2, requires_grad=True)
+    kernels.gelu(x).sum().backward()
+    torch.testing.assert_close(x.grad, (x > 0).float())

@@ -171,6 +171,18 @@ def test_the_largest_sums_of_8_bit_integers_fit(n_inputs, kind):
     assert ((found - expected).abs() <= 1.01 * bound).all()
 
 
+@needs_int8
+def test_very_small_weights_in_8_bits():
+    weight = torch.full((64, 64), 1e-37)
+    weight[0] = 0
+    found = layers.product(
+        torch.ones(2, 64, dtype=torch.bfloat16) * 1e30, layers.Matrix(weight, torch.zeros(64), torch.int8)
+    )
+    expected = torch.full((2, 64), 64e-7)
+    expected[:, 0] = 0
+    torch.testing.assert_close(found.float(), expected, rtol=0.15, atol=0)
+
+
 @needs_int16
 @pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-21, 1e-19, 1e-15, 1e15])
 def test_very_small_and_large_numbers_in_16_bits(size):

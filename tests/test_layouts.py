@@ -17,6 +17,11 @@ from skminilm import MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
 from skminilm.checkpoints.tokenizer import read_tokenizer
 
+try:
+    import peft
+except ImportError:
+    peft = None
+
 TEXTS = [
     "Where is MY parcel?",
     "¿Dónde está  mi paquete?",
@@ -48,6 +53,41 @@ def lowers_texts(folder):
 
 def cuts_vectors(folder):
     edit_json(folder / "config_sentence_transformers.json", truncate_dim=8)
+
+
+def scales_and_cuts_vectors(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 2, "name": "2", "path": "", "type": "sentence_transformers.models.Normalize"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    cuts_vectors(folder)
+
+
+def cuts_texts_on_the_left_by_its_tokenizer_file(folder):
+    truncation = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    edit_json(folder / "tokenizer.json", truncation=truncation)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+
+
+def has_an_adapter(folder):
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    options = {"target_modules": ["query", "value"], "init_lora_weights": False}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.add_adapter(peft.LoraConfig(**options))
+    model[0].auto_model.save_pretrained(folder)
+    base = folder / "model.safetensors"
+    assert base.exists()
+    assert (folder / "adapter_config.json").exists()
+
+
+def has_settings_without_modules(folder):
+    (folder / "modules.json").unlink()
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+    edit_json(
+        folder / "config_sentence_transformers.json",
+        prompts={"a": "a long prompt: "},
+        default_prompt_name="a",
+    )
 
 
 def has_arguments_for_transformers(folder):
@@ -109,6 +149,10 @@ needs_truncate_dim = pytest.mark.skipif(
 LAYOUTS = [
     lowers_texts,
     pytest.param(cuts_vectors, marks=needs_truncate_dim),
+    pytest.param(scales_and_cuts_vectors, marks=needs_truncate_dim),
+    pytest.param(has_an_adapter, marks=pytest.mark.skipif(peft is None, reason="no peft")),
+    has_settings_without_modules,
+    cuts_texts_on_the_left_by_its_tokenizer_file,
     has_arguments_for_transformers,
     bears_an_older_name,
     says_more_than_its_tokenizer,
@@ -120,7 +164,11 @@ LAYOUTS = [
 ]
 
 
-WITHOUT_EFFECT = (keeps_case_in_its_vocabulary_alone, names_norms_as_the_first_bert)
+WITHOUT_EFFECT = (
+    keeps_case_in_its_vocabulary_alone,
+    names_norms_as_the_first_bert,
+    has_settings_without_modules,
+)
 
 
 @pytest.mark.filterwarnings("ignore:.*max_length=:UserWarning")
@@ -229,6 +277,36 @@ def test_a_tokenizer_file_that_is_not_understood_is_named(tmp_path, requests, xl
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(OSError, match=r"tokenizer\.json cannot be read"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../other", "/usr/share"])
+def test_a_module_outside_of_the_folder_is_refused(folder, path):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(OSError, match=rf"names '{path}': the path of a module is relative"):
+        load_checkpoint(folder)
+
+
+def test_a_class_of_somebody_else_is_not_the_one_of_that_name(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["type"] = "somebody.models.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert "a module of the type somebody.models.Pooling" in load_checkpoint(folder).foreign_reason
+
+
+def test_an_adapter_alone_is_named(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(OSError, match=r"an adapter .* \(merge_and_unload\)"):
+        load_checkpoint(folder)
+
+
+def test_a_tokenizer_without_a(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    removed = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"], removed]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    same_as_sentence_transformers(folder, [text for text in TEXTS if text != "a"])
 
 
 def test_a_text_without_tokens_is_refused(tmp_path, requests):

@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import json
 import os
@@ -460,3 +461,54 @@ def test_a_folder_is_replaced_where_names_cannot_be_swapped(tmp_path, monkeypatc
         MiniLMEncoder(max_length=length).save(tmp_path / "saved")
         assert MiniLMEncoder.load(tmp_path / "saved").max_length == length
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_that_is_there_stays_the_same_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "private"
+    folder.mkdir(mode=0o700)
+    before = folder.stat()
+    monkeypatch.chdir(folder)
+    MiniLMEncoder(prompt="a").save(".")
+    assert MiniLMEncoder.load(".").prompt == "a"
+    assert (folder.stat().st_ino, folder.stat().st_mode) == (before.st_ino, before.st_mode)
+    MiniLMEncoder(prompt="b").save(folder)
+    assert folder.stat().st_mode == before.st_mode
+    assert MiniLMEncoder.load(folder).prompt == "b"
+    assert sorted(file.name for file in folder.iterdir()) == ["arrays.safetensors", "estimator.json"]
+
+
+def test_a_folder_that_cannot_be_exchanged_is_written_in_place(tmp_path, monkeypatch):
+    """A mount point, say."""
+
+    def busy(path, new):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    MiniLMEncoder(prompt="a").save(tmp_path / "mounted")
+    monkeypatch.setattr(_persistence, "_replace_folder", busy)
+    MiniLMEncoder(prompt="b").save(tmp_path / "mounted")
+    assert MiniLMEncoder.load(tmp_path / "mounted").prompt == "b"
+    with pytest.raises(OSError, match="busy"):
+        MiniLMEncoder(prompt="b").save(tmp_path / "new")
+
+
+@pytest.mark.parametrize("content", ['["format_version"]', '"format_version"', '{"format_version": 1}', "7"])
+def test_no_file_of_somebody_else_is_replaced(tmp_path, content):
+    (tmp_path / "estimator.json").write_text(content)
+    with pytest.raises(FileExistsError, match="holds something else"):
+        MiniLMEncoder().save(tmp_path)
+    assert (tmp_path / "estimator.json").read_text() == content
+
+
+def test_names_that_are_no_unicode_are_kept(tmp_path):
+    MiniLMEncoder(cache="a/\udcff", prompt="\ud800").save(tmp_path / ("n" * 250))
+    loaded = MiniLMEncoder.load(tmp_path / ("n" * 250))
+    assert (loaded.cache, loaded.prompt) == ("a/\udcff", "\ud800")
+
+
+@pytest.mark.parametrize("changes", [{"format_version": "1"}, {"format_version": None}, {"versions": None}])
+def test_a_file_without_a_version_is_damaged(tmp_path, changes):
+    MiniLMEncoder().save(tmp_path)
+    content = json.loads((tmp_path / "estimator.json").read_text())
+    (tmp_path / "estimator.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(ValueError, match=r"estimator\.json cannot be read"):
+        MiniLMEncoder.load(tmp_path)

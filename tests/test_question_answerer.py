@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
 from skminilm import MiniLMQuestionAnswerer
-from skminilm._answers import check_answers
+from skminilm._answers import check_answers, is_blank
 from skminilm._spans import choose_answers
 from skminilm._validation import Texts
 from skminilm._windows import cut_windows, window_starts
@@ -353,7 +353,7 @@ def test_tokens_of_an_answer_hold_it(tokenizer, context, data):
     end = data.draw(st.integers(start + 1, len(context)))
     answers, problems = check_answers([(context[start:end], start)], [context])
     if problems[0]:
-        assert not context[start:end].strip()
+        assert all(map(is_blank, context[start:end]))
         return
     windows = cut_windows(tokenizer, Texts(["q"], [context]), 512, 16)
     first, last, *_ = windows.targets(answers)[0]
@@ -582,3 +582,28 @@ def test_what_is_invisible_is_no_part_of_an_answer(tokenizer, context, answer):
     (target,) = windows.targets(check_answers([answer], [context])[0])
     start, end = windows.span(0, target[0], target[1], context)
     assert context[start:end] == answer
+
+
+@pytest.mark.parametrize("sign", [" ", "\u200f", "\u200b", "\ufeff", " \u200e "])
+def test_signs_that_are_not_seen_at_the_end_of_an_answer_are_no_part_of_it(sign):
+    contexts = [f"Yesterday {name}{sign} Smith came here." for name in ("Ada", "Eva", "Omar")]
+    tokenizer = load_checkpoint("bundled").tokenizer
+    texts = Texts(["Who came?"] * 3, contexts)
+    windows = cut_windows(tokenizer, texts, 64, 8)
+    answers, problems = check_answers([c[10 : c.index(" Smith")] for c in contexts], contexts)
+    assert not any(problems)
+    for window, (first, last, *_) in enumerate(windows.targets(answers)):
+        start, end = windows.span(window, first, last, contexts[window])
+        assert contexts[window][start:end] in ("Ada", "Eva", "Omar")
+
+
+def test_an_answer_that_is_not_seen_is_refused():
+    _, problems = check_answers(["\u200b", "\ufeff "], ["Marie\u200b", "\ufeff in Warsaw"])
+    assert all("is only whitespace, or signs that are not seen" in problem for problem in problems)
+
+
+def test_more_spans_than_there_are(answerer):
+    question = [["Who?", "Ada came."]]
+    every = answerer.predict_spans(question, n_best=10**9)
+    assert answerer.predict_spans(question, n_best=1000) == every
+    assert 1 < len(every[0]) < 50

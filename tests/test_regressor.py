@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.model_selection import train_test_split
 
 from skminilm import MiniLMRegressor
 
@@ -171,3 +172,33 @@ def test_what_is_masked_is_missing(rated):
         MiniLMRegressor(trainable="head").fit(np.ma.array(X, mask=mask), y)
     regressor = MiniLMRegressor(trainable="head", random_state=0).fit(np.ma.array(X), np.ma.array(y))
     assert regressor.score(X, y) > 0.8
+
+
+def test_what_is_set_aside_counts_in_no_scale():
+    """A number in a row that is set aside changes the validation loss alone."""
+    texts = [f"{'good ' * (i % 4)}{'bad ' * (i % 3)}item {i}" for i in range(24)]
+    y = np.array([i % 4 - i % 3 for i in range(24)], float)
+    options = {
+        "trainable": "head",
+        "epochs": 2,
+        "n_iter_no_change": 9,
+        "early_stopping": True,
+        "random_state": 0,
+    }
+    rows = np.arange(24)
+    training, validation = (
+        np.sort(part) for part in train_test_split(rows, test_size=0.1, random_state=np.random.RandomState(0))
+    )
+    y[validation[0]] = 1e5
+    weights = np.where(np.isin(rows, validation), 1e60, 1.0)
+    found = MiniLMRegressor(validation_fraction=0.1, **options).fit(texts, y, sample_weight=weights)
+    expected = MiniLMRegressor(**options).fit(
+        [texts[i] for i in training],
+        y[training],
+        X_val=[texts[i] for i in validation],
+        y_val=y[validation],
+    )
+    # The split has drawn from the random state, so that batches come in another order.
+    losses = [[row["loss"] for row in model.history_] for model in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    np.testing.assert_allclose(found.predict(texts), expected.predict(texts), atol=0.05)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
 from skminilm.checkpoints.tokenizer import read_tokenizer, verify_golden_ids
 
@@ -193,3 +193,29 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x00damaged")
     with pytest.raises(OSError, match=f"{name}.*Download it again"):
         read_tokenizer(tmp_path)
+
+
+PROMPT = "Instruct: find the topic of this text. Query: "
+
+
+@pytest.mark.parametrize("long_text", ["truncate", "head_tail"])
+def test_no_text_is_too_long_for_its_prompt(long_text):
+    tokenizer = load_checkpoint("bundled").tokenizer
+    text = " ".join(["one two three four five six seven"] * 20)
+    plain = tokenizer.encode([PROMPT.strip()], max_length=100).input_ids[:-1]
+    for second in (None, [text], ["seven"]):
+        settings = EncodingSettings("mean", True, PROMPT, 24, long_text)
+        batch = tokenize(tokenizer, [text], second, settings)
+        assert len(batch.input_ids) <= 24
+        np.testing.assert_array_equal(batch.input_ids[: len(plain)], plain)
+        # Something of the text follows.
+        assert batch.input_ids[len(plain)] != tokenizer.pair_template[2][-1]
+
+
+def test_a_prompt_that_leaves_no_room_in_pairs():
+    tokenizer = load_checkpoint("bundled").tokenizer
+    n_tokens = tokenizer.encode([PROMPT], max_length=100).full_lengths[0]
+    settings = EncodingSettings("mean", True, PROMPT, int(n_tokens) + 1)
+    tokenize(tokenizer, ["a"], None, settings)
+    with pytest.raises(ValueError, match="leaves no room for text behind the prompt"):
+        tokenize(tokenizer, ["a"], ["b"], settings)

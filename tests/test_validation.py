@@ -8,7 +8,9 @@ import pytest
 from conftest import typed_columns
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import DataConversionWarning
+from sklearn.model_selection import cross_val_score
 
+from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm._rows import as_rows
 from skminilm._target_validation import (
     check_classes,
@@ -293,3 +295,17 @@ def test_dicts_are_told_to_become_columns():
 def test_arrays_of_one_text_each_are_named():
     with pytest.raises(TypeError, match="row 0"):
         check_texts([np.array("a"), np.array("b")])
+
+
+def test_bytes_are_to_be_decoded():
+    """Their str() is another text: "b'...'"."""
+    for X in (["a", b"Gr\xc3\xbc\xc3\x9fe"], b"Gr\xc3\xbc\xc3\x9fe"):
+        with pytest.raises(TypeError, match=r"\.decode\('utf-8'\)"):
+            MiniLMEncoder().transform(X)
+
+
+def test_a_warning_names_the_line_of_the_user_behind_cross_validation():
+    texts, y = [f"some words and {number} more" for number in range(12)], [0, 1] * 6
+    with pytest.warns(UserWarning, match="were cut off there") as caught:
+        cross_val_score(MiniLMClassifier(trainable="head", max_length=5), texts, y, cv=2)
+    assert {warning.filename for warning in caught} == {__file__}

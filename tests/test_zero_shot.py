@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
@@ -66,11 +67,59 @@ def test_similarity_in_several_languages():
 
 def test_labels_come_from_y_and_texts_centre_the_scores(requests):
     y = np.array([name.replace("_", " ") for name in requests.target_names])[requests.target]
-    model = MiniLMZeroShotClassifier().fit(requests.data, y)
+    model = MiniLMZeroShotClassifier(center=True).fit(requests.data, y)
     assert set(model.classes_) == set(y)
     np.testing.assert_allclose(model.decision_function(requests.data).mean(axis=0), 0, atol=1e-5)
     plain = MiniLMZeroShotClassifier(labels=sorted(set(y))).fit()
     assert model.score(requests.data, y) > plain.score(requests.data, y) > 0.5  # chance is 0.125
+
+
+def test_the_mix_of_classes_in_fit_counts_only_where_it_is_asked_to(requests):
+    y = np.array([name.replace("_", " ") for name in requests.target_names])[requests.target]
+    most = np.flatnonzero(y == y[0])[:20].tolist() + np.flatnonzero(y != y[0])[:2].tolist()
+    labels = sorted(set(y))
+    texts = [requests.data[i] for i in most]
+    expected = MiniLMZeroShotClassifier(labels=labels).fit().predict(texts)
+    found = MiniLMZeroShotClassifier(labels=labels).fit(texts, y[most])
+    np.testing.assert_array_equal(found.predict(texts), expected)
+    assert (found.offsets_ == 0).all()
+    centred = MiniLMZeroShotClassifier(labels=labels, center=True).fit(texts)
+    assert centred.score(texts, y[most]) < found.score(texts, y[most])
+
+
+def test_means_need_texts(nli):
+    with pytest.raises(ValueError, match="center=True takes means over the texts of fit: give X"):
+        MiniLMZeroShotClassifier(labels=LABELS, center=True).fit()
+    with pytest.raises(ValueError, match="nli computes none"):
+        MiniLMZeroShotClassifier(labels=LABELS, center=True, nli=nli).fit(TEXTS)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-5, 1e18])
+def test_no_temperature_changes_the_label(temperature):
+    expected = MiniLMZeroShotClassifier(labels=LABELS).fit().predict(TEXTS)
+    model = MiniLMZeroShotClassifier(labels=LABELS, temperature=temperature).fit()
+    np.testing.assert_array_equal(model.predict(TEXTS), expected)
+    np.testing.assert_allclose(model.predict_proba(TEXTS).sum(axis=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "y", "message"),
+    [
+        ({"labels": {"a", "b"}}, None, "expected a list of str"),
+        ({"labels": ["a", "b"], "hypothesis_template": "\ud800{}"}, None, "is not valid Unicode"),
+        ({}, ["a", "", "b"], "empty label ''"),
+        (
+            {"labels": ["a", "b"], "nli": FrozenEstimator(LogisticRegression())},
+            None,
+            "nli is LogisticRegression",
+        ),
+        ({"labels": ["a", "b"]}, [0, 1, 0], r"row 0 is 0.*VotingClassifier.*labels=\{0: 'words'"),
+    ],
+    ids=["set", "template", "empty", "nli", "numbered"],
+)
+def test_what_no_label_can_be(options, y, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        MiniLMZeroShotClassifier(**options).fit(None if y is None else ["x"] * len(y), y)
 
 
 def test_codes_are_said_in_words():

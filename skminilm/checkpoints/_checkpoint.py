@@ -176,11 +176,12 @@ def tokenize(
     """
     limits = {"max_length": settings.max_length, "long_text": settings.long_text}
     if settings.prompt:
-        check_prompt(
-            settings.prompt,
-            settings.max_length,
-            lambda prompt: tokenizer.encode([prompt], None, **limits).full_lengths[0],
-        )
+
+        def lengths(text: str) -> int:
+            return tokenizer.encode([text], None if second is None else [""], **limits).full_lengths[0]
+
+        n_tokens = check_prompt(settings.prompt, settings.max_length, lengths)
+        limits["n_kept"] = n_tokens - lengths("")
         first = [settings.prompt + text for text in first]
     batch = tokenizer.encode(first, second, **limits)
     check_some_tokens(batch.full_lengths, first)
@@ -197,8 +198,8 @@ def check_some_tokens(n_tokens: np.ndarray, texts: Sequence[str]) -> None:
         )
 
 
-def check_prompt(prompt: str, max_length: int, count_tokens: Callable[[str], int]) -> None:
-    """Raise ValueError for a prompt that is as long as a text may be, or no valid Unicode."""
+def check_prompt(prompt: str, max_length: int, count_tokens: Callable[[str], int]) -> int:
+    """Return the tokens of a prompt; raise ValueError if it is as long as a text may be, or no valid Unicode."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -211,3 +212,4 @@ def check_prompt(prompt: str, max_length: int, count_tokens: Callable[[str], int
             f"max_length={max_length} leaves no room for text behind the prompt {prompt!r}, which takes {n_tokens} "
             "tokens with the special ones: raise max_length, or set another prompt (None for none)."
         )
+    return n_tokens

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256, read_json
-from .layout import Layout, kind_of, read_modules, transformer_folder
+from .layout import Layout, has_adapter, kind_of, read_modules, transformer_folder
 from .presets import Preset
 from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer
 from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
@@ -113,6 +113,11 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
 
 
 def _without_config(folder: Path, transformer: Path, modules: list[dict]) -> Exception:
+    if has_adapter(transformer):
+        return OSError(
+            f"{transformer} holds an adapter (PEFT) without the network that it belongs to. Load both with peft, merge "
+            "them (merge_and_unload), and save the result to a folder."
+        )
     if not modules:
         return OSError(
             f"{folder} holds no checkpoint: neither config.json nor modules.json is in it. Give a folder "

@@ -18,7 +18,9 @@ from .weight_files import find_weights
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _MODULE = re.compile(r"\d+_[^/]+/")  # where sentence-transformers saves a module
 _SHARDS = "model-*.safetensors"
-_TIMEOUT_S = 3.0
+_COMMIT = re.compile("[0-9a-f]{40}")
+_TIMEOUT_S = 3.0  # where the cache could serve instead
+_FIRST_TIMEOUT_S = 10.0
 
 
 def is_hub_id(model: str) -> bool:
@@ -39,8 +41,8 @@ def download(
 ) -> Path:
     """Return the folder of a hub checkpoint, from the cache or downloaded.
 
-    A pinned commit that is complete in the cache is used without asking the
-    hub.
+    A commit, given by its full hash, that is complete in the cache is used
+    without asking the hub.
 
     Parameters
     ----------
@@ -67,17 +69,19 @@ def download(
         )
         return Path(folder)
 
+    is_commit = bool(revision and _COMMIT.fullmatch(revision))
     cached = _usable_in_cache(snapshot)
     sure = cached is not None and (settings_known or (cached / "modules.json").is_file())
     offline = local_files_only or constants.HF_HUB_OFFLINE
-    if sure and (offline or revision is not None):
+    if sure and (offline or is_commit):
         return cached
     cause: Exception | None = None
     if offline:
         reason = "downloads are off (local_files_only=True or HF_HUB_OFFLINE=1)"
     else:
         try:
-            return snapshot(_wanted_files(repo_id, revision), cached_only=False)
+            timeout = _FIRST_TIMEOUT_S if cached is None else _TIMEOUT_S
+            return snapshot(_wanted_files(repo_id, revision, timeout), cached_only=False)
         except Exception as error:  # which type depends on the HTTP client of the hub's library
             reason = f"the hub could not be reached or refused ({type(error).__name__}: {error})"
             cause = error
@@ -102,7 +106,8 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot([*_SMALL_FILES, *WEIGHT_FILES, _SHARDS], cached_only=True)
+        # Of the weights one format is enough, which the hub's library cannot know.
+        folder = snapshot(_SMALL_FILES, cached_only=True)
         transformer = transformer_folder(folder, read_modules(folder))
         find_weights(transformer)
     except (OSError, LocalEntryNotFoundError):
@@ -112,24 +117,24 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     return folder if present else None
 
 
-def _wanted_files(repo_id: str, revision: str | None) -> list[str]:
-    """Ask the hub which files there are: one request, given up after a few seconds in all."""
+def _wanted_files(repo_id: str, revision: str | None, timeout: float) -> list[str]:
+    """Ask the hub which files there are: one request, given up after `timeout` seconds in all."""
     from huggingface_hub import HfApi
 
     answers: list = []
 
     def ask() -> None:
         try:
-            answers.append(HfApi().repo_info(repo_id, revision=revision, timeout=_TIMEOUT_S))
+            answers.append(HfApi().repo_info(repo_id, revision=revision, timeout=timeout))
         except Exception as error:
             answers.append(error)
 
     # In a thread: the library's own time-out counts anew for each address and each attempt.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(_TIMEOUT_S)
+    thread.join(timeout)
     if not answers:
-        raise TimeoutError(f"no answer within {_TIMEOUT_S:.0f} s")
+        raise TimeoutError(f"no answer within {timeout:.0f} s")
     if isinstance(answers[0], Exception):
         raise answers[0]
     names = {file.rfilename for file in answers[0].siblings or ()}

@@ -27,9 +27,15 @@ _ARGUMENTS = (
 _WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")
 
 
+def has_adapter(transformer: Path) -> bool:
+    """Tell whether an adapter (PEFT) lies beside the weights of a network, or instead of them."""
+    return (transformer / "adapter_config.json").is_file()
+
+
 def kind_of(module: dict) -> str:
-    """Return the name of a module's class."""
-    return str(module["type"]).rsplit(".", 1)[-1]
+    """Return the name of a module's class, with its module where that is not sentence-transformers."""
+    full_name = str(module["type"])
+    return full_name.rsplit(".", 1)[-1] if full_name.startswith("sentence_transformers.") else full_name
 
 
 def read_modules(folder: Path) -> list[dict]:
@@ -38,13 +44,19 @@ def read_modules(folder: Path) -> list[dict]:
     Raises
     ------
     OSError
-        ``modules.json`` lists something else.
+        ``modules.json`` lists something else, or a folder outside.
     """
     modules = read_json(folder / "modules.json") or []
     if not isinstance(modules, list) or not all(
         isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules
     ):
         raise OSError(f"{folder / 'modules.json'} does not list modules with type and path.")
+    for module in modules:
+        path = Path(module["path"])
+        if path.is_absolute() or ".." in path.parts:
+            raise OSError(
+                f"{folder / 'modules.json'} names {module['path']!r}: the path of a module is relative, without '..'."
+            )
     return modules
 
 
@@ -73,9 +85,13 @@ class Layout:
             (kind_of(module), module["type"], read_json(folder / module["path"] / "config.json") or {})
             for module in modules
         ]
-        self._settings = _first_json(transformer, _TRANSFORMER_SETTINGS)
+        # sentence-transformers reads its own settings where it finds its modules.
+        self._settings = _first_json(transformer, _TRANSFORMER_SETTINGS) if modules else {}
+        self._vectors = (read_json(folder / "config_sentence_transformers.json") or {}) if modules else {}
         self._tokenizer = read_json(transformer / "tokenizer_config.json") or {}
-        self._vectors = read_json(folder / "config_sentence_transformers.json") or {}
+        truncation = (read_json(transformer / "tokenizer.json") or {}).get("truncation") or {}
+        self._truncation_side = self._tokenizer.get("truncation_side") or truncation.get("direction", "right")
+        self._has_adapter = has_adapter(transformer)
 
     def why_foreign(self) -> str:
         """Say why the packed engine cannot run the checkpoint; "" where it can."""
@@ -90,7 +106,9 @@ class Layout:
             return "it makes small letters of its texts"
         if any(self._settings.get(name) for name in _ARGUMENTS):
             return "it has settings of its own for transformers"
-        if self._tokenizer.get("truncation_side", "right") != "right":
+        if self._has_adapter:
+            return "it has an adapter (PEFT) beside its weights"
+        if self._truncation_side.lower() != "right":
             return "it cuts texts off at their beginning"
         if self._vectors.get("truncate_dim"):
             return "its vectors are cut off (truncate_dim)"
@@ -114,7 +132,9 @@ class Layout:
                 pooling = _pooling_of(settings) or "other"
         prompts = self._vectors.get("prompts") or {}
         prompt = prompts.get(self._vectors.get("default_prompt_name")) or ""
-        normalize = bool(self._modules) and self._modules[-1][0] == "Normalize"
+        # Cut off, vectors are not scaled again.
+        is_cut = bool(self._vectors.get("truncate_dim"))
+        normalize = bool(self._modules) and self._modules[-1][0] == "Normalize" and not is_cut
         return EncodingSettings(pooling, normalize, prompt, self._max_length())
 
     def _max_length(self) -> int:

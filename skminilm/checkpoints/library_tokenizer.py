@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from .token_batch import LocatedTokens, TokenBatch
 from .token_limits import assemble
 
+_PROBES = ("a", "1", ".", "の", "я")
+
 
 class LibraryTokenizer:
     """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only."""
@@ -19,9 +21,15 @@ class LibraryTokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        probe = self._tokenizer.encode("a")
-        text = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
-        self._prefix, self._suffix = probe.ids[: text[0]], probe.ids[text[-1] + 1 :]
+        self._prefix, self._suffix = self._special_ids()
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        for text in _PROBES:
+            probe = self._tokenizer.encode(text)
+            places = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
+            if places:
+                return probe.ids[: places[0]], probe.ids[places[-1] + 1 :]
+        raise ValueError(f"it makes no token of any of {_PROBES}")
 
     def state(self) -> tuple[str, bytes]:
         """Return what :func:`restore_tokenizer` takes."""
@@ -34,13 +42,14 @@ class LibraryTokenizer:
         *,
         max_length: int,
         long_text: str = "truncate",
+        n_kept: int = 0,
     ) -> TokenBatch:
         """Return the ids of texts. See :class:`Tokenizer`."""
         if second is not None:
             raise _no_pairs()
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
-        return assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text)
+        return assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text, n_kept)
 
     def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
         """Raise an error: without pairs there are no places to look for."""

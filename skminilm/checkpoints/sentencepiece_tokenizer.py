@@ -81,11 +81,12 @@ class SentencePieceTokenizer:
         *,
         max_length: int,
         long_text: str = "truncate",
+        n_kept: int = 0,
     ) -> TokenBatch:
         """Return the ids of texts, or of pairs. See :class:`Tokenizer`."""
         pieces = self._pieces(texts)
         second_pieces = None if second is None else self._pieces(second)
-        return assemble(pieces, second_pieces, *self.pair_template, max_length, long_text)
+        return assemble(pieces, second_pieces, *self.pair_template, max_length, long_text, n_kept)
 
     def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
         """Return the tokens of each text, with their places. See :class:`Tokenizer`."""

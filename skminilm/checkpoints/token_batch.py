@@ -89,10 +89,12 @@ class Tokenizer(Protocol):
         *,
         max_length: int,
         long_text: str = "truncate",
+        n_kept: int = 0,
     ) -> TokenBatch:
         """Return the ids of texts, or of the pairs (texts[i], second[i]).
 
         What has more than `max_length` tokens keeps its beginning
         (``"truncate"``), its beginning and end (``"head_tail"``), or becomes
-        several sequences (``"chunk_mean"``). Pairs are truncated always.
+        several sequences (``"chunk_mean"``). Pairs are truncated always. The
+        first `n_kept` tokens, those of a prompt, are kept.
         """

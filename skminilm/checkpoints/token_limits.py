@@ -10,8 +10,13 @@ import numpy as np
 from .token_batch import TokenBatch
 
 
-def _truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Cut the longer of two sequences, token by token, until both fit (longest first)."""
+def _truncate_pair(
+    first: list[int], second: list[int], room: int, n_kept: int
+) -> tuple[list[int], list[int]]:
+    """Cut the longer of two sequences, token by token, until both fit (longest first).
+
+    Of the first no less is left than `n_kept` tokens and one more.
+    """
     excess = len(first) + len(second) - room
     if excess <= 0:
         return first, second
@@ -24,12 +29,19 @@ def _truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list
     rest = excess - trim
     keep_first -= rest // 2
     keep_second -= rest - rest // 2
+    least = min(len(first), n_kept + 1, room)
+    if n_kept and keep_first < least:
+        keep_first, keep_second = least, room - least
     return first[:keep_first], second[:keep_second]
 
 
-def _head_and_tail(ids: list[int], room: int) -> list[int]:
-    """Keep a quarter of the room from the beginning, the rest from the end (arXiv:1905.05583, 5.3.1)."""
-    head = room // 4
+def _head_and_tail(ids: list[int], room: int, n_kept: int) -> list[int]:
+    """Keep a quarter of the room from the beginning, the rest from the end (arXiv:1905.05583, 5.3.1).
+
+    Of the room that `n_kept` tokens leave, which are kept before that.
+    """
+    n_kept = min(n_kept, room)
+    head = n_kept + (room - n_kept) // 4
     return ids if len(ids) <= room else ids[:head] + ids[len(ids) - (room - head) :]
 
 
@@ -52,6 +64,7 @@ def assemble(
     suffix: list[int],
     max_length: int,
     long_text: str,
+    n_kept: int = 0,
 ) -> TokenBatch:
     """Truncate or cut, put the special tokens round and flatten: the TokenBatch of some texts or pairs."""
     n_special = len(prefix) + len(suffix) + (0 if second is None else len(middle))
@@ -62,13 +75,13 @@ def assemble(
     text_of_sequence, second_starts = None, None
     if second is not None:
         full += np.fromiter(map(len, second), np.int64, len(second))
-        pairs = [_truncate_pair(a, b, room) for a, b in zip(first, second, strict=True)]
+        pairs = [_truncate_pair(a, b, room, n_kept) for a, b in zip(first, second, strict=True)]
         rows = [[*a, *middle, *b] for a, b in pairs]
         second_starts = np.fromiter((len(a) for a, _ in pairs), np.int64, len(pairs)) + len(prefix) + 1
     elif long_text == "chunk_mean" and full.max(initial=0) > max_length:
         rows, text_of_sequence = _windows(first, room)
     elif long_text == "head_tail":
-        rows = [_head_and_tail(ids, room) for ids in first]
+        rows = [_head_and_tail(ids, room, n_kept) for ids in first]
     else:
         rows = [ids if len(ids) <= room else ids[:room] for ids in first]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows)) + len(prefix) + len(suffix)

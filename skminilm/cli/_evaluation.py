@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from rich.table import Table
 from sklearn.utils import Bunch
 
 from .._encoding import open_checkpoint
+from .._rows import check_languages
 from ..checkpoints import Checkpoint
-from ._output import describe_files, write_output
+from ._output import describe_files, write_model, write_results
 
 console = Console()
 
@@ -29,6 +30,27 @@ def check_model(estimator: Any) -> Checkpoint:
     estimator._check_trainable(checkpoint)
     estimator._compute(checkpoint)
     return checkpoint
+
+
+def check_test(data: Bunch, check_rows: Callable[[Any], Any]) -> None:
+    """Check what is scored, before anything is trained.
+
+    Raises
+    ------
+    ValueError
+        A row is unusable: it is named, as are the files.
+    """
+    try:
+        check_rows(data.data)
+        check_languages(data.languages, len(data.data))
+    except (TypeError, ValueError) as error:
+        files = ", ".join(str(file) for file in data.files)
+        raise ValueError(f"What is to be scored ({files}) is not usable: {error}") from error
+
+
+def printable(text: object) -> str:
+    """Return text that a terminal takes: names of files need not be valid Unicode."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def take(data: Bunch, rows: np.ndarray) -> Bunch:
@@ -65,8 +87,10 @@ def parse_trainable(trainable: str) -> str | int:
     return int(trainable) if trainable.isdecimal() else trainable
 
 
-def fit(estimator: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """Fit, and return what the results say of it."""
+def fit_and_save(
+    output_dir: Path, command: str, estimator: Any, *arguments: Any, **options: Any
+) -> dict[str, Any]:
+    """Fit, write the model, and return what the results say of the fit."""
     console.print(f"Training on {len(arguments[0]):,} rows.")
     begin = time.perf_counter()
     with warnings.catch_warnings():
@@ -77,8 +101,7 @@ def fit(estimator: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         except UserWarning as interruption:
             raise KeyboardInterrupt from interruption
     fitted = {"seconds": round(time.perf_counter() - begin, 1), "n_epochs": estimator.n_iter_}
-    if estimator.best_epoch_ == 0:
-        console.print("No epoch was better than the untrained start: the scores are its own.")
+    write_model(output_dir, command, estimator)
     return {**fitted, "best_epoch": estimator.best_epoch_, "history": estimator.history_}
 
 
@@ -109,11 +132,11 @@ def table_of(
     published : dict of str to float
         Of each language, in percent; empty where nothing is.
     average : float or None
-        Of the published row.
+        The published mean; shown where all languages are that it is of.
     title, caption : str
         What was measured, and what keeps the columns from being compared.
     """
-    table = Table(title=escape(title), caption=escape(caption))
+    table = Table(title=escape(printable(title)), caption=escape(caption))
     table.add_column("language")
     for heading in ("rows", *metrics.values(), "95 %"):
         table.add_column(heading, justify="right")
@@ -135,12 +158,17 @@ def table_of(
             published.get(row["language"]),
         )
     table.add_section()
-    add("mean", "", list(means.values()), "", average)
+    is_of_all = {row["language"] for row in scores} == set(published)
+    add("mean", "", list(means.values()), "", average if is_of_all else None)
     return table
 
 
 def finish(output_dir: Path, command: str, estimator: Any, results: dict[str, Any], table: Table) -> None:
     """Write what was found, then show it: a terminal that fails costs no training."""
-    path = write_output(output_dir, command, estimator, results)
+    path = write_results(output_dir, command, estimator, results)
+    if estimator.best_epoch_ == 0:
+        console.print("No epoch was better than the untrained start: the scores are its own.")
     console.print(table)
-    console.print(f"Written: {path} and {path.parent / 'model'}", soft_wrap=True, markup=False)
+    console.print(
+        f"Written: {printable(path)} and {printable(path.parent / 'model')}", soft_wrap=True, markup=False
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
+from .._answers import check_questions
 from .._question_answerer import MiniLMQuestionAnswerer
-from .._validation import check_texts
 from .._windows import cut_windows
 from ..datasets import load_mlqa, load_squad, load_xquad
 from ..datasets._files import find_file
@@ -16,10 +16,11 @@ from ..datasets._hub import is_hub_dataset
 from ..metrics._by_language import rows_by_language
 from ._evaluation import (
     check_model,
+    check_test,
     describe,
     finish,
     first_of_each_language,
-    fit,
+    fit_and_save,
     means_of,
     table_of,
     warmup_ratio,
@@ -62,13 +63,16 @@ def run_mlqa(
     train_file = train_file or find_file(data_dir, TRAINING_FILES)
     training = load_squad(train_file, languages=train_languages)
     training, test = (first_of_each_language(part, max_rows) for part in (training, test))
-    texts = check_texts(training.data)
+    check_test(test, check_questions)
+    texts = check_questions(training.data)
     windows = cut_windows(checkpoint.tokenizer, texts, parameters["max_length"], parameters["stride"])
     n_windows = len(windows.batch.lengths)  # what steps are made of
     del windows
     ratio = warmup_ratio(warmup_steps, n_windows, parameters["batch_size"], parameters["epochs"])
     answerer.set_params(warmup_ratio=ratio)
-    fitted = fit(answerer, training.data, training.target, on_missing_answer=on_missing_answer)
+    fitted = fit_and_save(
+        output_dir, "mlqa", answerer, training.data, training.target, on_missing_answer=on_missing_answer
+    )
     scores = rows_by_language(answerer, test.data, test.answers, test.languages)
     published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
     part = "" if max_rows is None else f" (first {max_rows:,} a language)"

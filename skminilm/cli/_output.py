@@ -36,7 +36,9 @@ def check_output_dir(output_dir: Path) -> None:
         return
     if not output_dir.is_dir():
         raise FileExistsError(f"{output_dir} is a file. Choose another --output-dir.")
-    others = sorted(path.name for path in output_dir.iterdir() if path.name not in (_RESULTS, _MODEL))
+    others = sorted(
+        path.name for path in output_dir.iterdir() if path.name not in (_RESULTS, f".{_RESULTS}", _MODEL)
+    )
     results = output_dir / _RESULTS
     if not others and any(output_dir.iterdir()) and not _is_result(results):
         others = [results.name if results.exists() else _MODEL]
@@ -57,22 +59,28 @@ def _is_result(path: Path) -> bool:
         return False
 
 
-def write_output(output_dir: Path, command: str, estimator: Any, results: dict[str, Any]) -> Path:
-    """Write the model and the results, and return the path of the latter."""
+def write_model(output_dir: Path, command: str, estimator: Any) -> None:
+    """Write the model, before it is scored."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    content = {
-        "skminilm_command": command,
-        **results,
-        "settings": estimator.get_params(deep=False),
-        "versions": {"python": platform.python_version(), **package_versions()},
-    }
-    path = output_dir / _RESULTS
     # The file is what makes a folder one of ours, and says meanwhile that the model is not of this run.
-    for state in ({"model": "not written yet"}, {}):
-        text = json.dumps({**content, **state}, indent=1, ensure_ascii=False, default=str)
-        path.write_text(text + "\n", encoding="utf-8")
-        if state:
-            estimator.save(output_dir / _MODEL)
+    _write(output_dir, command, {"scores": "not computed yet", "model": "not written yet"})
+    estimator.save(output_dir / _MODEL)
+    _write(output_dir, command, {"scores": "not computed yet"})
+
+
+def write_results(output_dir: Path, command: str, estimator: Any, results: dict[str, Any]) -> Path:
+    """Write what was found of the model, and return the path of the file."""
+    settings = estimator.get_params(deep=False)
+    versions = {"python": platform.python_version(), **package_versions()}
+    return _write(output_dir, command, {**results, "settings": settings, "versions": versions})
+
+
+def _write(output_dir: Path, command: str, content: dict[str, Any]) -> Path:
+    # In ASCII: names of files need not be valid Unicode.
+    text = json.dumps({"skminilm_command": command, **content}, indent=1, default=str)
+    path, new = output_dir / _RESULTS, output_dir / f".{_RESULTS}"
+    new.write_text(text + "\n", encoding="utf-8")
+    os.replace(new, path)
     return path
 
 

@@ -9,16 +9,17 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from .._classifier import MiniLMClassifier
-from .._validation import Texts
+from .._validation import Texts, check_texts
 from ..checkpoints import tokenize
 from ..datasets import load_xnli
 from ..metrics._by_language import rows_by_language
 from ._evaluation import (
     check_model,
+    check_test,
     describe,
     finish,
     first_of_each_language,
-    fit,
+    fit_and_save,
     means_of,
     table_of,
     take,
@@ -63,12 +64,13 @@ def run_xnli(
     training, dev, test = (
         part if part is None else first_of_each_language(part, max_rows) for part in (training, dev, test)
     )
+    check_test(test, check_texts)
     epochs = parameters["epochs"]
     ratio = warmup_ratio(warmup_steps, len(training.data), parameters["batch_size"], epochs)
     selection = {} if dev is None else {"early_stopping": True, "n_iter_no_change": epochs}
     classifier.set_params(warmup_ratio=ratio, **selection)
     validation = {} if dev is None else {"X_val": dev.data, "y_val": dev.target}
-    fitted = fit(classifier, training.data, training.target, **validation)
+    fitted = fit_and_save(output_dir, "xnli", classifier, training.data, training.target, **validation)
     scores = rows_by_language(classifier, test.data, test.target, test.languages)
     what = f"the last {test_rows:,} pairs of XNLI dev" if from_dev else "XNLI test"
     if max_rows is not None:

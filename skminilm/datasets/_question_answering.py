@@ -373,6 +373,11 @@ def _read_squad(path: Path, language: str | None) -> Iterator[_Row]:
                     start = field(answer, "answer_start", int, where_question)
                     _check_offset(context, text, start, where_question)
                     answers.append((text, start))
+                if qa.get("is_impossible") is True and answers:
+                    raise ValueError(
+                        f"{where_question} is marked is_impossible and has the answer {answers[0][0]!r}. Remove one "
+                        "of the two."
+                    )
                 yield _Row(question, context, answers, question_id, language or _language_of(question_id))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import warnings
 from dataclasses import dataclass
@@ -166,8 +167,9 @@ def resolve_device(device: str) -> torch.device:
         A fork made the GPU unusable, so that ``"auto"`` is the CPU.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu" and _lost_gpu_by_fork():
+        lost = _lost_gpu_by_fork()
+        device = "cuda" if torch.cuda.is_available() and not lost else "cpu"
+        if lost:
             warnings.warn(
                 f"device='auto' is the CPU in this process, although there is a GPU: {_FORK_REMEDY}, or "
                 "device='cpu' if this is what you want.",
@@ -209,8 +211,11 @@ def _lost_gpu_by_fork() -> bool:
 
 
 def _other_gpus(device: torch.device) -> tuple[torch.device, ...]:
-    """Return the other GPUs of the same model, which are worth as much of the work."""
-    if device.type != "cuda":
+    """Return the other GPUs of the same model, which are worth as much of the work.
+
+    Of several processes that share the GPUs (``torchrun``, ``accelerate launch``) each keeps to its own.
+    """
+    if device.type != "cuda" or os.environ.get("WORLD_SIZE", "1") != "1":
         return ()
     name = torch.cuda.get_device_name(device)
     others = (torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != device.index)

@@ -16,6 +16,6 @@ def own_modes(*, inference: bool) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(inference))
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for device in ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import ChainMap, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -124,15 +124,31 @@ def read_trainable_weights(
 def _packed_model(
     checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights | None = None
 ) -> PackedModel | ReplicatedModel:
-    replicas = []
-    for device in (compute.device, *compute.helpers):
+    def on(device: torch.device) -> PackedModel:
         # Rows of a table that was trained are replaced where they come from, on the CPU.
         own_table = tuned is not None and WORD in tuned.arrays
         weights = read_weights(checkpoint, _CPU if own_table else device)
         if tuned:
             weights = replaced_weights(weights, tuned)
-        replicas.append(PackedModel(checkpoint, weights, device, compute.dtype))
+        return PackedModel(checkpoint, weights, device, compute.dtype)
+
+    replicas = [on(compute.device), *_that_can_be_built(on, compute.helpers)]
     return ReplicatedModel(replicas) if len(replicas) > 1 else replicas[0]
+
+
+def _that_can_be_built(
+    build: Callable[[torch.device], PackedModel], devices: Sequence[torch.device]
+) -> Iterator[PackedModel]:
+    """Leave out devices that others use: they have no memory left, or are for one process alone."""
+    for device in devices:
+        try:
+            model = build(device)
+        except RuntimeError:
+            model = None
+        if model is not None:
+            yield model
+        else:  # outside of the handler, which holds on to the tensors of the failed attempt
+            torch.cuda.empty_cache()
 
 
 def read_weights(
@@ -205,3 +221,6 @@ def release_models() -> None:
     return_free_memory()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+        empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # torch >= 2.13
+        if empty_host_cache:
+            empty_host_cache()

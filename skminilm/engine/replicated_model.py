@@ -16,7 +16,8 @@ class ReplicatedModel(StreamingModel):
     """Hands the packs of a call to copies of a model in turn.
 
     A GPU computes on while the next pack is prepared for another, so one
-    thread keeps several of them busy.
+    thread keeps several of them busy. One that has no memory left for a
+    single text gets no more.
 
     Parameters
     ----------
@@ -30,10 +31,20 @@ class ReplicatedModel(StreamingModel):
         self.hidden_size = first.hidden_size
         self.default_batch_tokens = first.default_batch_tokens
         self.max_results_under_way = sum(replica.max_results_under_way for replica in replicas)
-        self._turns = itertools.cycle(replicas)
+        self._replicas = list(replicas)
+        self._turn = itertools.count()
 
     def start(
         self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
         """Compute a pack on the device whose turn it is. See :meth:`StreamingModel.start`."""
-        return next(self._turns).start(batch, offsets, rows, pooling, normalize)
+        replicas = self._replicas
+        replica = replicas[next(self._turn) % len(replicas)]
+        try:
+            return replica.start(batch, offsets, rows, pooling, normalize)
+        except MemoryError:
+            others = [other for other in self._replicas if other is not replica]
+            if not others:
+                raise
+        self._replicas = others
+        return self.start(batch, offsets, rows, pooling, normalize)

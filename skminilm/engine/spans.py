@@ -114,6 +114,8 @@ def find_best_spans(
 ) -> np.ndarray:
     """Compute :func:`best_spans` of many sequences, float32 (n_sequences, 2 + 3 * n_best).
 
+    Where no sequence has so many spans, there are fewer columns.
+
     Parameters
     ----------
     model : PackedModel
@@ -124,6 +126,10 @@ def find_best_spans(
         The head.
     max_tokens, n_best : int
     """
+    n_starts, n_ends = (
+        int((stops - places.starts).max(initial=1)) for stops in (places.own_stops, places.stops)
+    )
+    n_best = min(n_best, n_starts * min(max_tokens, n_ends))
     device = model.device
     head = [to_device(array, device, dtype=torch.float32) for array in (coef, intercept)]
 

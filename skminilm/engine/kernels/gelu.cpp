@@ -25,7 +25,8 @@ static void backward(const void *x, const void *of_result, void *of_x, int64_t n
     __builtin_prefetch(gradient + i + kAhead);
     Floats value = Format::load(from + i), density;
     Floats slope = normal_probability(value, &density);
-    slope += value * density * 0.3989422804f; /* 1 / sqrt(2 pi) */
+    value = value > 16.0f ? Floats{} + 16.0f : value < -16.0f ? Floats{} - 16.0f : value; /* never 0 there */
+    slope += value * density * 0.3989422804f;                                             /* 1 / sqrt(2 pi) */
     Format::store(to + i, Format::load(gradient + i) * slope);
   }
 }

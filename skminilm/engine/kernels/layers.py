@@ -70,7 +70,7 @@ class Matrix:
         scales = sums = None
         if not dtype.is_floating_point:
             scales = _row_scales(matrix, dtype, n_steps)
-            matrix = (matrix / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+            matrix = (matrix / scales[:, None]).round()
         if dtype == torch.int8:
             sums = scales * matrix.sum(dim=1)
         parts = _as_sum(matrix) if n_parts == 2 else [matrix.to(dtype)]
@@ -93,6 +93,7 @@ def _row_scales(matrix: torch.Tensor, dtype: torch.dtype, n_steps: int) -> torch
         largest = torch.maximum(sums.clamp_min(0).sum(dim=3), sums.clamp_max(0).sum(dim=3).neg())
         room = torch.iinfo(torch.int16).max // 255 - n_steps  # rounding adds 1/2 a number
         scales = torch.maximum(scales, largest.amax(dim=(1, 2)) / room)
+    scales = scales.clamp_min(torch.finfo(torch.float32).tiny)
     if dtype == torch.int16:  # as Int16Factors has it
         largest_norm = 46339 - 0.5 * matrix.shape[1] ** 0.5
         scales = torch.maximum(scales, matrix.norm(dim=1) / largest_norm).clamp_min(1e-20)
