@@ -394,6 +394,15 @@ def test_an_interrupt_at_the_very_end_loses_nothing(split, monkeypatch, refit_he
     np.testing.assert_array_equal(found.coef_, expected.coef_)
 
 
+@pytest.fixture
+def python_hears_interrupts():
+    """A process that a shell has put in the background may ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_hears_interrupts")
 def test_an_interrupt_waits_for_the_end_of_what_it_would_spoil():
     done = []
 

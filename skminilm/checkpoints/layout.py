@@ -89,8 +89,7 @@ class Layout:
         self._settings = _first_json(transformer, _TRANSFORMER_SETTINGS) if modules else {}
         self._vectors = (read_json(folder / "config_sentence_transformers.json") or {}) if modules else {}
         self._tokenizer = read_json(transformer / "tokenizer_config.json") or {}
-        truncation = (read_json(transformer / "tokenizer.json") or {}).get("truncation") or {}
-        self._truncation_side = self._tokenizer.get("truncation_side") or truncation.get("direction", "right")
+        self._truncation_side = self._tokenizer.get("truncation_side") or _saved_truncation_side(transformer)
         self._has_adapter = has_adapter(transformer)
 
     def why_foreign(self) -> str:
@@ -162,6 +161,14 @@ class Layout:
             size = settings.get("out_features") or size  # of a Dense module
         cut = self._vectors.get("truncate_dim")
         return min(size, cut) if size and cut else size
+
+
+def _saved_truncation_side(transformer: Path) -> str:
+    """Return where ``tokenizer.json`` cuts texts off, without parsing a large file that says nothing of the left."""
+    path = transformer / "tokenizer.json"
+    if not path.is_file() or b'"Left"' not in path.read_bytes():
+        return "right"
+    return (read_json(path).get("truncation") or {}).get("direction", "right")
 
 
 def _first_json(folder: Path, names: list[str]) -> dict:

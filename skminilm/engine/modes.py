@@ -16,6 +16,7 @@ def own_modes(*, inference: bool) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(inference))
-        for device in ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        for device in ("cpu", "cuda"):  # to ask whether there is a GPU would spoil the forks of this process
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
