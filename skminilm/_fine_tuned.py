@@ -151,8 +151,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         # Nothing of what is set aside counts in training: neither for the scale of y nor for that of the weights.
         of_training, of_validation = given_weights.copy(), given_weights.copy()
         of_training[validation], of_validation[training] = 0, 0
-        targets.scale_by(check_row_weights(of_training, n))
-        row_weights = self._weights_of_targets(targets, check_row_weights(of_training, n)).copy()
+        of_training = check_row_weights(of_training, n)
+        targets.scale_by(of_training)
+        row_weights = self._weights_of_targets(targets, of_training)
         # As `score` would: without class weights.
         row_weights[validation] = check_row_weights(of_validation, n)[validation]
         return _Data(texts, n, targets.values, row_weights, training, validation)

@@ -239,9 +239,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each label, (n_texts, n_labels); rows add up to 1 unless ``multi_label``."""
-        return self._probabilities(self._scores(X))
-
-    def _probabilities(self, scores: np.ndarray) -> np.ndarray:
+        scores = self._scores(X)
         if self.multi_label:
             return expit(scores / self._temperature())
         with np.errstate(over="ignore"):  # next to no probability

@@ -181,7 +181,8 @@ def tokenize(
             return tokenizer.encode([text], None if second is None else [""], **limits).full_lengths[0]
 
         n_tokens = check_prompt(settings.prompt, settings.max_length, lengths)
-        limits["n_kept"] = n_tokens - lengths("")
+        if second is not None or settings.long_text == "head_tail":  # else the beginning is kept anyway
+            limits["n_kept"] = n_tokens - lengths("")
         first = [settings.prompt + text for text in first]
     batch = tokenizer.encode(first, second, **limits)
     check_some_tokens(batch.full_lengths, first)

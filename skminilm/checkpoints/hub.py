@@ -69,11 +69,10 @@ def download(
         )
         return Path(folder)
 
-    is_commit = bool(revision and _COMMIT.fullmatch(revision))
     cached = _usable_in_cache(snapshot)
     sure = cached is not None and (settings_known or (cached / "modules.json").is_file())
     offline = local_files_only or constants.HF_HUB_OFFLINE
-    if sure and (offline or is_commit):
+    if sure and (offline or _COMMIT.fullmatch(revision or "")):
         return cached
     cause: Exception | None = None
     if offline:
