@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._encoding import callers_level
 from ._rows import as_rows, check_same_length
 from ._validation import Texts, check_texts, is_missing, shorten
+from ._warnings import warn
 
 # Signs that say where a line may break, how letters join, and in which direction to read, and control characters. The
 # tokenizer drops them, so that they belong to some token beside them.
@@ -183,7 +182,5 @@ def keep_found(problems: list[str], on_missing_answer: str, where: str) -> np.nd
         raise ValueError(
             f"The answer is missing {found} Mend or leave out such rows; on_missing_answer='drop' leaves them out."
         )
-    warnings.warn(
-        f"The answer is missing {found} These rows were left out.", UserWarning, stacklevel=callers_level()
-    )
+    warn(f"The answer is missing {found} These rows were left out.")
     return kept

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
+
+from ._warnings import warn
 
 DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
 _FILE_NAME = "vectors.sqlite3"
@@ -135,7 +136,7 @@ class DiskVectorCache:
                 try:
                     self._set_aside(identity, error)
                 except OSError as failure:  # open elsewhere on Windows, or in a folder that is read-only
-                    self._warn(
+                    warn(
                         f"The cache {self._path} is damaged ({error}) and cannot be renamed ({failure}): vectors "
                         "are computed. Delete it when no process uses it."
                     )
@@ -207,17 +208,13 @@ class DiskVectorCache:
             os.replace(self._path, aside)
             for suffix in ("-wal", "-shm"):  # belong to the damaged file alone
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-        self._warn(
+        warn(
             f"The cache {self._path} is damaged ({error}). It was renamed to {aside.name}, and its vectors are "
             "computed again; delete it when you do not need it."
         )
 
     def _warn_of_no_use(self, error: Exception) -> None:
-        self._warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
-
-    @staticmethod
-    def _warn(message: str) -> None:
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
 
 
 def _user_version(connection: sqlite3.Connection) -> int:

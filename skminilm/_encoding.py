@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
-import sklearn
 from tqdm.auto import tqdm
 
 from ._cache import VectorCache, state_cache, vector_keys
 from ._disk_cache import DiskVectorCache
 from ._validation import Texts
+from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 from .checkpoints.embedded import open_embedded
 
@@ -195,20 +192,8 @@ def warn_of_truncation(lengths: np.ndarray, settings: EncodingSettings, n_rows: 
     row = f"row {longest}"
     if n_rows is not None and longest >= n_rows:
         row = f"row {longest - n_rows} of X_val"
-    warnings.warn(
+    warn(
         f"{n_cut} of {len(lengths)} texts have more than max_length={settings.max_length} tokens and were cut "
         f"{where}; the longest, {row}, has {lengths[longest]}. Shorten or split them, or raise max_length where the "
-        "checkpoint takes more; of single texts MiniLMEncoder reads all with long_text='chunk_mean'.",
-        UserWarning,
-        stacklevel=callers_level(),
+        "checkpoint takes more; of single texts MiniLMEncoder reads all with long_text='chunk_mean'."
     )
-
-
-def callers_level() -> int:
-    """Return the `stacklevel` of the first caller outside this package, scikit-learn and the joblib that it uses."""
-    modules = sys.modules[__package__], sklearn, joblib
-    own = tuple(os.path.dirname(module.__file__) + os.sep for module in modules)
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,14 @@ from tqdm.auto import tqdm
 from ._answers import AnswerSpan, check_answers, check_questions, keep_found
 from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
-from ._encoding import callers_level, open_checkpoint, resolve_settings
+from ._encoding import open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
 from ._target_validation import check_row_weights
 from ._text_columns import check_same_columns
 from ._trained_network import TrainedNetworkEstimator
 from ._validation import Texts, shorten
+from ._warnings import warn
 from ._windows import Windows, cut_windows, slices_of
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
@@ -466,11 +466,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     def _warn_of_cut_questions(self, n_cut: int, n_questions: int) -> None:
         if n_cut:
-            warnings.warn(
+            warn(
                 f"{n_cut} of {n_questions} questions take more than half of max_length={self.max_length} tokens "
-                "and were cut off there. Shorten them, or raise max_length up to the limit of the checkpoint.",
-                UserWarning,
-                stacklevel=callers_level(),
+                "and were cut off there. Shorten them, or raise max_length up to the limit of the checkpoint."
             )
 
     def __sklearn_tags__(self):

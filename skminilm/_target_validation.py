@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from numbers import Number, Real
 from typing import Any
@@ -14,6 +13,7 @@ from sklearn.utils.multiclass import type_of_target
 
 from ._containers import view
 from ._validation import is_missing, lone_surrogate, shorten
+from ._warnings import warn
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,11 +208,10 @@ def label_array(y: Any) -> np.ndarray:
         y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
-        warnings.warn(
+        warn(
             "A column-vector y was passed when a 1d array was expected: its shape is "
             f"{y.shape}. Use y.ravel().",
             DataConversionWarning,
-            stacklevel=2,
         )
         y = y[:, 0]
     if y.ndim != 1:

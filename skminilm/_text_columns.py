@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
-from ._encoding import callers_level
 from ._validation import Texts
+from ._warnings import warn
 
 
 def check_same_columns(texts: Texts, other: Texts) -> None:
@@ -71,8 +70,4 @@ class TextColumnsMixin:
             self._warn(f"X has feature names, but {type(self).__name__} was fitted without feature names")
 
     def _warn(self, message: str) -> None:
-        warnings.warn(
-            f"{message}: make sure that the columns are in the same order.",
-            UserWarning,
-            stacklevel=callers_level(),
-        )
+        warn(f"{message}: make sure that the columns are in the same order.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
@@ -16,10 +15,11 @@ from tqdm.auto import tqdm
 
 from ._cache import state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
-from ._encoding import callers_level, open_checkpoint, open_embedded_checkpoint
+from ._encoding import open_checkpoint, open_embedded_checkpoint
 from ._parameters import NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
+from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import embed_checkpoint
 
@@ -167,7 +167,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
                 except KeyboardInterrupt:
                     is_interrupted = True
         if is_interrupted:
-            warnings.warn("Training interrupted by user.", UserWarning, stacklevel=callers_level())
+            warn("Training interrupted by user.")
 
     def _network_attributes(
         self,

@@ -452,8 +452,9 @@ def test_a_cached_hub_model_needs_no_network(tmp_path, monkeypatch, transformers
     here = MiniLMEncoder(transformers_folder).transform(texts)
     for options in ({"local_files_only": True}, {"revision": "a" * 40}, {}):
         _loaded.clear()
-        with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed"):
+        with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed") as caught:
             MiniLMEncoder(repo_id, **options).fit(texts)
+        assert caught[0].filename == __file__
         np.testing.assert_array_equal(MiniLMEncoder(repo_id, **options).transform(texts), here)
 
 

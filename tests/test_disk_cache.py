@@ -156,8 +156,9 @@ def test_a_damaged_file_is_set_aside_and_encoded_again(tmp_path, damage, encoded
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA user_version=99")
         connection.close()
-    with pytest.warns(UserWarning, match=r"is damaged \(.*It was renamed to damaged-"):
+    with pytest.warns(UserWarning, match=r"is damaged \(.*It was renamed to damaged-") as caught:
         found = encoder.transform(texts[:20])
+    assert caught[0].filename == __file__
     np.testing.assert_array_equal(found, expected)
     assert len(list(tmp_path.glob("damaged-*.sqlite3"))) == 1
     before = len(encoded)

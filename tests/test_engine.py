@@ -302,8 +302,9 @@ def test_precision_follows_the_hardware(monkeypatch):
 
 def test_bf16_without_its_instructions_is_done_and_said(monkeypatch, recwarn):
     monkeypatch.setattr("skminilm.engine.hardware.cpu_has_bf16", lambda: False)
-    with pytest.warns(UserWarning, match=r"precision='bf16' is slow on this processor.*'auto'"):
+    with pytest.warns(UserWarning, match=r"precision='bf16' is slow on this processor.*'auto'") as caught:
         assert resolve_compute("torch", "cpu", "bf16").precision == "bf16"
+    assert caught[0].filename == __file__
     recwarn.clear()
     for precision in ("auto", "fp32"):
         resolve_compute("torch", "cpu", precision)

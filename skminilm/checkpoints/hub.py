@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from .._warnings import warn
 from ._checkpoint import SHARD_INDEX, WEIGHT_FILES
 from .layout import read_modules, transformer_folder
 from .presets import BUNDLED, PRESETS
@@ -86,11 +86,9 @@ def download(
             cause = error
     if cached is not None:
         if not sure:
-            warnings.warn(
+            warn(
                 f"The cache of {repo_id!r} holds no modules.json, and {reason}: mean pooling without "
-                "normalisation is assumed. Give pooling= and normalize= if the checkpoint needs others.",
-                UserWarning,
-                stacklevel=2,
+                "normalisation is assumed. Give pooling= and normalize= if the checkpoint needs others."
             )
         return cached
     raise OSError(

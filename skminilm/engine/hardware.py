@@ -6,11 +6,11 @@ import ctypes
 import hashlib
 import os
 import platform
-import warnings
 from dataclasses import dataclass
 
 import torch
 
+from .._warnings import warn
 from ..checkpoints import BertConfig
 from .kernels import layers
 
@@ -129,11 +129,9 @@ def resolve_compute(
     if precision == "fp16" and resolved.type == "cpu":
         raise ValueError("precision='fp16' needs a GPU: use 'auto' or 'fp32' on a CPU.")
     if precision == "bf16" and resolved.type == "cpu" and _is_x86() and not cpu_has_bf16():
-        warnings.warn(
+        warn(
             "precision='bf16' is slow on this processor, which has no instructions for it (AVX-512 BF16 or AMX): "
-            "precision='auto' takes a fraction of the time, and is nearer to float32.",
-            UserWarning,
-            stacklevel=2,
+            "precision='auto' takes a fraction of the time, and is nearer to float32."
         )
     return Compute(resolved, precision, backend, calibration, helpers)
 
@@ -170,11 +168,9 @@ def resolve_device(device: str) -> torch.device:
         lost = _lost_gpu_by_fork()
         device = "cuda" if torch.cuda.is_available() and not lost else "cpu"
         if lost:
-            warnings.warn(
+            warn(
                 f"device='auto' is the CPU in this process, although there is a GPU: {_FORK_REMEDY}, or "
-                "device='cpu' if this is what you want.",
-                UserWarning,
-                stacklevel=2,
+                "device='cpu' if this is what you want."
             )
     try:
         resolved = torch.device(device)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .._warnings import warn
 from ..checkpoints import BertConfig
 from ._names import layer_prefix
 from ._openvino_import import import_silently
@@ -246,11 +247,7 @@ def read_graphs(folder: Path, n_graphs: int) -> list[ov.Model] | None:
         core = ov.Core()
         return [core.read_model(folder / f"{i}.xml") for i in range(n_graphs)]
     except (OSError, RuntimeError, ValueError) as error:  # the last of bytes that are no text
-        warnings.warn(
-            f"The quantised graph in {folder} is damaged ({error}); it is computed again.",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"The quantised graph in {folder} is damaged ({error}); it is computed again.")
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -260,11 +257,9 @@ def write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
     try:
         _write_graphs(graphs, folder)
     except (OSError, RuntimeError) as error:
-        warnings.warn(
+        warn(
             f"The quantised graph cannot be kept in {folder.parent} ({error}): each process computes it anew. Set the "
-            "environment variable SKMINILM_CACHE to a folder that can be written.",
-            UserWarning,
-            stacklevel=2,
+            "environment variable SKMINILM_CACHE to a folder that can be written."
         )
 
 
