@@ -7,7 +7,7 @@ from typing import Any
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
-from ._target_validation import check_labels, label_array
+from ._target_validation import check_labels, check_row_weights, label_array
 
 
 class AccuracyMixin(ClassifierMixin):
@@ -30,4 +30,5 @@ class AccuracyMixin(ClassifierMixin):
         predicted = self.predict(X)
         # scikit-learn's metrics do not read objects, and of NumPy's StringDType nothing.
         y = check_labels(y, *predicted.shape) if self.multilabel_ else label_array(y)
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+        weights = check_row_weights(sample_weight, len(predicted))
+        return float(accuracy_score(y, predicted, sample_weight=weights))

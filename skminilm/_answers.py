@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._rows import as_rows, check_same_length
+from ._rows import as_rows, check_given, check_same_length
 from ._validation import Texts, check_texts, is_missing, shorten
 from ._warnings import warn
 
@@ -58,7 +58,7 @@ def is_blank(character: str) -> bool:
     return character.isspace() or character in _INVISIBLE
 
 
-def check_answers(y: Any, contexts: Sequence[str]) -> tuple[list[Answer | None], list[str]]:
+def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[list[Answer | None], list[str]]:
     """Return the answer of each context (None: it has none), and what is wrong with those that are not found.
 
     Parameters
@@ -67,6 +67,8 @@ def check_answers(y: Any, contexts: Sequence[str]) -> tuple[list[Answer | None],
         One a context: a str, (str, int) with the position of its first code
         point, a list of several of these (the first counts), or None.
     contexts : sequence of str
+    name : str, default="y"
+        What errors call y.
 
     Returns
     -------
@@ -81,14 +83,13 @@ def check_answers(y: Any, contexts: Sequence[str]) -> tuple[list[Answer | None],
     ValueError
         y has another number of rows.
     """
-    if y is None:
-        raise ValueError("fit requires y to be passed, but the target y is None: give one answer a question.")
-    values = as_rows(y, "y")
-    check_same_length(values, len(contexts), "y", "answer")
+    check_given(y, name, "one answer a question")
+    values = as_rows(y, name)
+    check_same_length(values, len(contexts), name, "answer")
     answers, problems = [], []
     for row, (value, context) in enumerate(zip(values, contexts, strict=True)):
         answer, problem = None, ""
-        references = read_references(value, row)
+        references = read_references(value, row, name)
         if references:
             answer, problem = _find(*references[0], context)
         answers.append(answer)
@@ -149,38 +150,40 @@ def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, st
     return Answer(text, start), ""
 
 
-def check_questions(X: Any) -> Texts:
-    """Return X as questions and contexts.
+def check_questions(X: Any, name: str = "X") -> Texts:
+    """Return X as questions and contexts; errors call it `name`.
 
     Raises
     ------
     TypeError, ValueError
         X has not two columns, their names say the other order, or one of them is empty in some row.
     """
-    texts = check_texts(X)
+    texts = check_texts(X, name)
     if texts.second is None:
-        raise ValueError("X has one column: give two, questions and contexts.")
+        raise ValueError(f"{name} has one column: give two, questions and contexts.")
     if texts.names == ("context", "question"):  # as the files of SQuAD have them
         raise ValueError(
-            "X has the columns context, question: give the question first, X[['question', 'context']]."
+            f"{name} has the columns context, question: give the question first, {name}[['question', 'context']]."
         )
-    for name, column in (("question", texts.first), ("context", texts.second)):
+    for part, column in (("question", texts.first), ("context", texts.second)):
         for row, text in enumerate(column):
             if not text.strip():
-                raise ValueError(f"X has an empty {name}: row {row} is {text!r}. Leave that row out.")
+                raise ValueError(f"{name} has an empty {part}: row {row} is {text!r}. Leave that row out.")
     return texts
 
 
-def keep_found(problems: list[str], on_missing_answer: str, where: str) -> np.ndarray:
+def keep_found(problems: list[str], on_missing_answer: str, name: str) -> np.ndarray:
     """Return which rows have no problem, bool (n_rows,); raise, or warn, where some have."""
     bad = [problem for problem in problems if problem]
     kept = np.array([not problem for problem in problems])
     if not bad:
         return kept
-    found = f"in {len(bad)} of {len(problems)} rows{where}; the first: {bad[0]}."
-    if on_missing_answer == "raise" or not kept.any():
+    found = f"in {len(bad)} of {len(problems)} rows of {name}; the first: {bad[0]}."
+    if on_missing_answer == "raise":
         raise ValueError(
             f"The answer is missing {found} Mend or leave out such rows; on_missing_answer='drop' leaves them out."
         )
+    if not kept.any():
+        raise ValueError(f"The answer is missing {found} So no row is left: mend some.")
     warn(f"The answer is missing {found} These rows were left out.")
     return kept

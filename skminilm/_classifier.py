@@ -327,10 +327,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         With several labels a text: 1 where the probability is over one half,
         int64 (n_texts, n_labels).
         """
-        probabilities = self.predict_proba(X)
         if self.multilabel_:
-            return (probabilities > 0.5).astype(np.int64)
-        return self.classes_[probabilities.argmax(axis=1)]
+            return (self._outputs(X) > 0).astype(np.int64)  # a probability may round to one half
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         if not is_multilabel(y):

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from ._cache import open_cache
 from ._encoding import encode_texts, open_checkpoint, resolve_settings, warn_of_truncation
-from ._parameters import NumberInterval
+from ._parameters import PRECISIONS, NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_texts
@@ -22,8 +22,6 @@ from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings
 
 if TYPE_CHECKING:
     from .engine import Compute
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int16", "int8")
 
 
 class _Call(NamedTuple):
@@ -318,13 +316,10 @@ class MiniLMEncoder(
         )
         calibration = self.calibration_texts
         if calibration is not None:
-            try:
-                texts = check_texts(calibration)
-                if texts.second is not None:
-                    raise ValueError("it has two columns, and calibration takes single texts")
-                calibration = tuple(texts.first)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"calibration_texts is not usable as X is not: {error}") from error
+            texts = check_texts(calibration, "calibration_texts")
+            if texts.second is not None:
+                raise ValueError("calibration_texts has two columns: give one, single texts.")
+            calibration = tuple(texts.first)
         compute = resolve_compute(
             self.backend, self.device, self.precision, calibration, config=checkpoint.config
         )

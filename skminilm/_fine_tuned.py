@@ -25,7 +25,7 @@ from ._encoding import (
 from ._parameters import NumberInterval
 from ._target_validation import check_row_weights
 from ._targets import Targets
-from ._text_columns import check_same_columns
+from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
@@ -54,6 +54,10 @@ class _Data:
 
 class FineTunedEstimator(TrainedNetworkEstimator):
     """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
+
+    _remedy_for_other_shapes = (
+        f"Use trainable='head', or {TrainedNetworkEstimator._remedy_for_other_shapes.removeprefix('Use ')}"
+    )
 
     _parameter_constraints = {  # noqa: RUF012
         **TrainedNetworkEstimator._parameter_constraints,
@@ -125,14 +129,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         random: np.random.RandomState,
     ) -> _Data:
         n = len(texts)
-        if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val belong together: one of them is None.")
+        check_both_or_none(X_val, y_val)
         if X_val is not None:
-            try:
-                other = check_texts(X_val)
-                other_values = targets.encode(y_val, len(other))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"X_val and y_val are not usable: {error}") from error
+            other = check_texts(X_val, "X_val")
+            other_values = targets.encode(y_val, len(other), "y_val")
             check_same_columns(texts, other)
             values = np.concatenate([targets.values, other_values])
             row_weights = self._weights_of_targets(targets, given_weights)

@@ -1,10 +1,13 @@
-"""What a parameter may be, where scikit-learn has no name for it."""
+"""What parameters of several estimators may be."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sklearn.utils._param_validation import Interval
+
+TRAINING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int16")
+PRECISIONS = (*TRAINING_PRECISIONS, "int8")
 
 
 class NumberInterval(Interval):

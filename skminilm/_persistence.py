@@ -144,14 +144,14 @@ def is_saved_estimator(path: Path) -> bool:
     return isinstance(content, dict) and {"format_version", "class", "parameters", "digest"} <= content.keys()
 
 
-def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> Any:
-    """Read an estimator that :func:`save_estimator` wrote.
+def load_estimator(path: str | os.PathLike[str], kind: type) -> Any:
+    """Read an estimator of a class that :func:`save_estimator` wrote.
 
     Parameters
     ----------
     path : path
-    classes : dict of str to type
-        What may be in it.
+    kind : type
+        The class.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def load_estimator(path: str | os.PathLike[str], classes: dict[str, type]) -> An
     while True:
         folder = _identity(path)
         try:
-            return _read_estimator(path, classes)
+            return _read_estimator(path, kind)
         except (OSError, ValueError):
             if _identity(path) == folder:
                 raise  # otherwise another process has replaced it meanwhile
@@ -178,7 +178,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_ctime_ns
 
 
-def _read_estimator(path: Path, classes: dict[str, type]) -> Any:
+def _read_estimator(path: Path, kind: type) -> Any:
     if not (path / _STATE_FILE).is_file():
         raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}.")
     try:
@@ -197,11 +197,11 @@ def _read_estimator(path: Path, classes: dict[str, type]) -> Any:
         raise _damaged(path, f"{_STATE_FILE} is not as it was written")
     if not (path / _ARRAYS_FILE).is_file() or content["arrays_sha256"] != _sha256(path / _ARRAYS_FILE):
         raise _damaged(path, f"{_ARRAYS_FILE} is missing or not as it was written")
-    if content["class"] not in classes:
-        raise ValueError(f"{path} holds a {content['class']}, expected {' or '.join(classes)}.")
+    if content["class"] != kind.__name__:
+        raise ValueError(f"{path} holds a {content['class']}, expected {kind.__name__}.")
     from safetensors.numpy import load_file
 
-    return _decode_estimator(content, classes[content["class"]], load_file(path / _ARRAYS_FILE))
+    return _decode_estimator(content, kind, load_file(path / _ARRAYS_FILE))
 
 
 class PersistenceMixin:
@@ -248,7 +248,7 @@ class PersistenceMixin:
             It was changed or cut off, comes from a newer version, or holds
             another class.
         """
-        return load_estimator(path, {cls.__name__: cls})
+        return load_estimator(path, cls)
 
     def __getstate__(self):
         # A copy: what BaseEstimator returns may be the live attributes.
@@ -296,9 +296,10 @@ def _public_estimator(name: str) -> type:
     """Return the estimator of this package of that name; a file cannot make anything else."""
     import skminilm
 
-    if name not in skminilm.__all__ or not issubclass(getattr(skminilm, name), PersistenceMixin):
+    kind = getattr(skminilm, name) if name in skminilm.__all__ else None
+    if not (isinstance(kind, type) and issubclass(kind, PersistenceMixin)):
         raise ValueError(f"The file holds a {name}, which is no estimator of skminilm.")
-    return getattr(skminilm, name)
+    return kind
 
 
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

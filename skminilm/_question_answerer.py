@@ -19,7 +19,7 @@ from ._encoding import open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
 from ._spans import choose_answers
 from ._target_validation import check_row_weights
-from ._text_columns import check_same_columns
+from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import TrainedNetworkEstimator
 from ._validation import Texts, shorten
 from ._warnings import warn
@@ -249,30 +249,29 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self._validate_params()
         if on_missing_answer not in ("raise", "drop"):
             raise ValueError(f"on_missing_answer={on_missing_answer!r}: expected 'raise' or 'drop'.")
-        if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val belong together: one of them is None.")
+        check_both_or_none(X_val, y_val)
         if self.early_stopping and X_val is None:
             raise ValueError("early_stopping=True needs questions to go by: give X_val and y_val.")
+        texts = check_questions(X)
+        row_weights = check_row_weights(sample_weight, len(texts))
+        if X_val is not None:
+            others = check_questions(X_val, "X_val")
+            check_same_columns(texts, others)
         random = check_random_state(self.random_state)
         checkpoint = open_checkpoint(self.model, self.revision)
         self._check_trainable(checkpoint)
         settings, compute = self._settings(checkpoint), self._compute(checkpoint)
         if self.save_weights == "full":
             check_embeddable(checkpoint)
-        texts = check_questions(X)
-        row_weights = check_row_weights(sample_weight, len(texts))
-        data = self._learnable(checkpoint, texts, y, row_weights, on_missing_answer, "")
+        data = self._learnable(checkpoint, texts, y, row_weights, on_missing_answer, "y")
         if not data.weights.any():
             raise ValueError(
                 "sample_weight is zero in every row that is left: give some row a positive weight."
             )
         if X_val is not None:
-            others = check_questions(X_val)
-            check_same_columns(texts, others)
+            weights = np.ones(len(others))
             data = data.set_aside(
-                self._learnable(
-                    checkpoint, others, y_val, np.ones(len(others)), on_missing_answer, " of X_val"
-                )
+                self._learnable(checkpoint, others, y_val, weights, on_missing_answer, "y_val")
             )
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
@@ -342,7 +341,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self._warn_of_cut_questions(n_cut, len(texts))
         return answers
 
-    def score(self, X: Any, y: Any, languages: Any = "en", sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, languages: Any = "en") -> float:
         """Return the token F1 of the answers, mean over questions, as MLQA evaluates it.
 
         Parameters
@@ -350,9 +349,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         X : list, array, or data frame of str, shape (n_questions, 2)
         y : sequence of length n_questions
             As in :meth:`fit`; of several answers the best match counts.
+        sample_weight : array-like of float, shape (n_questions,), default=None
         languages : str or sequence of str, default="en"
             Of the answers; see :func:`skminilm.metrics.mlqa_f1`.
-        sample_weight : array-like of float, shape (n_questions,), default=None
 
         Returns
         -------
@@ -361,7 +360,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         """
         return mlqa_f1(y, self.predict(X), languages, sample_weight=sample_weight)
 
-    def exact_match(self, X: Any, y: Any, languages: Any = "en", sample_weight: Any = None) -> float:
+    def exact_match(self, X: Any, y: Any, sample_weight: Any = None, *, languages: Any = "en") -> float:
         """Return the share of questions whose answer is exact, as MLQA evaluates it. See :meth:`score`."""
         return mlqa_exact_match(y, self.predict(X), languages, sample_weight=sample_weight)
 
@@ -395,10 +394,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         y: Any,
         row_weights: np.ndarray,
         on_missing_answer: str,
-        where: str,
+        name: str,
     ) -> _Data:
-        """Return the windows of the rows whose answer is found."""
-        answers, problems = check_answers(y, texts.second)
+        """Return the windows of the rows whose answer is found; errors call y `name`."""
+        answers, problems = check_answers(y, texts.second, name)
         windows = self._windows(checkpoint, texts)
         targets = windows.targets(answers)
         for row in windows.rows_without_answer(answers, targets):
@@ -406,7 +405,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 f"row {row}: the answer {shorten(answers[row].text)} is too long for windows that share "
                 f"stride={self.stride} tokens, so that none holds all of it"
             )
-        kept = keep_found(problems, on_missing_answer, where)
+        kept = keep_found(problems, on_missing_answer, name)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
         chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
         weights = row_weights[windows.batch.text_of_sequence[chosen]]

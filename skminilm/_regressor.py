@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
+from ._target_validation import check_numbers, check_row_weights
 from ._targets import MAX_DEVIATIONS, RealTargets, Targets
 
 
@@ -143,6 +145,26 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         """Return the numbers, float64 of shape (n_texts,) or (n_texts, n_targets), as y was."""
         outputs = self._outputs(X)
         return outputs[:, 0] if self._one_dimensional else outputs
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R², the mean over targets.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+        y : array-like of float, shape (n_texts,) or (n_texts, n_targets)
+            As in `fit`.
+        sample_weight : array-like of float, shape (n_texts,), default=None
+
+        Returns
+        -------
+        float
+        """
+        predicted = self.predict(X)
+        n_targets = 1 if predicted.ndim == 1 else predicted.shape[1]
+        y = check_numbers(y, len(predicted), n_targets).reshape(predicted.shape)
+        weights = check_row_weights(sample_weight, len(predicted))
+        return float(r2_score(y, predicted, sample_weight=weights))
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         return RealTargets(y, row_weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import narwhals as nw
@@ -54,7 +54,15 @@ def check_languages(languages: Any, n_rows: int, name: str = "languages") -> lis
     return languages
 
 
-def check_same_length(values: list, n_rows: int, name: str, what: str) -> None:
+def check_given(values: Any, name: str, expected: str) -> None:
+    """Refuse None in the place of a y, in scikit-learn's words."""
+    if values is None:
+        raise ValueError(
+            f"fit requires {name} to be passed, but the target {name} is None: expected {expected}."
+        )
+
+
+def check_same_length(values: Sized, n_rows: int, name: str, what: str) -> None:
     """Refuse a column of another length than the others."""
     if len(values) != n_rows:
         row = min(len(values), n_rows)

@@ -12,6 +12,7 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import type_of_target
 
 from ._containers import view
+from ._rows import check_given, check_same_length
 from ._validation import is_missing, lone_surrogate, shorten
 from ._warnings import warn
 
@@ -38,7 +39,7 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         columns, or fewer than two classes.
     """
     y = label_array(y)
-    _check_length(y, n_rows)
+    check_same_length(y, n_rows, "y", "label")
     classes, codes = find_classes(y)
     if len(classes) < 2:
         raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
@@ -66,22 +67,30 @@ def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_classes(
-    y: Any, n_rows: int, classes: np.ndarray, source: str = "the training y", remedy: str = ""
+    y: Any,
+    n_rows: int | None,
+    classes: np.ndarray,
+    name: str = "y",
+    source: str = "the training y",
+    remedy: str = "",
 ) -> np.ndarray:
     """Return each row's class code among known classes, which are those of `source`, int64 (n_rows,).
+
+    Errors call y `name`; where `n_rows` is None, y may have any length.
 
     Raises
     ------
     ValueError
         y has another length than X, or a label that is not known; its row is named.
     """
-    y = label_array(y)
-    _check_length(y, n_rows)
+    y = label_array(y, name)
+    if n_rows is not None:
+        check_same_length(y, n_rows, name, "label")
     known = {label: code for code, label in enumerate(classes.tolist())}
-    codes = np.empty(n_rows, np.int64)
+    codes = np.empty(len(y), np.int64)
     for row, label in enumerate(y.tolist()):
         if label not in known:
-            raise ValueError(f"y has a label that {source} lacks: row {row} is {label!r}.{remedy}")
+            raise ValueError(f"{name} has a label that {source} lacks: row {row} is {label!r}.{remedy}")
         codes[row] = known[label]
     return codes
 
@@ -95,66 +104,66 @@ def is_multilabel(y: Any) -> bool:
     return shape is not None and len(shape) == 2 and shape[1] > 1
 
 
-def check_labels(y: Any, n_rows: int, n_labels: int | None = None) -> np.ndarray:
+def check_labels(y: Any, n_rows: int | None, n_labels: int | None = None, name: str = "y") -> np.ndarray:
     """Return an indicator matrix as float32 (n_rows, n_labels).
 
     Parameters
     ----------
     y : array-like, data frame or sparse matrix of 0 and 1 (or bool)
-    n_rows : int
-        Rows of X.
+    n_rows : int or None
+        Rows of X; None: y may have any number.
     n_labels : int or None
         Columns that it must have.
+    name : str, default="y"
+        What errors call y.
 
     Raises
     ------
     ValueError
         Another shape, or a value that is neither 0 nor 1; its row is named.
     """
-    y = _number_array(y, "one column of 0 and 1 a label")
-    _check_length(y, n_rows)
+    y = _number_array(y, name, "one column of 0 and 1 a label")
+    if n_rows is not None:
+        check_same_length(y, n_rows, name, "0 or 1 a label")
     if y.ndim != 2 or (n_labels is not None and y.shape[1] != n_labels):
         expected = n_labels if n_labels is not None else "n_labels"
-        raise ValueError(f"y has the shape {y.shape}: expected ({n_rows}, {expected}).")
+        raise ValueError(f"{name} has the shape {y.shape}: expected ({len(y)}, {expected}).")
     bad = np.argwhere(~np.isin(y, (0, 1)))
     if len(bad):
         row, column = bad[0]
         raise ValueError(
-            f"y has several columns, so that each has to be 0 or 1: row {row}, column {column} is "
+            f"{name} has several columns, so that each has to be 0 or 1: row {row}, column {column} is "
             f"{y[row, column]:g}. For one class a text give one column."
         )
     return y.astype(np.float32)
 
 
-def check_numbers(y: Any, n_rows: int, n_targets: int | None = None) -> np.ndarray:
-    """Return finite numbers as float64, shape (n_rows,) or (n_rows, n_targets).
+def check_numbers(y: Any, n_rows: int, n_targets: int | None = None, name: str = "y") -> np.ndarray:
+    """Return finite numbers as float64, shape (n_rows,) or (n_rows, n_targets); errors call y `name`.
 
     Raises
     ------
     TypeError, ValueError
         Another shape, or a value that is not a finite number; its row is named.
     """
-    y = _number_array(y, "one number a text, or one column a target")
-    _check_length(y, n_rows)
+    y = _number_array(y, name, "one number a text, or one column a target")
+    check_same_length(y, n_rows, name, "number")
     if (
         y.ndim > 2
         or y.shape[-1] == 0
         or (n_targets is not None and (1 if y.ndim == 1 else y.shape[1]) != n_targets)
     ):
-        raise ValueError(f"y has the shape {y.shape}: expected {n_targets or 'n'} number(s) a text.")
+        raise ValueError(f"{name} has the shape {y.shape}: expected {n_targets or 'n'} number(s) a text.")
     bad = np.argwhere(~np.isfinite(y))
     if len(bad):
-        raise ValueError(f"y has a number that is not finite: row {bad[0][0]} is {y[tuple(bad[0])]}.")
+        raise ValueError(f"{name} has a number that is not finite: row {bad[0][0]} is {y[tuple(bad[0])]}.")
     return y
 
 
-def _number_array(y: Any, expected: str) -> np.ndarray:
-    if y is None:
-        raise ValueError(
-            f"The estimator requires y to be passed, but the target y is None: expected {expected}."
-        )
+def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
+    check_given(y, name, expected)
     if isinstance(y, str | bytes | dict | set | frozenset):
-        raise TypeError(f"y is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
+        raise TypeError(f"{name} is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
     y = view(y)
     if isinstance(y, nw.Series | nw.DataFrame):
         y = y.to_numpy()
@@ -162,28 +171,21 @@ def _number_array(y: Any, expected: str) -> np.ndarray:
         y = y.toarray()
     kind = getattr(y, "dtype", np.dtype(object)).kind
     if kind in "mM":
-        raise ValueError(f"y holds dates or times, whose unit is not known: give {expected}.")
+        raise ValueError(f"{name} holds dates or times, whose unit is not known: give {expected}.")
     try:
         if kind == "c" or np.asarray(y).dtype.kind == "c":
             raise ValueError("it is complex")
-        return np.asarray(y, dtype=np.float64)
+        y = np.asarray(y, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"y holds what is not a number ({error}): expected {expected}.") from error
-
-
-def _check_length(y: np.ndarray, n_rows: int) -> None:
+        raise ValueError(f"{name} holds what is not a number ({error}): expected {expected}.") from error
     if y.ndim == 0:
-        raise TypeError(f"y is a single value, {y}: give one for each of the {n_rows} texts.")
-    if len(y) != n_rows:
-        raise ValueError(f"X has {n_rows} rows but y has {len(y)}: give one label a text.")
+        raise TypeError(f"{name} is a single value, {y}: expected {expected}.")
+    return y
 
 
-def label_array(y: Any) -> np.ndarray:
-    """Return y as an array of shape (n,) whose labels are of one type."""
-    if y is None:
-        raise ValueError(
-            "A classifier requires y to be passed, but the target y is None: give one label a text."
-        )
+def label_array(y: Any, name: str = "y") -> np.ndarray:
+    """Return y as an array of shape (n,) whose labels are of one type; errors call it `name`."""
+    check_given(y, name, "one label a text")
     y = view(y)
     if isinstance(y, nw.Series):
         y = y.to_list()
@@ -196,7 +198,7 @@ def label_array(y: Any) -> np.ndarray:
         hasattr(y, "shape") or isinstance(y, Iterable)
     ):
         raise TypeError(
-            f"y is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label a text."
+            f"{name} is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label a text."
         )
     if hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
@@ -204,27 +206,29 @@ def label_array(y: Any) -> np.ndarray:
         y = [label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label for label in y]
         widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
         if len(widths) > 1:
-            raise ValueError("y is ragged: expected one label a text, shape (n_texts,).")
+            raise ValueError(f"{name} is ragged: expected one label a text, shape (n_texts,).")
         y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
         warn(
-            "A column-vector y was passed when a 1d array was expected: its shape is "
-            f"{y.shape}. Use y.ravel().",
+            f"A column-vector {name} was passed when a 1d array was expected: its shape is {y.shape}. "
+            f"Use {name}.ravel().",
             DataConversionWarning,
         )
         y = y[:, 0]
     if y.ndim != 1:
-        raise ValueError(f"y has the shape {y.shape}: expected one label a text, shape (n_texts,).")
+        raise ValueError(f"{name} has the shape {y.shape}: expected one label a text, shape (n_texts,).")
     labels = y.tolist()
     for row, label in enumerate(labels):
         if is_missing(label):
-            raise ValueError(f"y has a missing label: row {row} is {label!r}. Drop the row from X and y.")
+            raise ValueError(
+                f"{name} has a missing label: row {row} is {label!r}. Drop the row from the texts too."
+            )
     if y.dtype == object or y.dtype.kind == "T":  # scikit-learn does not know NumPy's StringDType
         kinds = {kind_of_label(label) for label in labels}
         if len(kinds) > 1:
             raise ValueError(
-                f"y mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
+                f"{name} mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
             )
         if kinds == {"str"}:  # of an Enum NumPy would take the name, cut off at the length of the value
             labels = [str.__str__(label) for label in labels]
@@ -232,10 +236,10 @@ def label_array(y: Any) -> np.ndarray:
         for row, (label, kept) in enumerate(zip(labels, y.tolist(), strict=True)):
             if isinstance(label, str | bytes) and label != kept:
                 raise ValueError(
-                    f"y has a label that ends in NUL, which arrays do not keep: row {row} is {label!r}."
+                    f"{name} has a label that ends in NUL, which arrays do not keep: row {row} is {label!r}."
                 )
     if y.dtype.kind in "mM":
-        raise ValueError("y holds dates or times: convert them to str.")
+        raise ValueError(f"{name} holds dates or times: convert them to str.")
     return y
 
 
@@ -259,6 +263,9 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     """
     if sample_weight is None:
         return np.ones(n_rows)
+    sample_weight = view(sample_weight)
+    if isinstance(sample_weight, nw.Series):
+        sample_weight = sample_weight.to_numpy()
     try:
         if np.asarray(sample_weight).dtype.kind == "c":
             raise ValueError("it is complex")

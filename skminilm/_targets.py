@@ -38,8 +38,8 @@ class Targets(ABC):
     strata: np.ndarray | None = None
 
     @abstractmethod
-    def encode(self, y: Any, n_rows: int) -> np.ndarray:
-        """Return another y in the form of `values`."""
+    def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
+        """Return another y in the form of `values`; errors call it `name`."""
 
     def scale_by(self, row_weights: np.ndarray) -> None:  # noqa: B027 - most are relative to nothing
         """Take what `values` are relative to from rows with a weight alone."""
@@ -74,9 +74,9 @@ class ClassTargets(Targets):
         self.n_outputs = len(self.classes)
         self.strata = self.values
 
-    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+    def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return the class codes of another y, int64 (n_rows,)."""
-        return encode_classes(y, n_rows, self.classes)
+        return encode_classes(y, n_rows, self.classes, name)
 
     def objective(self, label_smoothing: float) -> Objective:
         """Return cross-entropy."""
@@ -117,9 +117,9 @@ class MultilabelTargets(Targets):
         self.values = check_labels(y, n_rows)
         self.n_outputs = self.values.shape[1]
 
-    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+    def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return another indicator matrix, float32 (n_rows, n_labels)."""
-        return check_labels(y, n_rows, self.n_outputs)
+        return check_labels(y, n_rows, self.n_outputs, name)
 
     def objective(self, label_smoothing: float) -> Objective:
         """Return binary cross-entropy."""
@@ -182,9 +182,9 @@ class RealTargets(Targets):
                 f"y reaches from {numbers.min():.3g} to {numbers.max():.3g}, too far: scale it down."
             )
         # Whatever stands in rows that do not count, nothing is to come of it.
-        self.values = self._scaled(np.where(self._counts[:, None], numbers, self.mean))
+        self.values = self._scaled(np.where(self._counts[:, None], numbers, self.mean), "y")
 
-    def encode(self, y: Any, n_rows: int) -> np.ndarray:
+    def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return another y on the same scale, float32 (n_rows, n_targets).
 
         Raises
@@ -192,15 +192,15 @@ class RealTargets(Targets):
         TypeError, ValueError
             Another shape, or a number that is not finite, or too far from those that are trained on.
         """
-        return self._scaled(check_numbers(y, n_rows, self.n_outputs).reshape(n_rows, -1))
+        return self._scaled(check_numbers(y, n_rows, self.n_outputs, name).reshape(n_rows, -1), name)
 
-    def _scaled(self, numbers: np.ndarray) -> np.ndarray:
+    def _scaled(self, numbers: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             bad = np.argwhere(~(np.abs(numbers / self.scale - self.mean / self.scale) < MAX_DEVIATIONS))
         if len(bad):
             row, target = bad[0]
             raise ValueError(
-                f"y has a number that is too far from those that are trained on (mean {self.mean[target]:.3g}, "
+                f"{name} has a number that is too far from those that are trained on (mean {self.mean[target]:.3g}, "
                 f"standard deviation {self.scale[target]:.3g}): row {row} is {numbers[row, target]:.3g}."
             )
         return ((numbers - self.mean) / self.scale).astype(np.float32)

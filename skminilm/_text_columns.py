@@ -10,6 +10,15 @@ from ._validation import Texts
 from ._warnings import warn
 
 
+def check_both_or_none(X_val: Any, y_val: Any) -> None:
+    """Refuse one without the other."""
+    if (X_val is None) != (y_val is None):
+        missing, given = ("X_val", "y_val") if X_val is None else ("y_val", "X_val")
+        raise ValueError(
+            f"X_val and y_val belong together: {missing} is None. Give it too, or leave {given} out."
+        )
+
+
 def check_same_columns(texts: Texts, other: Texts) -> None:
     """Refuse an X_val with other columns than X.
 
@@ -19,7 +28,10 @@ def check_same_columns(texts: Texts, other: Texts) -> None:
         Their numbers differ, or their names where both have some.
     """
     if other.n_columns != texts.n_columns:
-        raise ValueError("X and X_val must have the same number of columns.")
+        raise ValueError(
+            f"X and X_val must have the same number of columns: X has {texts.n_columns}, X_val {other.n_columns}. Give "
+            "both one column of texts, or two columns of pairs."
+        )
     if None not in (texts.names, other.names) and texts.names != other.names:
         raise ValueError(
             f"X and X_val must have the same columns: X has {', '.join(texts.names)}, X_val "

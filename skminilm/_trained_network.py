@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ._cache import state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import open_checkpoint, open_embedded_checkpoint
-from ._parameters import NumberInterval
+from ._parameters import TRAINING_PRECISIONS, NumberInterval
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._warnings import warn
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
     from .engine import Compute
     from .finetuning import TrainableNetwork, TrainingResult
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int16")
 
 _LORA_LEARNING_RATE = 1e-3
 
@@ -49,6 +47,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
     """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
 
     _encoder_learning_rate = 1e-4  # what "auto" is
+    _remedy_for_other_shapes = "Use a BERT-shaped checkpoint such as 'bundled'."
 
     _parameter_constraints = {  # noqa: RUF012
         "model": "no_validation",
@@ -59,7 +58,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         "weight_decay": [NumberInterval(Real, 0, None, closed="left")],
         "warmup_ratio": [NumberInterval(Real, 0, 1, closed="both")],
         "gradient_checkpointing": ["boolean"],
-        "precision": [StrOptions(set(PRECISIONS))],
+        "precision": [StrOptions(set(TRAINING_PRECISIONS))],
         "device": [str],
         "save_weights": [StrOptions({"delta", "fp16", "full"})],
         "random_state": ["random_state"],
@@ -75,8 +74,8 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         if self.trainable != "head":
             if checkpoint.foreign_reason:
                 raise ValueError(
-                    f"model={self.model!r} cannot be fine-tuned here: {checkpoint.foreign_reason}. Use "
-                    "trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
+                    f"model={self.model!r} cannot be fine-tuned here: {checkpoint.foreign_reason}. "
+                    f"{self._remedy_for_other_shapes}"
                 )
             from .finetuning import n_frozen_layers
 
@@ -129,7 +128,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
             states,
             tuned.arrays if tuned else None,
         )
-        if tuned and set(tuned.arrays) != set(network.arrays()):
+        if tuned and set(tuned.arrays) != network.names():
             raise ValueError(
                 f"warm_start=True goes on from the earlier fit, which trained other weights than "
                 f"trainable={self.trainable!r} does: use the same, or set warm_start=False."

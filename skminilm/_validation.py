@@ -11,7 +11,7 @@ import numpy as np
 
 from ._containers import view
 
-_EXPECTED_X = (
+_EXPECTED = (
     "Expected a list, array, or data-frame column of str with one text a row, or two columns for pairs"
 )
 
@@ -53,13 +53,15 @@ class Texts:
         return Texts(self.first + other.first, second, self.names)
 
 
-def check_texts(X: Any, *, missing: str = "error") -> Texts:
+def check_texts(X: Any, name: str = "X", *, missing: str = "error") -> Texts:
     """Return X as lists of str.
 
     Parameters
     ----------
     X : list, tuple, ndarray, or pandas / polars / pyarrow column or frame
         One column: texts. Two columns: sentence pairs.
+    name : str, default="X"
+        What errors call it.
     missing : {"error", "empty"}, default="error"
         What None, NaN and NA become: an error, or the empty text.
 
@@ -72,15 +74,17 @@ def check_texts(X: Any, *, missing: str = "error") -> Texts:
         encoded in UTF-8. The row is named.
     """
     if isinstance(X, str | bytes):
-        listed = "[X]" if isinstance(X, str) else "[X.decode('utf-8')]"
+        listed = f"[{name}]" if isinstance(X, str) else f"[{name}.decode('utf-8')]"
         raise TypeError(
-            f"X is a bare {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}: put it in a list, {listed}."
+            f"{name} is a bare {type(X).__name__}: {shorten(X)}. {_EXPECTED}: put it in a list, {listed}."
         )
-    columns, column_names = _columns(X)
+    columns, column_names = _columns(X, name)
     if not columns[0]:
-        raise ValueError(f"X is empty. {_EXPECTED_X}.")
-    names = [""] if len(columns) == 1 else [", first column", ", second column"]
-    checked = [_check_column(column, name, missing) for column, name in zip(columns, names, strict=True)]
+        raise ValueError(f"{name} is empty. {_EXPECTED}.")
+    places = [""] if len(columns) == 1 else [", first column", ", second column"]
+    checked = [
+        _check_column(column, name, place, missing) for column, place in zip(columns, places, strict=True)
+    ]
     return Texts(checked[0], checked[1] if len(checked) == 2 else None, column_names)
 
 
@@ -89,52 +93,52 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _columns(X: Any) -> tuple[list[list], tuple[str, ...] | None]:
+def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
     """Split any supported container into one or two lists of values; beside them a frame's names."""
     X = view(X)
     if isinstance(X, nw.Series):
-        return _columns_of(X.to_list()), None
+        return _columns_of(X.to_list(), name), None
     if isinstance(X, nw.DataFrame):
-        _check_n_columns(len(X.columns))
-        columns = [X.get_column(name).to_list() for name in X.columns]
+        _check_n_columns(len(X.columns), name)
+        columns = [X.get_column(column).to_list() for column in X.columns]
         return columns, tuple(X.columns) if all(isinstance(n, str) for n in X.columns) else None
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
         array = np.asarray(X)
         if array.ndim == 1:
-            return _columns_of(array.tolist()), None
+            return _columns_of(array.tolist(), name), None
         if array.ndim != 2:
-            raise ValueError(f"X has {array.ndim} dimensions. {_EXPECTED_X}.")
-        _check_n_columns(array.shape[1])
+            raise ValueError(f"{name} has {array.ndim} dimensions. {_EXPECTED}.")
+        _check_n_columns(array.shape[1], name)
         return [array[:, column].tolist() for column in range(array.shape[1])], None
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
-        raise TypeError(f"X is a {type(X).__name__}: {shorten(X)}. {_EXPECTED_X}.")
-    return _columns_of(list(X)), None
+        raise TypeError(f"{name} is a {type(X).__name__}: {shorten(X)}. {_EXPECTED}.")
+    return _columns_of(list(X), name), None
 
 
-def _columns_of(rows: list) -> list[list]:
+def _columns_of(rows: list, name: str) -> list[list]:
     """Return one column, or two where the rows are pairs."""
     first = rows[0] if rows else None
     has_columns = isinstance(first, list | tuple) or (isinstance(first, np.ndarray) and first.ndim > 0)
-    return _split_rows(rows) if has_columns else [rows]
+    return _split_rows(rows, name) if has_columns else [rows]
 
 
-def _check_n_columns(n_columns: int) -> None:
+def _check_n_columns(n_columns: int, name: str) -> None:
     if n_columns not in (1, 2):
-        raise ValueError(f"X has {n_columns} columns. {_EXPECTED_X}: select the column(s) to read.")
+        raise ValueError(f"{name} has {n_columns} columns. {_EXPECTED}: select the column(s) to read.")
 
 
-def _split_rows(rows: list) -> list[list]:
+def _split_rows(rows: list, name: str) -> list[list]:
     n_columns = len(rows[0])
-    _check_n_columns(n_columns)
+    _check_n_columns(n_columns, name)
     for number, row in enumerate(rows):
         if not isinstance(row, list | tuple | np.ndarray) or len(row) != n_columns:
             raise ValueError(
-                f"X is ragged: row 0 has {n_columns} column(s), row {number} is {shorten(row)}. {_EXPECTED_X}."
+                f"{name} is ragged: row 0 has {n_columns} column(s), row {number} is {shorten(row)}. {_EXPECTED}."
             )
     return [[row[column] for row in rows] for column in range(n_columns)]
 
 
-def _check_column(values: list, name: str, missing: str) -> list[str]:
+def _check_column(values: list, name: str, place: str, missing: str) -> list[str]:
     texts = []
     for row, value in enumerate(values):
         if not isinstance(value, str):
@@ -145,16 +149,16 @@ def _check_column(values: list, name: str, missing: str) -> list[str]:
                 if isinstance(value, dict | list | tuple | np.ndarray):
                     remedy = "Give texts, or pairs of them as two columns."
                 raise TypeError(
-                    f"X must hold str: row {row}{name} is {shorten(value)} ({type(value).__name__}). {remedy}"
+                    f"{name} must hold str: row {row}{place} is {shorten(value)} ({type(value).__name__}). {remedy}"
                 )
             if missing != "empty":
                 raise ValueError(
-                    f"X has a missing value: row {row}{name} is {value!r}. Drop the row, fill it "
+                    f"{name} has a missing value: row {row}{place} is {value!r}. Drop the row, fill it "
                     "(Series.fillna('')), or use missing='empty' of MiniLMEncoder."
                 )
             value = ""
         texts.append(value)
-    _check_encodable(texts, name)
+    _check_encodable(texts, name, place)
     return texts
 
 
@@ -166,13 +170,13 @@ def is_missing(value: object) -> bool:
     return type(value).__name__ in ("NAType", "NaTType")
 
 
-def _check_encodable(texts: list[str], name: str) -> None:
+def _check_encodable(texts: list[str], name: str, place: str) -> None:
     """Refuse half surrogate pairs, which no tokenizer can read."""
     for row, text in enumerate(texts):
         position = lone_surrogate(text)
         if position is not None:
             raise ValueError(
-                f"X has a text that is not valid Unicode: row {row}{name} holds a lone surrogate at position "
+                f"{name} has a text that is not valid Unicode: row {row}{place} holds a lone surrogate at position "
                 f"{position}: {shorten(text)}. Repair it with "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
             )

@@ -23,7 +23,7 @@ from ._accuracy import AccuracyMixin
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._encoding import warn_of_truncation
-from ._parameters import NumberInterval
+from ._parameters import PRECISIONS, NumberInterval
 from ._persistence import PersistenceMixin
 from ._target_validation import check_labels, encode_classes, find_classes, label_array
 from ._text_columns import TextColumnsMixin
@@ -123,7 +123,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         "center": ["boolean"],
         "temperature": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "prompt": [str, None],
-        "precision": [str],
+        "precision": [StrOptions(set(PRECISIONS))],
         "device": [str],
         "verbose": ["verbose"],
     }
@@ -183,8 +183,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         self._validate_params()
         texts = None if X is None else _check_single(check_texts(X))
         classes, names = self._read_labels(y)
-        if y is not None and texts is not None:
-            self._check_targets(y, len(texts), classes)
+        if y is not None:
+            self._check_targets(y, None if texts is None else len(texts), classes)
         hypotheses = [_fill(self.hypothesis_template, name) for name in names]
         attributes = {
             "classes_": classes,
@@ -203,6 +203,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
                 else "center=True is for similarities, and nli computes none: leave it out."
             )
         if self.nli is not None:
+            self._check_options_of_nli()
             attributes["nli_digest_"] = _digest(self._open_nli())
         elif self.multi_label:
             raise ValueError(
@@ -336,6 +337,16 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
             raise ValueError("nli was fitted on single texts: fit it on pairs of premise and hypothesis.")
         return nli
 
+    def _check_options_of_nli(self) -> None:
+        """Refuse what would do nothing."""
+        defaults = type(self)().get_params(deep=False)
+        for name in ("model", "revision", "prompt", "precision", "device"):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for similarities, and nli brings its own: leave it out, or set "
+                    "it there."
+                )
+
     def _read_labels(self, y: Any) -> tuple[np.ndarray, list[str]]:
         """Return the labels, and what each says."""
         if self.labels is None:
@@ -392,9 +403,9 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
             )
         return classes, [str(name) for name in classes]
 
-    def _check_targets(self, y: Any, n_texts: int, classes: np.ndarray) -> None:
+    def _check_targets(self, y: Any, n_rows: int | None, classes: np.ndarray) -> None:
         if self.multi_label:
-            check_labels(y, n_texts, len(classes))
+            check_labels(y, n_rows, len(classes))
         else:
             remedy = ""
             if classes.dtype.kind not in "iub" and label_array(y).dtype.kind in "iu":
@@ -402,7 +413,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
                     " Where scikit-learn has numbered the classes (VotingClassifier, StackingClassifier), give "
                     "labels={0: 'words', ...}, in the order of the sorted labels."
                 )
-            encode_classes(y, n_texts, classes, source="labels", remedy=remedy)
+            encode_classes(y, n_rows, classes, source="labels", remedy=remedy)
 
     def __sklearn_clone__(self) -> MiniLMZeroShotClassifier:
         # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.
@@ -418,6 +429,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
         tags.target_tags.required = self.labels is None
         tags.classifier_tags.multi_label = self.multi_label

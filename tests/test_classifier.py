@@ -270,7 +270,7 @@ def test_sentence_pairs(texts):
     ("X", "y", "message"),
     [
         ("bare", ["a"], "X is a bare str"),
-        (["a", "b"], ["x"], "X has 2 rows but y has 1"),
+        (["a", "b"], ["x"], "y has 1 rows, expected 2: y has none for row 1"),
         (["a", "b"], ["x", "x"], "one class only"),
         (["a", None], ["x", "y"], "row 1 is None"),
         (["a", "b"], None, "y is None"),

@@ -498,6 +498,11 @@ def test_indicator_matrices_give_any_number_of_labels(requests, split):
 
     again = clone(classifier).fit(X, sparse.csr_matrix(labels(y)))
     np.testing.assert_array_equal(again.predict_proba(X_new), probabilities)
+    again.coef_ = np.zeros_like(again.coef_)
+    again.intercept_ = np.resize(
+        np.float32([1e-9, -1e-9]), len(again.intercept_)
+    )  # both probabilities are 0.5
+    np.testing.assert_array_equal(again.predict(X_new), again.decision_function(X_new) > 0)
     bad = labels(y)
     bad[3, 1] = 2
     with pytest.raises(ValueError, match="row 3, column 1 is 2"):

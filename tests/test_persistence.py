@@ -17,7 +17,13 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor, _persistence
+from skminilm import (
+    MiniLMClassifier,
+    MiniLMEncoder,
+    MiniLMRegressor,
+    MiniLMZeroShotClassifier,
+    _persistence,
+)
 from skminilm.checkpoints import _loaded, load_checkpoint
 from skminilm.engine import release_models
 
@@ -287,6 +293,18 @@ def test_parameters_of_a_later_release_are_refused(tmp_path):
     Later().save(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"MiniLMEncoder with later, which this version .*upgrade skminilm"):
         MiniLMEncoder.load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", ["clear_cache", "LogisticRegression", "__version__"])
+def test_a_file_cannot_make_what_is_no_estimator_of_this_package(tmp_path, name):
+    MiniLMZeroShotClassifier(labels=["a", "b"], nli=MiniLMClassifier()).save(tmp_path)
+    path = tmp_path / "estimator.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    content["parameters"]["nli"]["estimator"]["class"] = name
+    path.write_text(json.dumps({**content, "digest": _persistence._digest(content)}))
+    with pytest.raises(ValueError, match=f"holds a {name}, which is no estimator of skminilm"):
+        MiniLMZeroShotClassifier.load(tmp_path)
 
 
 def test_files_are_flushed_by_handles_that_may_write(top, tmp_path, monkeypatch):

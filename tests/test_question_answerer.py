@@ -200,13 +200,38 @@ def test_lora(xlmr_folder):
         ([["q", "a b a"]], [("a", -1)], ValueError, "is not at -1"),
         ([["q", "a b"]], [3], TypeError, "no answer in row 0: it is 3"),
         ([["q", "a b"]], ["a", "b"], ValueError, "y has 2 rows, expected 1"),
-        ([["q", "a b"]], None, ValueError, "the target y is None: give one answer"),
+        ([["q", "a b"]], None, ValueError, "the target y is None: expected one answer"),
         ([["q", "a b"]], "a", TypeError, "y is a str"),
     ],
 )
 def test_bad_input_is_named(X, y, error, message):
     with pytest.raises(error, match=message):
         MiniLMQuestionAnswerer().fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("X_val", "y_val", "error", "message"),
+    [
+        ([["", "c"]], ["c"], ValueError, "X_val has an empty question: row 0"),
+        ("q", ["c"], TypeError, "X_val is a bare str"),
+        (QUESTIONS[:1], [3], TypeError, "y_val has no answer in row 0: it is 3"),
+        (QUESTIONS[:2], ["a"], ValueError, "y_val has 1 rows, expected 2"),
+        (QUESTIONS[:1], None, ValueError, "belong together: y_val is None"),
+    ],
+)
+def test_errors_tell_questions_set_aside_from_the_others(X_val, y_val, error, message):
+    with pytest.raises(error, match=message):
+        MiniLMQuestionAnswerer(trainable=1).fit(QUESTIONS, ANSWERS, X_val=X_val, y_val=y_val)
+
+
+def test_questions_are_checked_before_a_checkpoint_is_looked_for():
+    with pytest.raises(TypeError, match="X is a bare str"):
+        MiniLMQuestionAnswerer("no such folder/at all/here").fit("q", ["a"])
+
+
+def test_another_architecture_is_refused_with_what_helps(distilbert_folder):
+    with pytest.raises(ValueError, match=r"'distilbert'.* Use a BERT-shaped checkpoint such as 'bundled'\.$"):
+        MiniLMQuestionAnswerer(distilbert_folder).fit(QUESTIONS, ANSWERS)
 
 
 @pytest.mark.parametrize(
@@ -229,12 +254,12 @@ def test_bad_parameters_are_named(parameters, message):
 def test_answers_that_are_missing_can_be_left_out(xlmr_folder):
     model = MiniLMQuestionAnswerer(str(xlmr_folder), epochs=1, max_length=64, stride=8, random_state=0)
     with pytest.warns(
-        UserWarning, match=r"missing in 1 of 2 rows; the first: row 1: the answer 'x' .* left out"
+        UserWarning, match=r"missing in 1 of 2 rows of y; the first: row 1: the answer 'x' .* left out"
     ):
         model.fit([["q", "a b"], ["q", "a b"]], ["a", "x"], on_missing_answer="drop")
     kept = clone(model).fit([["q", "a b"]], ["a"])
     assert kept.weights_digest_ == model.weights_digest_
-    with pytest.raises(ValueError, match="missing in 1 of 1 rows"):
+    with pytest.raises(ValueError, match=r"missing in 1 of 1 rows of y; .* So no row is left"):
         model.fit([["q", "a b"]], ["x"], on_missing_answer="drop")
     with pytest.raises(ValueError, match="on_missing_answer='skip'"):
         model.fit([["q", "a b"]], ["a"], on_missing_answer="skip")
@@ -272,7 +297,7 @@ def test_a_question_of_weight_3_counts_as_three(xlmr_folder):
 def test_weights_follow_the_rows_that_are_kept(xlmr_folder):
     X, y = [["q", "a b"], *QUESTIONS[:2]], ["x", *ANSWERS[:2]]
     expected = fitted_loss(xlmr_folder, X[1:], y[1:], sample_weight=[1, 4])
-    with pytest.warns(UserWarning, match="1 of 3 rows; .* left out"):
+    with pytest.warns(UserWarning, match="1 of 3 rows of y; .* left out"):
         found = fitted_loss(xlmr_folder, X, y, sample_weight=[9, 1, 4], on_missing_answer="drop")
     np.testing.assert_array_equal(found[0], expected[0])
     with (
@@ -414,7 +439,7 @@ def test_an_answer_that_no_window_holds_is_named(xlmr_folder):
     X, y = [["q", context], ["q", context]], ["word3", answer]
     with pytest.raises(ValueError, match=r"row 1: the answer 'word20 .* is too long for windows"):
         model.fit(X, y)
-    with pytest.warns(UserWarning, match=r"1 of 2 rows; .* left out"):
+    with pytest.warns(UserWarning, match=r"1 of 2 rows of y; .* left out"):
         model.fit(X, y, on_missing_answer="drop")
 
 
@@ -444,7 +469,7 @@ def test_questions_set_aside_choose_the_epoch(xlmr_folder):
         stopped.fit(QUESTIONS, ANSWERS)
     with pytest.raises(ValueError, match="belong together"):
         stopped.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS)
-    with pytest.raises(ValueError, match=r"in 1 of 1 rows of X_val; .* row 0: the answer 'x'"):
+    with pytest.raises(ValueError, match=r"in 1 of 1 rows of y_val; .* row 0: the answer 'x'"):
         stopped.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS[:1], y_val=["x"])
 
 

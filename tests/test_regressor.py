@@ -3,7 +3,9 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from sklearn.base import clone
+from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 
 from skminilm import MiniLMRegressor
@@ -116,7 +118,7 @@ def test_large_numbers_that_differ_little(rated):
     ("y", "message"),
     [
         ([1.0, np.nan, 2.0], "row 1 is nan"),
-        ([1.0, 2.0], "X has 3 rows but y has 2"),
+        ([1.0, 2.0], "y has 2 rows, expected 3: y has none for row 2"),
         (["a", "b", "c"], "holds what is not a number"),
         (None, "y is None"),
         (np.zeros((3, 2, 2)), r"shape \(3, 2, 2\)"),
@@ -134,6 +136,19 @@ def test_any_unit_gives_the_same_predictions(rated, unit):
     regressor = MiniLMRegressor(trainable="head", random_state=0)
     expected = clone(regressor).fit(X, y + 1).predict(X_new)
     np.testing.assert_allclose(regressor.fit(X, (y + 1) * unit).predict(X_new) / unit, expected, rtol=1e-5)
+
+
+def test_score_reads_y_and_weights_as_fit_does(rated):
+    X, y, X_new, y_new = rated
+    regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, y)
+    expected = r2_score(y_new, regressor.predict(X_new))
+    assert regressor.score(X_new, csr_array(np.asarray(y_new, float)[:, None])) == pytest.approx(expected)
+    weights = np.arange(1.0, 1 + len(y_new))
+    weighted = r2_score(y_new, regressor.predict(X_new), sample_weight=weights)
+    assert regressor.score(X_new, y_new, weights) == pytest.approx(weighted)
+    masked = np.ma.array(y_new, mask=[True] + [False] * (len(y_new) - 1))
+    with pytest.raises(ValueError, match="not finite: row 0"):
+        regressor.score(X_new, masked)
 
 
 def test_numbers_of_rows_without_weight_change_nothing(rated):
@@ -154,9 +169,7 @@ def test_numbers_of_rows_without_weight_change_nothing(rated):
 def test_numbers_far_from_those_trained_on_are_refused(rated):
     X, y, _, _ = rated
     regressor = MiniLMRegressor(trainable="head", epochs=1, random_state=0, warm_start=True)
-    with pytest.raises(
-        ValueError, match=r"X_val and y_val are not usable: y has a number .*: row 1 is 1e\+60"
-    ):
+    with pytest.raises(ValueError, match=r"y_val has a number .*: row 1 is 1e\+60"):
         regressor.fit(X, y, X_val=X[:2], y_val=[1, 1e60])
     regressor.fit(X, y * 1e30)
     with pytest.raises(ValueError, match=r"numbers about .*set warm_start=False"):

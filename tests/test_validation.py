@@ -227,7 +227,7 @@ def test_classes(y, classes):
     ("y", "message"),
     [
         (None, "y is None"),
-        (["a", "b"], "X has 3 rows but y has 2"),
+        (["a", "b"], "y has 2 rows, expected 3: y has none for row 2"),
         (["a", "a", "a"], "y has one class only, 'a'"),
         (["a", None, "b"], "missing label: row 1 is None"),
         ([1.0, float("nan"), 2.0], "missing label: row 1 is nan"),
@@ -257,11 +257,18 @@ def test_bad_y(y, message):
         ([1, float("nan"), 1], "row 1 is nan"),
         ([0, 0, 0], "zero in every row"),
         (np.array([1, 1j, 1]), "it is complex"),
+        (np.ma.array([1.0, 5.0, 1.0], mask=[False, True, False]), "row 1 is nan"),
     ],
 )
 def test_bad_sample_weight(weights, message):
     with pytest.raises(ValueError, match=message):
         check_row_weights(weights, 3)
+
+
+@pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame, pa.table, pa.record_batch])
+def test_sample_weight_in_columns_of_frames(make_frame):
+    weights = make_frame({"w": [1.0, 2.0, 4.0]})["w"]
+    np.testing.assert_array_equal(check_row_weights(weights, 3), [0.25, 0.5, 1])
 
 
 def test_class_weights_may_name_absent_classes_but_not_misspell():

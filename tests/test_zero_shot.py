@@ -94,6 +94,20 @@ def test_means_need_texts(nli):
         MiniLMZeroShotClassifier(labels=LABELS, center=True, nli=nli).fit(TEXTS)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("model", "elsewhere"), ("revision", "v2"), ("prompt", "x: "), ("precision", "fp32"), ("device", "cpu")],
+)
+def test_options_that_nli_makes_idle_are_refused(nli, option, value):
+    with pytest.raises(ValueError, match=f"{option}='{value}' is for similarities, and nli brings its own"):
+        MiniLMZeroShotClassifier(labels=LABELS, nli=nli, **{option: value}).fit()
+
+
+def test_y_is_checked_without_texts_too():
+    with pytest.raises(ValueError, match="y has a label that labels lacks: row 1 is 'travel'"):
+        MiniLMZeroShotClassifier(labels=LABELS).fit(None, ["sports", "travel"])
+
+
 @pytest.mark.parametrize("temperature", [1e-320, 1e-5, 1e18])
 def test_no_temperature_changes_the_label(temperature):
     expected = MiniLMZeroShotClassifier(labels=LABELS).fit().predict(TEXTS)

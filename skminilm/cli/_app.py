@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
+from .._parameters import TRAINING_PRECISIONS
 from ._evaluation import parse_trainable
 
 app = typer.Typer(
@@ -19,14 +20,7 @@ app = typer.Typer(
 )
 
 
-class Precision(str, Enum):
-    """As the estimators have it."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    int16 = "int16"
+Precision = Enum("Precision", {name: name for name in TRAINING_PRECISIONS}, type=str)
 
 
 class TestSet(str, Enum):

@@ -252,6 +252,11 @@ class TrainableEncoder(TrainableNetwork):
         self._max_tokens //= 2
         return True
 
+    def names(self) -> set[str]:
+        """Return the names of :meth:`arrays`."""
+        names = {name for part in self.parameters for name in part.views}
+        return names if self._word_rows is None else {*names, WORD_ROWS}
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what was trained, by name."""
         arrays = {name: array for part in self.parameters for name, array in part.arrays().items()}
