@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import datasets, metrics
+    from ._answers import AnswerSpan
     from ._cache import clear_cache, release_models, set_config
     from ._classifier import MiniLMClassifier
     from ._encoder import MiniLMEncoder
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnswerSpan",
     "MiniLMClassifier",
     "MiniLMEncoder",
     "MiniLMQuestionAnswerer",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AnswerSpan": "._answers",
     "MiniLMClassifier": "._classifier",
     "MiniLMEncoder": "._encoder",
     "MiniLMQuestionAnswerer": "._question_answerer",
@@ -53,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

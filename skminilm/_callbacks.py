@@ -25,50 +25,6 @@ else:
     CAN_CALL_BACK = True
 
 
-class EpochCallbacks:
-    """Tells the callbacks of an estimator where its fit stands; nothing where there are none.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Its `fit` is decorated by `with_callbacks`.
-    n_epochs : int
-        At most so many.
-    X, y : array-like
-        What it is fitted on.
-    """
-
-    def __init__(self, estimator: Any, n_epochs: int, X: Any, y: Any) -> None:
-        self._data = {"estimator": estimator, "X": X, "y": y}
-        self._fit = estimator._init_callback_context(max_subtasks=n_epochs) if CAN_CALL_BACK else None
-        self._epoch = None
-        if self._fit:
-            self._fit.call_on_fit_task_begin(**self._data)
-
-    def begin_epoch(self) -> None:
-        """Tell of an epoch that begins."""
-        if self._fit:
-            self._epoch = self._fit.subcontext(task_name="epoch")
-            self._epoch.call_on_fit_task_begin(**self._data)
-
-    def end_epoch(self, attributes: Callable[[], dict[str, Any]]) -> bool:
-        """Tell of an epoch that ended; return whether a callback wants to stop.
-
-        Parameters
-        ----------
-        attributes : callable
-            Returns what a model fitted so far would have as attributes.
-        """
-        if not self._fit:
-            return False
-        return self._epoch.call_on_fit_task_end(**self._data, reconstruction_attributes=attributes)
-
-    def end_fit(self) -> None:
-        """Tell of the end."""
-        if self._fit:
-            self._fit.call_on_fit_task_end(**self._data)
-
-
 class FitProgress:
     """Tells of a fit: by a bar where ``verbose`` asks for it, and to scikit-learn's callbacks.
 
@@ -77,8 +33,9 @@ class FitProgress:
     Parameters
     ----------
     estimator : estimator
-        See :class:`EpochCallbacks`.
+        Its `fit` is decorated by `with_callbacks`.
     X, y : array-like
+        What it is fitted on.
     n_epochs, n_texts : int
         At most so many epochs, of so many texts each.
     attributes : callable
@@ -94,11 +51,15 @@ class FitProgress:
         n_texts: int,
         attributes: Callable[[TrainingResult], dict[str, Any]],
     ) -> None:
-        self._callbacks = EpochCallbacks(estimator, n_epochs, X, y)
         self._attributes = attributes
         self._new_bar = lambda: tqdm(total=n_epochs * n_texts, desc="fine-tune", unit="text")
         self._verbose = estimator.verbose
         self._bar: tqdm | None = None
+        self._data = {"estimator": estimator, "X": X, "y": y}
+        self._epoch = None
+        self._fit = estimator._init_callback_context(max_subtasks=n_epochs) if CAN_CALL_BACK else None
+        if self._fit:
+            self._fit.call_on_fit_task_begin(**self._data)
 
     def __enter__(self) -> FitProgress:
         return self
@@ -106,14 +67,16 @@ class FitProgress:
     def __exit__(self, kind, *_) -> None:
         if self._bar is not None:
             self._bar.close()
-        if kind is None:
-            self._callbacks.end_fit()
+        if kind is None and self._fit:
+            self._fit.call_on_fit_task_end(**self._data)
 
     def begin_epoch(self) -> None:
         """Hear of an epoch that begins."""
         if self._verbose and self._bar is None:
             self._bar = self._new_bar()
-        self._callbacks.begin_epoch()
+        if self._fit:
+            self._epoch = self._fit.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(**self._data)
 
     def end_step(self, n_texts: int, loss: float) -> None:
         """Hear of a step."""
@@ -122,5 +85,9 @@ class FitProgress:
             self._bar.update(n_texts)
 
     def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
-        """Hear of an epoch that ended; return whether to stop."""
-        return self._callbacks.end_epoch(lambda: self._attributes(result()))
+        """Hear of an epoch that ended; return whether a callback wants to stop."""
+        if not self._fit:
+            return False
+        return self._epoch.call_on_fit_task_end(
+            **self._data, reconstruction_attributes=lambda: self._attributes(result())
+        )

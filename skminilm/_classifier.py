@@ -13,7 +13,7 @@ from ._accuracy import AccuracyMixin
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
-from ._target_validation import check_row_weights, complete_class_weight, is_multilabel
+from ._target_validation import is_multilabel
 from ._targets import ClassTargets, MultilabelTargets, Targets
 
 
@@ -46,8 +46,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         After training fit the head anew to the vectors of the trained
         network, as a logistic regression: it generalises better to other
         languages than the head that training leaves behind. With
-        ``trainable="head"``, which changes no vectors, there is nothing to
-        fit anew.
+        ``early_stopping=True`` it is kept if it is as good on the texts set
+        aside. With ``trainable="head"``, which changes no vectors, there is
+        nothing to fit anew, nor after an interruption.
     epochs : int or "auto", default="auto"
         Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
         steps.
@@ -90,8 +91,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         stops. Of equal scores that with the lower loss is better.
     warm_start : bool, default=False
         Go on from the earlier fit with all its weights. The texts may be
-        others; classes, model, `trainable`, pooling, prompt and `max_length`
-        must be the same (a fit with ``trainable="head"`` may go on with more).
+        others; classes, model, revision, `trainable`, pooling, prompt and
+        `max_length` must be the same (a fit with ``trainable="head"`` may go on with more).
     gradient_checkpointing : bool, default=False
         Compute each layer a second time for its gradients instead of keeping
         what is inside: a third more time, several times less memory a text.
@@ -114,8 +115,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         checkpoint with its tokenizer, so that it opens where the checkpoint is
         missing (145 MB more for ``"bundled"``).
     random_state : int, RandomState instance or None, default=None
-        Drives the random head and the order of the texts. Two fits with the
-        same int on the same CPU give the same bytes.
+        Drives the random head, the start of adapters, the order of the texts,
+        and which of them early stopping sets aside. Two fits with the same int
+        on the same CPU give the same bytes.
     verbose : int, default=0
         1 shows progress bars.
 
@@ -130,10 +132,12 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         shape (n_classes, 1536).
     intercept_ : ndarray of float32, shape (n_classes,)
     n_iter_ : int
-        Epochs run.
+        Epochs run, those of earlier fits of a warm start included.
     history_ : list of dict
-        One an epoch: loss, learning_rate (at its end), seconds, texts_per_s;
-        with texts set aside validation_loss and validation_score (accuracy).
+        One an epoch: loss, learning_rate (of the encoder at its end; with
+        ``trainable="head"`` of the head), seconds, texts_per_s; with texts set
+        aside validation_loss and validation_score (accuracy), both of the head
+        as it is trained.
     best_epoch_ : int
         The epoch whose weights these are, from 1; 0: the start. After an
         interruption the last one that was completed, though the steps
@@ -333,30 +337,15 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         if not is_multilabel(y):
-            return ClassTargets(y, len(row_weights))
+            return ClassTargets(y, len(row_weights), self.class_weight, self.label_smoothing)
         if self.class_weight is not None:
             raise ValueError(
                 "class_weight is for one label a text, and y has several columns: use sample_weight."
             )
-        return MultilabelTargets(y, len(row_weights))
-
-    def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
-        if self.class_weight is None:
-            return row_weights
-        if isinstance(self.class_weight, dict):
-            of_classes = np.array(list(complete_class_weight(self.class_weight, targets.classes).values()))
-        else:  # "balanced"
-            totals = np.bincount(targets.values, weights=row_weights)
-            of_classes = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
-        return check_row_weights(
-            row_weights * of_classes[targets.values], len(row_weights), "sample_weight times class_weight"
-        )
+        return MultilabelTargets(y, len(row_weights), self.label_smoothing)
 
     def _refits_head(self) -> bool:
         return self.refit_head and self.trainable != "head"
-
-    def _label_smoothing(self) -> float:
-        return self.label_smoothing
 
     def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
         multilabel = isinstance(targets, MultilabelTargets)

@@ -62,8 +62,10 @@ class MiniLMEncoder(
         Scale each vector to the Euclidean norm 1. ``"auto"``: as the
         checkpoint was trained.
     prompt : str or None, default="auto"
-        Put before every text. ``"auto"`` is what served best on the
-        development data of several tasks, see Notes; None is no prompt.
+        Put before every text. ``"auto"``: for ``"bundled"`` and
+        multilingual-e5-small what served best on the development data of
+        several tasks, see Notes; for others the default prompt that stands in
+        the checkpoint, if there is one. None is no prompt.
     max_length : int or "auto", default="auto"
         Tokens a text may have, special tokens included; what is beyond is cut
         off with a warning. ``"auto"``: the checkpoint's limit.
@@ -84,7 +86,7 @@ class MiniLMEncoder(
         Tokens computed at once: more takes more memory. ``"auto"`` is 2,048
         on a CPU (4,096 in bfloat16), 1,024 with ``backend="openvino"``,
         65,536 on a GPU, and 4,096 where sentence-transformers computes. The
-        vectors do not depend on it, but for rounding.
+        vectors do not depend on it (on a GPU, but for rounding).
     long_text : {"truncate", "head_tail", "chunk_mean"}, default="truncate"
         What becomes of a text with more than `max_length` tokens.
         ``"truncate"`` keeps its beginning, ``"head_tail"`` the first quarter
@@ -117,7 +119,7 @@ class MiniLMEncoder(
         fitted encoder refuses to run with others.
     defaults_ : dict
         What ``"auto"`` stood for at `fit`, and stands for since: pooling,
-        normalize, prompt, max_length, long_text.
+        normalize, prompt, max_length; and the default of long_text.
     n_features_in_ : int
         Columns seen by `fit`: 1, or 2 for sentence pairs. A fitted encoder
         refuses another number.
@@ -351,12 +353,12 @@ class MiniLMEncoder(
 
     @property
     def n_truncated_(self) -> int:
-        """Texts of the last call that were longer than `max_length`."""
+        """Texts of the last call that were longer than `max_length`; copies and pickles know of no call."""
         return self._last_call("n_truncated_").n_truncated
 
     @property
     def max_tokens_(self) -> int:
-        """Tokens of the longest text of the last call, before truncation."""
+        """Tokens of the longest text of the last call, before truncation; copies and pickles know of no call."""
         return self._last_call("max_tokens_").max_tokens
 
     def _last_call(self, attribute: str) -> _Call:

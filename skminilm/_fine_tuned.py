@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +67,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         "max_length": [NumberInterval(Integral, 3, None, closed="left")],
         "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
         "prompt": [str, None],
-        "early_stopping": ["boolean"],
         "validation_fraction": [NumberInterval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
     }
 
@@ -84,14 +82,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
         """Return coef and intercept of an earlier fit, as training takes them."""
 
-    def _weights_of_targets(self, targets: Targets, row_weights: np.ndarray) -> np.ndarray:
-        return row_weights
-
     def _refits_head(self) -> bool:
         return False
-
-    def _label_smoothing(self) -> float:
-        return 0.0
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
         self._validate_params()
@@ -116,7 +108,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         def training(hooks: FitProgress) -> TrainingResult:
             return self._train(data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks)
 
-        self._run(training, FitProgress(self, X, y, n_epochs, len(data.training), attributes), attributes)
+        self._run(training, X, y, n_epochs, len(data.training), attributes)
         return self
 
     def _set_aside(
@@ -135,11 +127,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             other_values = targets.encode(y_val, len(other), "y_val")
             check_same_columns(texts, other)
             values = np.concatenate([targets.values, other_values])
-            row_weights = self._weights_of_targets(targets, given_weights)
+            row_weights = targets.weighted(given_weights)
             weights = np.concatenate([row_weights, np.ones(len(other))])
             return _Data(texts.join(other), n, values, weights, np.arange(n), np.arange(n, n + len(other)))
         if not self.early_stopping:
-            row_weights = self._weights_of_targets(targets, given_weights)
+            row_weights = targets.weighted(given_weights)
             return _Data(texts, n, targets.values, row_weights, np.arange(n), np.arange(0))
         training, validation = self._random_split(targets, n, random)
         for part, name in ((training, "trained on"), (validation, "set aside")):
@@ -153,7 +145,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         of_training[validation], of_validation[training] = 0, 0
         of_training = check_row_weights(of_training, n)
         targets.scale_by(of_training)
-        row_weights = self._weights_of_targets(targets, of_training)
+        row_weights = targets.weighted(of_training)
         # As `score` would: without class weights.
         row_weights[validation] = check_row_weights(of_validation, n)[validation]
         return _Data(texts, n, targets.values, row_weights, training, validation)
@@ -231,12 +223,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
-        from .finetuning import FixedVectors, Rows, TrainingOptions, Workers, find_workers, train
+        from .finetuning import FixedVectors, Rows, train
 
-        workers = Workers()
+        workers = None
         if self.trainable != "head":
-            workers, device = find_workers(compute.device, self.random_state)
-            compute = replace(compute, device=device, helpers=())
+            workers, compute = self._workers(compute)
         vectors = None
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             # Texts that are set aside are needed where no network computes them later.
@@ -259,15 +250,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             shape = (targets.n_outputs, settings.vector_size(checkpoint.hidden_size))
             coef = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
             intercept = np.zeros(shape[0], np.float32)
-        options = TrainingOptions(
-            epochs=n_epochs,
-            batch_size=self.batch_size,
-            head_learning_rate=self.head_learning_rate,
-            warmup_ratio=self.warmup_ratio,
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            seed=random.randint(np.iinfo(np.int32).max),
-            loss_scaling=self.trainable != "head" and compute.precision == "fp16",
-        )
+        options = self._training_options(n_epochs, compute, random)
         if self.trainable == "head":
             network: TrainableNetwork = FixedVectors(vectors)
         else:
@@ -284,7 +267,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             network,
             coef,
             intercept,
-            targets.objective(self._label_smoothing()),
+            targets.objective(),
             data.values,
             data.row_weights,
             Rows(data.training, data.validation),

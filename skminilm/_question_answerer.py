@@ -285,7 +285,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         def train(hooks: FitProgress) -> TrainingResult:
             return self._train(data, checkpoint, compute, random, hooks)
 
-        self._run(train, FitProgress(self, X, y, self.epochs, data.n_training, attributes), attributes)
+        self._run(train, X, y, self.epochs, data.n_training, attributes)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -419,19 +419,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         random: np.random.RandomState,
         hooks: FitProgress,
     ) -> TrainingResult:
-        from .finetuning import Rows, SpanObjective, TrainingOptions, find_workers, train
+        from .finetuning import Rows, SpanObjective, train
 
-        workers, device = find_workers(compute.device, self.random_state)
-        compute = replace(compute, device=device, helpers=())
-        options = TrainingOptions(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            head_learning_rate=self.head_learning_rate,
-            warmup_ratio=self.warmup_ratio,
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            seed=random.randint(np.iinfo(np.int32).max),
-            loss_scaling=compute.precision == "fp16",
-        )
+        workers, compute = self._workers(compute)
+        options = self._training_options(self.epochs, compute, random)
         coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
         return train(
             self._new_network(data.batch, checkpoint, None, compute, options.seed, None),

@@ -122,7 +122,9 @@ def check_labels(y: Any, n_rows: int | None, n_labels: int | None = None, name: 
     ValueError
         Another shape, or a value that is neither 0 nor 1; its row is named.
     """
-    y = _number_array(y, name, "one column of 0 and 1 a label")
+    y = _number_array(
+        y, name, "one column of 0 and 1 a label (MultiLabelBinarizer makes them of lists of names)"
+    )
     if n_rows is not None:
         check_same_length(y, n_rows, name, "0 or 1 a label")
     if y.ndim != 2 or (n_labels is not None and y.shape[1] != n_labels):

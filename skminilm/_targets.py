@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._target_validation import check_classes, check_labels, check_numbers, encode_classes
+from ._target_validation import (
+    check_classes,
+    check_labels,
+    check_numbers,
+    check_row_weights,
+    complete_class_weight,
+    encode_classes,
+)
 
 if TYPE_CHECKING:
     from .finetuning import Objective
@@ -44,8 +51,12 @@ class Targets(ABC):
     def scale_by(self, row_weights: np.ndarray) -> None:  # noqa: B027 - most are relative to nothing
         """Take what `values` are relative to from rows with a weight alone."""
 
+    def weighted(self, row_weights: np.ndarray) -> np.ndarray:
+        """Return how much each row counts, given what the user says; here that alone."""
+        return row_weights
+
     @abstractmethod
-    def objective(self, label_smoothing: float) -> Objective:
+    def objective(self) -> Objective:
         """Return what training minimises."""
 
     @abstractmethod
@@ -63,14 +74,23 @@ class ClassTargets(Targets):
     y : array-like of shape (n_rows,)
     n_rows : int
         Rows of X.
+    class_weight : dict, "balanced" or None, default=None
+    label_smoothing : float, default=0.0
 
     Attributes
     ----------
     classes : ndarray of shape (n_classes,)
     """
 
-    def __init__(self, y: Any, n_rows: int) -> None:
+    def __init__(
+        self,
+        y: Any,
+        n_rows: int,
+        class_weight: dict | str | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
         self.classes, self.values = check_classes(y, n_rows)
+        self._class_weight, self._label_smoothing = class_weight, label_smoothing
         self.n_outputs = len(self.classes)
         self.strata = self.values
 
@@ -78,11 +98,24 @@ class ClassTargets(Targets):
         """Return the class codes of another y, int64 (n_rows,)."""
         return encode_classes(y, n_rows, self.classes, name)
 
-    def objective(self, label_smoothing: float) -> Objective:
+    def weighted(self, row_weights: np.ndarray) -> np.ndarray:
+        """Return the weights times those of the classes."""
+        if self._class_weight is None:
+            return row_weights
+        if isinstance(self._class_weight, dict):
+            of_classes = np.array(list(complete_class_weight(self._class_weight, self.classes).values()))
+        else:  # "balanced"
+            totals = np.bincount(self.values, weights=row_weights)
+            of_classes = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
+        return check_row_weights(
+            row_weights * of_classes[self.values], len(row_weights), "sample_weight times class_weight"
+        )
+
+    def objective(self) -> Objective:
         """Return cross-entropy."""
         from .finetuning import SoftmaxObjective
 
-        return SoftmaxObjective(label_smoothing)
+        return SoftmaxObjective(self._label_smoothing)
 
     def linear_start(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
@@ -111,21 +144,23 @@ class MultilabelTargets(Targets):
     y : array-like or sparse matrix of 0 and 1, shape (n_rows, n_labels)
     n_rows : int
         Rows of X.
+    label_smoothing : float, default=0.0
     """
 
-    def __init__(self, y: Any, n_rows: int) -> None:
+    def __init__(self, y: Any, n_rows: int, label_smoothing: float = 0.0) -> None:
         self.values = check_labels(y, n_rows)
+        self._label_smoothing = label_smoothing
         self.n_outputs = self.values.shape[1]
 
     def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return another indicator matrix, float32 (n_rows, n_labels)."""
         return check_labels(y, n_rows, self.n_outputs, name)
 
-    def objective(self, label_smoothing: float) -> Objective:
+    def objective(self) -> Objective:
         """Return binary cross-entropy."""
         from .finetuning import MultilabelObjective
 
-        return MultilabelObjective(label_smoothing)
+        return MultilabelObjective(self._label_smoothing)
 
     def linear_start(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
@@ -205,7 +240,7 @@ class RealTargets(Targets):
             )
         return ((numbers - self.mean) / self.scale).astype(np.float32)
 
-    def objective(self, label_smoothing: float) -> Objective:
+    def objective(self) -> Objective:
         """Return squared error."""
         from .finetuning import RegressionObjective
 

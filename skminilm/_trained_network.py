@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from .checkpoints.embedded import embed_checkpoint
 if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
     from .engine import Compute
-    from .finetuning import TrainableNetwork, TrainingResult
+    from .finetuning import TrainableNetwork, TrainingOptions, TrainingResult, Workers
 
 _LORA_LEARNING_RATE = 1e-3
 
@@ -55,6 +55,8 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         "batch_size": [NumberInterval(Integral, 1, None, closed="left")],
         "learning_rate": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "head_learning_rate": [NumberInterval(Real, 0, None, closed="neither")],
+        "early_stopping": ["boolean"],
+        "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
         "weight_decay": [NumberInterval(Real, 0, None, closed="left")],
         "warmup_ratio": [NumberInterval(Real, 0, 1, closed="both")],
         "gradient_checkpointing": ["boolean"],
@@ -85,6 +87,28 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         from .engine import resolve_compute
 
         return resolve_compute("torch", self.device, self.precision, config=checkpoint.config)
+
+    def _workers(self, compute: Compute) -> tuple[Workers, Compute]:
+        """Return the processes that train together, and with what this one computes: one device."""
+        from .finetuning import find_workers
+
+        workers, device = find_workers(compute.device, self.random_state)
+        return workers, replace(compute, device=device, helpers=())
+
+    def _training_options(
+        self, epochs: int, compute: Compute, random: np.random.RandomState
+    ) -> TrainingOptions:
+        from .finetuning import TrainingOptions
+
+        return TrainingOptions(
+            epochs=epochs,
+            batch_size=self.batch_size,
+            head_learning_rate=self.head_learning_rate,
+            warmup_ratio=self.warmup_ratio,
+            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
+            seed=random.randint(np.iinfo(np.int32).max),
+            loss_scaling=self.trainable != "head" and compute.precision == "fp16",
+        )
 
     def _new_network(
         self,
@@ -138,16 +162,32 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
     def _run(
         self,
         training: Callable[[FitProgress], TrainingResult],
-        progress: FitProgress,
+        X: Any,
+        y: Any,
+        n_epochs: int,
+        n_rows: int,
         attributes: Callable[[TrainingResult], dict[str, Any]],
     ) -> None:
-        """Train, and set what was learned: all of it, or the last that was good."""
+        """Train, and set what was learned: all of it, or the last that was good.
+
+        Parameters
+        ----------
+        training : callable
+            Trains, and tells the progress of it.
+        X, y : array-like
+            As `fit` got them.
+        n_epochs, n_rows : int
+            At most so many epochs, of so many rows each.
+        attributes : callable
+            Returns what this estimator's attributes are after a training result.
+        """
         from .engine import own_modes
 
+        progress = FitProgress(self, X, y, n_epochs, n_rows, attributes)
         is_interrupted = False
         try:
-            with own_modes(inference=False), progress as hooks:
-                result = training(hooks)
+            with own_modes(inference=False), progress:
+                result = training(progress)
             is_interrupted = result.interrupted
             try:
                 learned = attributes(result)

@@ -89,7 +89,7 @@ def check_texts(X: Any, name: str = "X", *, missing: str = "error") -> Texts:
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split("\n"))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -107,7 +107,8 @@ def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
         if array.ndim == 1:
             return _columns_of(array.tolist(), name), None
         if array.ndim != 2:
-            raise ValueError(f"{name} has {array.ndim} dimensions. {_EXPECTED}.")
+            remedy = f": put it in a list, [{name}]" if array.ndim == 0 else ""
+            raise ValueError(f"{name} has {array.ndim} dimensions. {_EXPECTED}{remedy}.")
         _check_n_columns(array.shape[1], name)
         return [array[:, column].tolist() for column in range(array.shape[1])], None
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -181,6 +181,11 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
             has no texts.
         """
         self._validate_params()
+        if not isinstance(self.model, str | os.PathLike):
+            raise TypeError(
+                f"model is {shorten(self.model)}: expected a str or a path. The candidates go by name: "
+                "labels=['sports', ...]."
+            )
         texts = None if X is None else _check_single(check_texts(X))
         classes, names = self._read_labels(y)
         if y is not None:
@@ -246,6 +251,14 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         with np.errstate(over="ignore"):  # next to no probability
             return softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
 
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of the probability of each label, (n_texts, n_labels)."""
+        scores = self._scores(X)
+        if self.multi_label:
+            return log_expit(scores / self._temperature())
+        with np.errstate(over="ignore"):
+            return log_softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
+
     def predict(self, X: Any) -> np.ndarray:
         """Return the label of each text, (n_texts,); with ``multi_label=True`` int64 (n_texts, n_labels)."""
         scores = self._scores(X)
@@ -307,7 +320,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
             verbose=self.verbose,
         )
         vars(encoder).update(state or {})
-        return encoder
+        return encoder.set_output(transform="default")  # whatever sklearn.set_config says
 
     def _open_nli(self) -> MiniLMClassifier:
         nli = self.nli

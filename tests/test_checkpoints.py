@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import edit_json, tiny_bert
 
-from skminilm import MiniLMEncoder
+from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm.checkpoints import PRESETS, _loaded, bundled, hub, load_checkpoint
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
@@ -129,10 +129,46 @@ def test_a_loaded_model_does_not_change_with_its_file(folder, texts):
     with open(path, "r+b") as file:  # in place, as a copy over it would
         file.seek(len(blob) // 2)
         file.write(b"\xff" * (len(blob) // 2))
-    with pytest.raises(FloatingPointError, match="is not finite: the weights are damaged"):
+    with pytest.raises(OSError, match=r"unusable: .* holds a number that is not finite\. Download"):
         encoder.transform(texts)
     path.write_bytes(blob)
     np.testing.assert_array_equal(encoder.transform(texts), before)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["encoder.layer.1.intermediate.dense.bias", "embeddings.LayerNorm.weight"])
+def test_a_weight_that_is_not_finite_is_named(folder, name, number):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights[name][3] = number
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match=f"{name} holds a number that is not finite"):
+        MiniLMEncoder(folder).transform(["a"])
+    with pytest.raises(OSError, match=f"{name} holds a number that is not finite"):
+        MiniLMClassifier(folder, max_length=32, epochs=1).fit(["a", "b"], [0, 1])
+
+
+def test_weights_that_make_no_finite_vector_are_an_error(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.LayerNorm.weight"] *= 1e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FloatingPointError, match="is not finite: the weights are damaged"):
+        MiniLMEncoder(folder).transform(["a"])
+
+
+def test_a_table_in_4_bits_of_another_shape_is_refused(folder):
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "model.safetensors")
+    rows, size = weights["embeddings.word_embeddings.weight"].shape
+    weights["embeddings.word_embeddings.weight"] = torch.zeros(rows, size // 32, dtype=torch.uint8)
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="unusable: .*word_embeddings.weight has the shape"):
+        MiniLMEncoder(folder).transform(["a"])
 
 
 def shard(folder):

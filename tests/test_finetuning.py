@@ -853,8 +853,8 @@ def test_kept_states_of_other_layers_are_apart(split):
 
 
 def test_smoothing_moves_each_label_towards_one_half():
-    targets = MultilabelTargets([[1, 0], [0, 1]], 2)
-    objective = targets.objective(0.2)
+    targets = MultilabelTargets([[1, 0], [0, 1]], 2, label_smoothing=0.2)
+    objective = targets.objective()
     at = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).logit().requires_grad_()
     objective.losses(at, torch.from_numpy(targets.values)).sum().backward()
     np.testing.assert_allclose(at.grad.numpy(), 0, atol=1e-6)

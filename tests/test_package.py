@@ -109,3 +109,10 @@ def test_every_parameter_is_constrained_and_documented(name):
 def test_version_is_the_same_everywhere(request):
     assert skminilm.__version__ == version("skminilm")
     assert f"## [{skminilm.__version__}]" in (request.config.rootpath / "CHANGELOG.md").read_text()
+
+
+def test_the_table_of_modules_names_each(request):
+    root = request.config.rootpath
+    table = (root / "docs" / "development.md").read_text()
+    modules = {path.name for path in (root / "skminilm").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert not {name for name in modules if name not in table}

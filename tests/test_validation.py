@@ -265,6 +265,11 @@ def test_bad_sample_weight(weights, message):
         check_row_weights(weights, 3)
 
 
+def test_lists_of_names_are_told_how_they_become_columns():
+    with pytest.raises(ValueError, match="MultiLabelBinarizer"):
+        check_labels([["a", "b"], ["a"]], 2)
+
+
 @pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame, pa.table, pa.record_batch])
 def test_sample_weight_in_columns_of_frames(make_frame):
     weights = make_frame({"w": [1.0, 2.0, 4.0]})["w"]

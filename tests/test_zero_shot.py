@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -85,6 +86,28 @@ def test_the_mix_of_classes_in_fit_counts_only_where_it_is_asked_to(requests):
     assert (found.offsets_ == 0).all()
     centred = MiniLMZeroShotClassifier(labels=labels, center=True).fit(texts)
     assert centred.score(texts, y[most]) < found.score(texts, y[most])
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars"])
+def test_what_the_process_wants_of_transformers_is_another_matter(container, tmp_path):
+    expected = MiniLMZeroShotClassifier(labels=LABELS, center=True).fit(TEXTS).predict_proba(TEXTS)
+    with config_context(transform_output=container):
+        model = MiniLMZeroShotClassifier(labels=LABELS, center=True).fit(TEXTS)
+        np.testing.assert_array_equal(model.predict_proba(TEXTS), expected)
+        model.save(tmp_path)
+
+
+def test_logarithms_of_probabilities(nli):
+    for options in ({}, {"nli": nli}, {"nli": nli, "multi_label": True}):
+        model = MiniLMZeroShotClassifier(labels=LABELS, **options).fit()
+        np.testing.assert_allclose(
+            model.predict_log_proba(TEXTS), np.log(model.predict_proba(TEXTS)), atol=1e-6
+        )
+
+
+def test_labels_in_the_place_of_the_model_are_told_where_they_go():
+    with pytest.raises(TypeError, match=r"model is \['sports', .*: expected a str or a path.* labels="):
+        MiniLMZeroShotClassifier(LABELS).fit()
 
 
 def test_means_need_texts(nli):

@@ -91,7 +91,9 @@ def fit_and_save(
     output_dir: Path, command: str, estimator: Any, *arguments: Any, **options: Any
 ) -> dict[str, Any]:
     """Fit, write the model, and return what the results say of the fit."""
-    console.print(f"Training on {len(arguments[0]):,} rows.")
+    selecting = options.get("X_val")
+    others = "" if selecting is None else f" {len(selecting):,} others choose the epoch: scored after each."
+    console.print(f"Training on {len(arguments[0]):,} rows.{others}")
     begin = time.perf_counter()
     with warnings.catch_warnings():
         # What was interrupted is no result.

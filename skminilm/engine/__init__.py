@@ -5,7 +5,6 @@ Importing this package imports torch; the estimators do so at first use.
 
 from .hardware import Compute, resolve_compute
 from .modes import own_modes
-from .packed_model import TunedWeights, merge_weights, weights_digest
 from .registry import (
     get_model,
     get_tuned_model,
@@ -14,6 +13,7 @@ from .registry import (
     release_models,
 )
 from .spans import SpanPlaces, find_best_spans
+from .weights import TunedWeights, merge_weights, weights_digest
 
 __all__ = [
     "Compute",

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from ..checkpoints import BertConfig
 from ..checkpoints.q4 import dequantize_q4
 from . import kernels
-from ._names import layer_prefix
 from .attention import attention
 from .linear import Linear
 from .packing import Pack
+from .weights import layer_prefix
 
 Weights = Mapping[str, torch.Tensor]
 

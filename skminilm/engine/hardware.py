@@ -177,7 +177,9 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r} is not known: use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
     if resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} is not supported: use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+        raise ValueError(
+            f"device={device!r} is not supported, CPUs and CUDA are: use 'auto', 'cpu', 'cuda' or 'cuda:N'."
+        )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={device!r} is not present: torch {torch.__version__} sees {torch.cuda.device_count()} "

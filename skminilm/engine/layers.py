@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 
 from ..checkpoints import BertConfig
-from ._names import LAYER_PARTS
 from .attention import attention
 from .forward import encoder_layer
 from .kernels import layers as compiled
 from .linear import Linear, PlainLinear, PrepackedLinear, can_prepack
 from .packing import Pack
+from .weights import LAYER_PARTS
 
 
 class Layers(ABC):

@@ -19,8 +19,8 @@ import torch
 
 from .._warnings import warn
 from ..checkpoints import BertConfig
-from ._names import layer_prefix
 from ._openvino_import import import_silently
+from .weights import layer_prefix
 
 ov = import_silently("openvino")
 ops = import_silently("openvino.opset13")
@@ -40,7 +40,7 @@ def build_graphs(
     Parameters
     ----------
     weights : mapping of str to Tensor
-        As :func:`~skminilm.engine.packed_model.fused_weights` names them.
+        As :func:`~skminilm.engine.weights.fused_weights` names them.
     config : BertConfig
     dtype : torch.dtype
         Of what passes between the graphs, float32 or bfloat16; tokens are rows.

@@ -20,11 +20,11 @@ from ._openvino_import import check_installed, import_silently
 from .attention import attention
 from .forward import gather_word_embeddings
 from .modes import own_modes
-from .packed_model import WORD
 from .packing import Pack, make_pack, plan_packs
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
 from .varlen import can_use_varlen
+from .weights import WORD
 
 _BATCH_TOKENS = 1024
 _MAX_WORKERS = 4  # each holds the layers' weights
@@ -44,7 +44,7 @@ class OpenVINOModel(StreamingModel):
     ----------
     checkpoint : Checkpoint
     weights : mapping of str to Tensor
-        Under the names of :func:`~skminilm.engine.packed_model.fused_weights`.
+        Under the names of :func:`~skminilm.engine.weights.fused_weights`.
     precision : {"fp32", "bf16", "int8"}
     calibration : sequence of str or None
         Texts for ``"int8"``; None takes those that ship.

@@ -15,10 +15,11 @@ from ..checkpoints import Checkpoint
 from ..checkpoints._checkpoint import WORD_EMBEDDINGS
 from .hardware import Compute, return_free_memory
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
-from .packed_model import WORD, PackedModel, TunedWeights, fused_weights, replaced_weights
+from .packed_model import PackedModel
 from .replicated_model import ReplicatedModel
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
+from .weights import WORD, TunedWeights, fused_weights, replaced_weights
 
 # Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
 _MAX_MODELS = 6
@@ -175,8 +176,7 @@ def read_weights(
         ) from error
     except ValueError as error:
         raise OSError(
-            f"The weights of {checkpoint.name} are not those of its configuration: {error}. Download the checkpoint "
-            "again."
+            f"The weights of {checkpoint.name} are unusable: {error}. Download the checkpoint again."
         ) from error
 
 

@@ -100,9 +100,9 @@ class _Training:
         self._steps_per_epoch = math.ceil(len(rows.training) / options.batch_size)
         self._n_steps = self._steps_per_epoch * options.epochs
         self._step = 0
-        if workers.n_workers > 1:  # vectors may differ by rounding, and so does where the head starts
+        if workers.world_size > 1:  # vectors may differ by rounding, and so does where the head starts
             for part in self._parameters:
-                workers.take_from_first(part.master)
+                workers.broadcast(part.master)
                 part.publish()
         self._history: list[dict[str, float]] = []
         self._kept: list[torch.Tensor] | None = None  # parameters of the best epoch, or of the last
@@ -155,7 +155,7 @@ class _Training:
         values = np.concatenate([coef.ravel(), intercept.ravel()]).astype(np.float32)
         with torch.no_grad():
             self._head.master.copy_(torch.from_numpy(values))
-        self._workers.take_from_first(self._head.master)
+        self._workers.broadcast(self._head.master)
         if best is None or _rank(*self._validate()) >= best:
             self._keep(self._kept_epoch)
 
@@ -241,19 +241,19 @@ class _Training:
         self, loss: float, gradients: list[list[torch.Tensor]]
     ) -> tuple[float, list[list[torch.Tensor]]]:
         """Add the losses and the gradients of all workers."""
-        if self._workers.n_workers == 1:
+        if self._workers.world_size == 1:
             return loss, gradients
         total = torch.tensor([loss], dtype=torch.float64, device=self._network.device)
         gradients = [[gradient.float() for gradient in some] for some in gradients]
-        self._workers.add_up([total, *chain.from_iterable(gradients)])
+        self._workers.all_reduce([total, *chain.from_iterable(gradients)])
         return float(total), gradients
 
     def _of_first_worker(self, *numbers: float) -> list[float]:
         """Return the first worker's numbers, so that all decide alike."""
-        if self._workers.n_workers == 1:
+        if self._workers.world_size == 1:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.float64, device=self._network.device)
-        self._workers.take_from_first(values)
+        self._workers.broadcast(values)
         return values.tolist()
 
     def _outputs(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

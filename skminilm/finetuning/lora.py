@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..engine.linear import Linear
-from ..engine.packed_model import LORA_RANK, LORA_SCALE
+from ..engine.weights import LORA_RANK, LORA_SCALE
 
 LORA = "lora"
 

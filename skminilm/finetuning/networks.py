@@ -15,10 +15,11 @@ from ..checkpoints.token_batch import TokenBatch
 from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
 from ..engine.linear import Linear, PlainLinear
-from ..engine.packed_model import MAX_WASTE, WORD, WORD_ROWS, dense_rows
+from ..engine.packed_model import MAX_WASTE
 from ..engine.packing import Pack, make_pack, plan_packs
 from ..engine.pooling import pool, unit_length
 from ..engine.varlen import can_use_varlen
+from ..engine.weights import WORD, WORD_ROWS, dense_rows
 from .lora import LORA, AdaptedLayers
 from .parameters import FlatParameters
 
@@ -115,7 +116,7 @@ class TrainableEncoder(TrainableNetwork):
     Parameters
     ----------
     weights : iterable of (str, Tensor)
-        In float32, under the names of ``engine.packed_model.fused_weights``; those
+        In float32, under the names of ``engine.weights.fused_weights``; those
         above the frozen layers suffice where `states` gives what is below.
     config : BertConfig
     batch : TokenBatch

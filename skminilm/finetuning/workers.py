@@ -16,21 +16,21 @@ class Workers:
 
     Attributes
     ----------
-    n_workers, rank : int
+    world_size, rank : int
         How many there are, and which one this is.
     """
 
-    n_workers = 1
+    world_size = 1
     rank = 0
 
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Return this worker's rows of a step."""
-        return rows[self.rank :: self.n_workers]
+        return rows[self.rank :: self.world_size]
 
-    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all workers."""
 
-    def take_from_first(self, tensor: torch.Tensor) -> None:
+    def broadcast(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by that of the first worker."""
 
 
@@ -57,15 +57,15 @@ class LaunchedWorkers(Workers):
                 "pip install accelerate, or unset WORLD_SIZE."
             ) from error
         state = PartialState(cpu=cpu)
-        self.n_workers, self.rank = state.num_processes, state.process_index
+        self.world_size, self.rank = state.num_processes, state.process_index
         self.device = state.device
 
-    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all workers."""
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
 
-    def take_from_first(self, tensor: torch.Tensor) -> None:
+    def broadcast(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by that of the first worker."""
         torch.distributed.broadcast(tensor, src=0)
 

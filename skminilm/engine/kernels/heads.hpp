@@ -90,7 +90,7 @@ INLINE int for_each_head(int n_sequences, int n_heads, int n_threads, int64_t n_
 
 template <class Number>
 INLINE void clear(Number *rows, int64_t start, int64_t stop, int64_t width) {
-  memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
+  if (stop > start) memset(rows + start * width, 0, (stop - start) * width * sizeof(Number));
 }
 
 /* attend(qkv, attended, length, hidden, size, scratch) in each head of each sequence; 0 behind them. Returns
