@@ -331,9 +331,10 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         With several labels a text: 1 where the probability is over one half,
         int64 (n_texts, n_labels).
         """
+        logits = self._outputs(X)
         if self.multilabel_:
-            return (self._outputs(X) > 0).astype(np.int64)  # a probability may round to one half
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+            return (logits > 0).astype(np.int64)  # a probability may round to one half
+        return self.classes_[softmax(logits, axis=1).argmax(axis=1)]  # of equal probabilities the first
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         if not is_multilabel(y):

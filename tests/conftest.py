@@ -169,6 +169,21 @@ def make_sentence_transformers_folder(tmp_path_factory, transformers_folder):
 
 
 @pytest.fixture(scope="session")
+def two_folders(tmp_path_factory, wordpiece):
+    """Two tiny networks that differ in their embeddings alone."""
+    import torch
+
+    folders = [tmp_path_factory.mktemp("one_of_two") for _ in range(2)]
+    for number, folder in enumerate(folders):
+        model = tiny_bert(len(wordpiece))
+        with torch.no_grad():
+            model.embeddings.word_embeddings.weight.mul_(1 + number)
+        model.save_pretrained(folder)
+        wordpiece.save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
 def distilbert_folder(tmp_path_factory, wordpiece):
     """A tiny network of another architecture."""
     import torch

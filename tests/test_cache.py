@@ -118,3 +118,28 @@ def test_a_fork_while_another_thread_uses_a_cache(name):
         process.kill()
     process.join()
     assert process.exitcode == 0
+
+
+def test_texts_that_come_again_take_no_others_place(texts):
+    a, b, c = texts[:3]
+    expected = MiniLMEncoder(cache=None, precision="fp32").transform([a, b, c])
+    for cache in ("memory", None):
+        found = MiniLMEncoder(cache=cache, precision="fp32").transform([a, a, b, a, c, b])
+        np.testing.assert_allclose(found, expected[[0, 0, 1, 0, 2, 1]], atol=1e-5)
+
+
+def test_some_texts_from_the_cache_and_some_computed_stay_apart(texts, tmp_path):
+    a, b, c, d = texts[:4]
+    expected = MiniLMEncoder(cache=None, precision="fp32").transform([a, b, c, d])
+    for cache in ("memory", tmp_path):
+        encoder = MiniLMEncoder(cache=cache, precision="fp32")
+        encoder.transform([b, d])
+        np.testing.assert_allclose(encoder.transform([a, b, c, d]), expected, atol=1e-5)
+
+
+def test_a_cache_holds_no_more_than_its_entries():
+    cache, vectors = VectorCache(), np.ones((1000, 4), np.float32)
+    cache.put([b"key"], vectors[:1])
+    assert cache.get([b"key"])[0].base is None  # a view would keep all of what was computed
+    vectors[0] = 0
+    assert cache.get([b"key"])[0].tolist() == [1, 1, 1, 1]

@@ -12,6 +12,7 @@ import torch
 from conftest import plain_hidden_states
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import compute_sample_weight
 
@@ -552,3 +553,31 @@ def test_a_warm_start_tells_labels_from_columns():
     model = MiniLMClassifier(trainable="head", warm_start=True).fit(["x", "y"], [0, 1])
     with pytest.raises(ValueError, match="had one label a text, and y has several columns"):
         model.fit(["x", "y"], [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_head_starts_at_a_logistic_regression_of_weights_of_mean_1(split, n_classes):
+    X, y, X_new, _ = split
+    kept = np.isin(y, np.unique(y)[:n_classes])
+    X, y = [text for text, k in zip(X, kept, strict=True) if k], y[kept]
+    weights = np.where(np.arange(len(y)) == 0, 100.0, 1.0)
+    options = dict(trainable="head", epochs=1, head_learning_rate=1e-12, precision="fp32", random_state=0)
+    found = MiniLMClassifier(**options).fit(X, y, sample_weight=weights)
+    probe = LogisticRegression(C=10, max_iter=2000, tol=1e-6)
+    probe.fit(found.encode(X), y, sample_weight=weights / weights.mean())
+    expected = probe.predict_proba(found.encode(X_new))
+    np.testing.assert_allclose(found.predict_proba(X_new), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(("n_texts", "n_epochs"), [(32, 10), (320, 6), (321, 6), (640, 3), (1_000_000, 3)])
+def test_auto_is_60_steps_in_3_to_10_epochs(n_texts, n_epochs):
+    assert MiniLMClassifier()._n_epochs(n_texts) == n_epochs
+
+
+def test_a_warm_start_from_another_checkpoint_is_refused(split, two_folders):
+    X, y, _, _ = split
+    first, second = two_folders
+    classifier = MiniLMClassifier(first, trainable="head", epochs=1, max_length=64, warm_start=True)
+    classifier.fit(X, y)
+    with pytest.raises(ValueError, match="had another model or revision"):
+        classifier.set_params(model=second).fit(X, y)

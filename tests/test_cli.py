@@ -15,7 +15,7 @@ import skminilm  # noqa: E402
 from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer  # noqa: E402
 from skminilm.cli import _xnli  # noqa: E402
 from skminilm.cli._app import app  # noqa: E402
-from skminilm.cli._evaluation import warmup_ratio  # noqa: E402
+from skminilm.cli._evaluation import means_of, warmup_ratio  # noqa: E402
 from skminilm.cli._output import describe_files  # noqa: E402
 from skminilm.cli._xnli import split_dev  # noqa: E402
 from skminilm.datasets import load_xnli  # noqa: E402
@@ -599,3 +599,22 @@ def test_a_model_is_kept_where_scoring_fails(official, xlmr_folder, tmp_path, mo
     assert "not computed yet" in (out / "results.json").read_text()
     assert call(*command).exit_code == 0
     assert "not computed yet" not in (out / "results.json").read_text()
+
+
+def test_mlqa_counts_the_best_of_several_answers(tmp_path, xlmr_folder, monkeypatch):
+    out, data = tmp_path / "out", tmp_path / "data"
+    squad(data / "train-v1.1.json", ["en"], n=8)
+    squad(data / "xquad.de.json", ["de"], n=1)
+    content = json.loads((data / "xquad.de.json").read_text())
+    paragraph = content["data"][0]["paragraphs"][0]
+    word = paragraph["context"].split()[0]
+    paragraph["qas"][0]["answers"].append({"text": word, "answer_start": 0})
+    (data / "xquad.de.json").write_text(json.dumps(content))
+    monkeypatch.setattr(MiniLMQuestionAnswerer, "predict", lambda self, X: np.array([word] * len(X), object))
+    result = call("mlqa", "--data-dir", data, "--model", xlmr_folder, "--output-dir", out, *FAST_QA)
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "results.json").read_text())["mean"]["f1"] == 1
+
+
+def test_means_are_over_languages():
+    assert means_of([{"n": 1, "f1": 1.0}, {"n": 9, "f1": 0.0}], ["f1"]) == {"f1": 0.5}

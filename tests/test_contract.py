@@ -262,11 +262,10 @@ def make(request, in_float64):
     """Return the estimator of a kind over its tiny network."""
 
     def make(kind):
-        folder = request.getfixturevalue("xlmr_folder" if kind == "answerer" else "folder_of_numbers")
-        estimator = ESTIMATORS[kind](folder)
         if kind in BY_ENTAILMENT:
-            estimator.nli = request.getfixturevalue("nli_of_numbers")
-        return estimator
+            return ESTIMATORS[kind](nli=request.getfixturevalue("nli_of_numbers"))
+        folder = request.getfixturevalue("xlmr_folder" if kind == "answerer" else "folder_of_numbers")
+        return ESTIMATORS[kind](folder)
 
     return make
 

@@ -291,3 +291,10 @@ def test_a_file_with_something_else_in_it_is_renewed(cache, damage):
         assert cache.get(KEYS) == [None] * 3
     cache.put(KEYS, ROWS)
     np.testing.assert_array_equal(np.stack(cache.get(KEYS)), ROWS)
+
+
+def test_vectors_of_an_earlier_way_to_compute_are_not_found(tmp_path, encoded, texts, monkeypatch):
+    MiniLMEncoder(cache=tmp_path).transform(texts[:2])
+    monkeypatch.setattr("skminilm._encoding._RESULTS_VERSION", -1)
+    MiniLMEncoder(cache=tmp_path).transform(texts[:2])
+    assert len(encoded) == 4

@@ -401,3 +401,12 @@ def test_local_files_only_arrives(monkeypatch, local):
     with pytest.raises(OSError, match="not here"):
         MiniLMEncoder("somebody/nothing", local_files_only=local).transform(["a"])
     assert asked == [local]
+
+
+def test_tokens_of_the_prompt_count_on_another_architecture(distilbert_folder):
+    encoder = MiniLMEncoder(distilbert_folder, prompt="where is the card: ")
+    encoder.transform(["my parcel"])
+    with_prompt = encoder.max_tokens_
+    plain = MiniLMEncoder(distilbert_folder, prompt=None)
+    plain.transform(["where is the card: my parcel"])
+    assert with_prompt == plain.max_tokens_

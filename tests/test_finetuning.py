@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import resident_mib
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
@@ -25,6 +26,7 @@ from skminilm.finetuning import (
     SoftmaxObjective,
     TrainableEncoder,
     TrainingDivergedError,
+    TrainingHooks,
     TrainingOptions,
     loop,
     networks,
@@ -32,7 +34,7 @@ from skminilm.finetuning import (
 )
 from skminilm.finetuning.interrupts import deferred_interrupts
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
-from skminilm.finetuning.parameters import FlatParameters
+from skminilm.finetuning.parameters import FlatParameters, LossScale
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora is missing")
 
@@ -960,3 +962,104 @@ def test_lora_draws_nothing_from_the_state_of_the_process(split, monkeypatch, re
     torch.set_default_dtype(torch.float64)
     found = MiniLMClassifier(**options).fit(X[:16], y[:16]).predict_proba(X_new[:4])
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_head_is_fitted_anew_to_the_network_of_the_best_epoch(split, monkeypatch, precision):
+    X, y, X_new, y_new = split
+    fits = {}
+    for refit_head in (False, True):
+        # The first epoch is the best.
+        figures = iter([(1.0, 0.0), (0.1, 1.0), (0.9, 0.5), (0.9, 0.5), (0.1, 1.0)])
+        monkeypatch.setattr(loop._Training, "_validate", lambda self, figures=figures: next(figures))
+        options = dict(trainable=1, epochs=3, early_stopping=True, learning_rate=1e-3, precision=precision)
+        model = MiniLMClassifier(refit_head=refit_head, random_state=0, **options)
+        fits[refit_head] = model.fit(X, y, X_val=X_new, y_val=y_new)
+    trained, refitted = fits[False], fits[True]
+    assert trained.best_epoch_ == refitted.best_epoch_ == 1
+    assert refitted.weights_digest_ == trained.weights_digest_
+    expected = LogisticRegression(C=10, max_iter=2000).fit(trained.encode(X), y)
+    np.testing.assert_allclose(
+        refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=1e-2
+    )
+
+
+def test_kept_states_of_other_checkpoints_are_apart(split, two_folders):
+    X, y, _, _ = split
+    first, second = two_folders
+    options = dict(trainable=1, epochs=1, precision="fp32", max_length=64, random_state=0)
+    expected = MiniLMClassifier(second, **options).fit(X, y).history_[0]["loss"]
+    clear_cache()
+    MiniLMClassifier(first, **options).fit(X, y)
+    found = MiniLMClassifier(second, **options).fit(X, y).history_[0]["loss"]
+    assert found == pytest.approx(expected)
+
+
+def test_a_look_at_the_best_epoch_changes_nothing_in_training():
+    class Looks(TrainingHooks):
+        def end_epoch(self, result):
+            result()
+            return False
+
+    vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    targets = (vectors[:, 0] > 0).astype(np.int64)
+    targets[20:] = 1 - targets[20:]  # each epoch is worse than the start
+    start = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
+    options = TrainingOptions(
+        epochs=6, batch_size=4, head_learning_rate=1.0, warmup_ratio=0.0, n_iter_no_change=6, seed=0
+    )
+    rows = Rows(np.arange(20), np.arange(20, 40))
+    given = (*start, SoftmaxObjective(), targets, np.ones(40), rows, options)
+    plain, looked = (train(FixedVectors(vectors), *given, hooks=hooks) for hooks in (None, Looks()))
+    assert plain.best_epoch == 0
+    losses = [[e["validation_loss"] for e in result.history] for result in (plain, looked)]
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(plain.coef, looked.coef)
+
+
+def test_the_loss_of_an_epoch_is_weighted():
+    random = np.random.default_rng(0)
+    vectors, weights = random.standard_normal((25, 4)).astype(np.float32), random.uniform(0.1, 9, 25)
+    loss = np.where(np.arange(25) % 2 == 0, 0.1, 3.0)
+
+    class Given(SoftmaxObjective):
+        def losses(self, outputs, targets):
+            return 0 * outputs.sum(dim=1) + torch.where(targets == 0, 0.1, 3.0)
+
+    result = train_head(vectors, Given(), row_weights=weights, batch_size=10)
+    assert result.history[0]["loss"] == pytest.approx(np.average(loss, weights=weights), rel=1e-5)
+
+
+def test_steps_of_parts_of_a_batch_count_in_the_schedule():
+    vectors = np.random.default_rng(0).standard_normal((15, 4)).astype(np.float32)
+    result = train_head(vectors, batch_size=10, epochs=2, warmup_ratio=0.0, head_learning_rate=1e-3)
+    rates = [record["learning_rate"] / 1e-3 for record in result.history]
+    assert rates == pytest.approx([learning_rate_factor(2, 4, 0.0), 0])  # 2 steps an epoch
+
+
+def test_steps_are_those_of_torchs_adamw():
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 3, generator=random)
+    parameters = FlatParameters({"w": start}, torch.float32, 1e-2, 0.1)
+    expected = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.AdamW([expected], lr=1e-2, weight_decay=0.1)  # betas and eps are its defaults
+    for step in range(20):
+        gradient = torch.randn(5, 3, generator=random) * 10.0 ** -(step % 3)
+        expected.grad = gradient.clone()
+        optimizer.step()
+        parameters.step([gradient.clone()], 1.0, 1.0)
+    np.testing.assert_allclose(parameters.arrays()["w"], expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_scale_of_the_loss_is_halved_at_once_and_doubled_after_2000_steps():
+    scale = LossScale(True)
+    start = scale.value
+    for _ in range(1500):  # which are forgotten when it is halved
+        scale.update(False)
+    scale.update(True)
+    assert scale.value == start / 2
+    for _ in range(1999):
+        scale.update(False)
+    assert scale.value == start / 2
+    scale.update(False)
+    assert scale.value == start

@@ -413,3 +413,33 @@ def test_translations_that_are_lists_are_named():
     splitter = LeaveOneLanguageOut(translations=[[0, 1], [1, 1]], n_folds=2)
     with pytest.raises(TypeError, match=r"row 0 is \[0, 1\]"):
         list(splitter.split(["a", "b"], groups=["en", "sw"]))
+
+
+@pytest.mark.parametrize("translations", [None, [0, 1, 0, 1, 0, 1]])
+def test_languages_come_in_the_order_of_first_appearance(translations):
+    languages = ["sw", "sw", "en", "en", "de", "de"]
+    for splitter, expected in (
+        (LeaveOneLanguageOut(translations, n_folds=2), ["sw", "en", "de"]),
+        (TrainOneLanguageTestOthers("en", translations, n_folds=2), ["sw", "de"]),
+    ):
+        tested = [languages[test[0]] for _, test in splitter.split(languages, groups=languages)]
+        assert list(dict.fromkeys(tested)) == expected
+
+
+def test_scores_come_in_the_order_of_first_appearance():
+    classifier = DummyClassifier(strategy="constant", constant="x").fit([[0]] * 2, ["x", "y"])
+    frame = score_by_language(classifier, [[0]] * 4, ["x", "x", "y", "x"], ["sw", "en", "de", "en"])
+    assert frame["language"].tolist() == ["sw", "en", "de"]
+    assert frame["accuracy"].tolist() == [1, 1, 0]
+
+
+def test_rows_without_translations_are_trained_on_in_every_split():
+    languages = ["en"] * 8 + ["sw"] * 4
+    splitter = TrainOneLanguageTestOthers("en", [*range(8), *range(4)], n_folds=2)
+    for train, _ in splitter.split(languages, groups=languages):
+        assert {4, 5, 6, 7} <= set(train.tolist())
+
+
+def test_han_characters_behind_u9fa5_are_no_tokens_of_their_own():
+    assert mlqa_f1(["\u9fa6\u9fa7"], ["\u9fa6"], "zh") == 0  # as in the official script
+    assert mlqa_f1(["\u9fa4\u9fa5"], ["\u9fa5"], "zh") == pytest.approx(2 / 3)

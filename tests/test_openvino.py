@@ -13,6 +13,7 @@ import torch
 from conftest import edit_json
 
 from skminilm import MiniLMEncoder, clear_cache
+from skminilm._cache import memory_cache
 from skminilm.checkpoints import load_checkpoint
 from skminilm.engine import openvino_model, release_models
 from skminilm.engine.hardware import cpu_has_bf16
@@ -310,3 +311,9 @@ def test_the_process_may_have_another_default_dtype_or_device(texts, reset_torch
         change()
         np.testing.assert_array_equal(encoder.transform(texts[:8]), expected)
         reset_torch_defaults()
+
+
+def test_vectors_of_two_backends_are_kept_apart(transformers_folder, texts):
+    for backend in ("torch", "openvino"):
+        MiniLMEncoder(transformers_folder, precision="fp32", backend=backend).transform(texts[:2])
+    assert len(memory_cache) == 4

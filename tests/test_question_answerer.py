@@ -25,7 +25,7 @@ from skminilm._spans import choose_answers
 from skminilm._validation import Texts
 from skminilm._windows import cut_windows, window_starts
 from skminilm.checkpoints import load_checkpoint
-from skminilm.finetuning import SpanObjective
+from skminilm.finetuning import SpanObjective, loop
 
 # The same facts in many scripts, with combining marks and wide characters.
 CONTEXTS = {
@@ -632,3 +632,22 @@ def test_more_spans_than_there_are(answerer):
     every = answerer.predict_spans(question, n_best=10**9)
     assert answerer.predict_spans(question, n_best=1000) == every
     assert 1 < len(every[0]) < 50
+
+
+def test_answers_are_scored_by_the_rules_of_their_language(xlmr_folder, monkeypatch):
+    model = MiniLMQuestionAnswerer(str(xlmr_folder))
+    monkeypatch.setattr(MiniLMQuestionAnswerer, "predict", lambda self, X: np.array(["das Haus"], object))
+    for score in (model.score, model.exact_match):
+        assert score([("?", "x")], ["Haus"], languages="de") == 1
+        assert score([("?", "x")], ["Haus"]) < 1
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_patience_of_questions_counts(xlmr_folder, monkeypatch, patience):
+    monkeypatch.setattr(loop._Training, "_validate", lambda self: (1.0, 0.0))
+    options = dict(trainable=1, epochs=5, max_length=64, stride=8, random_state=0)
+    model = MiniLMQuestionAnswerer(
+        str(xlmr_folder), early_stopping=True, n_iter_no_change=patience, **options
+    )
+    model.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS, y_val=ANSWERS)
+    assert (model.n_iter_, model.best_epoch_) == (patience, 0)

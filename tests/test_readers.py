@@ -426,3 +426,26 @@ def test_half_a_surrogate_pair_does_not_hide_the_question(tmp_path):
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "A \ud83d b", "qas": qas}]}]}))
     with pytest.raises(ValueError, match=r"'7'.*is not at answer_start=0"):
         load_squad(path)
+
+
+def test_an_answer_that_is_part_of_the_first_counts_too(tmp_path):
+    start = GERMAN.index("Mur")
+    answer = GERMAN[start : start + 6]
+    write_lines(tmp_path / "x.jsonl", [compact("de", GERMAN, answer, start, answers=[answer, "Mur"])])
+    assert load_squad(tmp_path / "x.jsonl").answers.tolist() == [[(answer, start), ("Mur", None)]]
+
+
+def test_a_pair_of_number_0_has_an_id(tmp_path):
+    def line(language, pair):
+        return json.dumps(
+            {
+                "language": language,
+                "gold_label": "neutral",
+                "sentence1": "a",
+                "sentence2": "b",
+                "pairID": pair,
+            }
+        )
+
+    write_lines(tmp_path / "xnli.dev.jsonl", [line("en", 1), line("en", 0), line("de", 0), line("de", 1)])
+    assert load_xnli(tmp_path, split="dev").groups.tolist() == [0, 1, 1, 0]

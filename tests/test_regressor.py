@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_array
 from sklearn.base import clone
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 
@@ -215,3 +216,17 @@ def test_what_is_set_aside_counts_in_no_scale():
     losses = [[row["loss"] for row in model.history_] for model in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     np.testing.assert_allclose(found.predict(texts), expected.predict(texts), atol=0.05)
+
+
+def test_the_ridge_regression_of_the_start_counts_rows_by_their_weights(rated):
+    X, y, _, _ = rated
+    weights = np.random.default_rng(0).choice([0.01, 0.1, 1.0], len(y))
+    options = dict(trainable="head", epochs=1, head_learning_rate=1e-12, precision="fp32", random_state=0)
+    found = MiniLMRegressor(**options).fit(X, y, sample_weight=weights)
+    mean = np.average(y, weights=weights)
+    scale = np.sqrt(np.average((y - mean) ** 2, weights=weights))
+    vectors = found.encode(X)
+    ridge = RidgeCV(np.logspace(-3, 2, 11)).fit(
+        vectors, (y - mean) / scale, sample_weight=weights / weights.mean()
+    )
+    np.testing.assert_allclose(found.predict(X), ridge.predict(vectors) * scale + mean, atol=1e-3)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
-from skminilm.checkpoints.tokenizer import read_tokenizer, verify_golden_ids
+from skminilm.checkpoints.token_limits import assemble
+from skminilm.checkpoints.tokenizer import _adds_tokens, read_tokenizer, verify_golden_ids
 
 GOLDEN = json.loads(files("skminilm.checkpoints").joinpath("golden_token_ids.json").read_text())
 
@@ -219,3 +220,22 @@ def test_a_prompt_that_leaves_no_room_in_pairs():
     tokenize(tokenizer, ["a"], None, settings)
     with pytest.raises(ValueError, match="leaves no room for text behind the prompt"):
         tokenize(tokenizer, ["a"], ["b"], settings)
+
+
+def test_pairs_of_equal_length_lose_the_odd_token_of_the_second():
+    batch = assemble([[1] * 5], [[2] * 5], [0], [8, 8], [9], 11, "truncate")  # room for 7
+    assert batch.input_ids.tolist() == [0, 1, 1, 1, 1, 8, 8, 2, 2, 2, 9]
+
+
+def test_the_head_is_a_quarter_of_what_the_prompt_leaves():
+    ids = list(range(10, 40))
+    batch = assemble([ids], None, [0], [], [2], 14, "head_tail", n_kept=4)  # 12 tokens, 8 behind the prompt
+    assert batch.input_ids.tolist() == [0, *ids[:4], *ids[4:6], *ids[-6:], 2]
+
+
+def test_added_tokens_in_a_file_of_their_own_are_seen(tmp_path):
+    assert not _adds_tokens(tmp_path, {})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<mask>": 250001}))
+    assert not _adds_tokens(tmp_path, {})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<mask>": 250001, "<user>": 250002}))
+    assert _adds_tokens(tmp_path, {})

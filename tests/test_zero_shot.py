@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, softmax
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -385,3 +386,25 @@ def test_score_reads_labels_in_every_container():
     model = MiniLMZeroShotClassifier(labels=TOPICS).fit()
     y = model.predict(TEXTS)
     assert model.score(TEXTS, y.astype(object)) == model.score(TEXTS, pd.Series(y, dtype="Int64")) == 1
+
+
+def test_temperature_counts_with_nli(nli):
+    for multi_label, squash in ((False, lambda s: softmax(s, axis=1)), (True, expit)):
+        model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli, multi_label=multi_label).fit()
+        scores = model.decision_function(TEXTS)
+        np.testing.assert_allclose(
+            model.predict_proba(TEXTS), squash(scores), rtol=1e-4, atol=1e-6
+        )  # "auto" is 1
+        model.set_params(temperature=4.0)
+        np.testing.assert_allclose(model.predict_proba(TEXTS), squash(scores / 4), rtol=1e-4, atol=1e-6)
+
+
+def test_another_classifier_of_the_same_size_in_the_folder_is_noticed(nli, tmp_path):
+    nli.save(tmp_path / "nli")
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=tmp_path / "nli").fit()
+    model.predict(TEXTS)
+    other = copy.copy(nli)
+    other.coef_ = nli.coef_[::-1].copy()
+    other.save(tmp_path / "nli")
+    with pytest.raises(ValueError, match="another classifier"):
+        model.predict(TEXTS)
