@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ._cache import VectorCache, state_cache, vector_keys
 from ._disk_cache import DiskVectorCache
-from ._validation import Texts
+from ._validation import Texts, shorten
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 from .checkpoints.embedded import open_embedded
@@ -151,11 +151,12 @@ def encode_texts(
             # Slice by slice, so that an interrupted call leaves what it had computed in the cache.
             for start in range(0, len(missing), _SLICE_TEXTS):
                 some = missing[start : start + _SLICE_TEXTS]
-                selected = texts.take(first_rows[i] for i in some)
+                rows = [first_rows[i] for i in some]
+                selected = texts.take(rows)
                 vectors, lengths = model.encode(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
-                _check_finite(vectors, selected)
+                _check_finite(vectors, texts, rows)
                 computed = np.column_stack([vectors, lengths.astype(np.float32)])
                 entries[some] = computed
                 if cache is not None:
@@ -163,12 +164,12 @@ def encode_texts(
     return entries[index, :-1], entries[index, -1].astype(np.int64)
 
 
-def _check_finite(vectors: np.ndarray, texts: Texts) -> None:
+def _check_finite(vectors: np.ndarray, texts: Texts, rows: Sequence[int]) -> None:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
+        row = rows[int(np.flatnonzero(~finite)[0])]
         raise FloatingPointError(
-            f"The vector of the text {texts.first[row][:60]!r} is not finite: the weights are damaged or the "
+            f"The vector of row {row}, {shorten(texts.first[row])}, is not finite: the weights are damaged or the "
             "precision is too low for them. Try precision='fp32'."
         )
 

@@ -228,28 +228,19 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         workers = None
         if self.trainable != "head":
             workers, compute = self._workers(compute)
-        vectors = None
+        vectors, lengths = None, None
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
-            # Texts that are set aside are needed where no network computes them later.
-            rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
-            vectors = np.zeros((len(data.texts), settings.vector_size(checkpoint.hidden_size)), np.float32)
-            vectors[rows], lengths = encode_texts(
-                data.texts.take(rows),
-                checkpoint,
-                settings,
-                compute=compute,
-                cache=memory_cache,
-                verbose=self.verbose,
-            )
-        values, row_weights = data.values[data.training], data.row_weights[data.training]
+            vectors, lengths = self._frozen_vectors(data, checkpoint, settings, compute)
+
+        def fit_head(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return targets.fit_head(vectors, data.values[data.training], data.row_weights[data.training])
+
         if earlier is not None:
-            coef, intercept = earlier.coef, earlier.intercept
+            head = earlier.coef, earlier.intercept
         elif self.init_head == "probe":
-            coef, intercept = targets.linear_start(vectors[data.training], values, row_weights)
+            head = fit_head(vectors[data.training])
         else:
-            shape = (targets.n_outputs, settings.vector_size(checkpoint.hidden_size))
-            coef = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
-            intercept = np.zeros(shape[0], np.float32)
+            head = _random_head(targets.n_outputs, settings.vector_size(checkpoint.hidden_size), random)
         options = self._training_options(n_epochs, compute, random)
         if self.trainable == "head":
             network: TrainableNetwork = FixedVectors(vectors)
@@ -259,14 +250,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             network = self._new_network(batch, checkpoint, settings, compute, options.seed, earlier)
         warn_of_truncation(lengths, settings, data.n_rows)
         del vectors
-
-        def refit(trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return targets.linear_start(trained, values, row_weights)
-
         return train(
             network,
-            coef,
-            intercept,
+            *head,
             targets.objective(),
             data.values,
             data.row_weights,
@@ -274,8 +260,28 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             options,
             workers=workers,
             hooks=hooks,
-            refit=refit if self._refits_head() else None,
+            refit=fit_head if self._refits_head() else None,
         )
+
+    def _frozen_vectors(
+        self, data: _Data, checkpoint: Checkpoint, settings: EncodingSettings, compute: Compute
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the untrained network makes of the texts, and their tokens before truncation.
+
+        Texts that are set aside are left out, and their vectors 0, unless
+        there is no network that computes them later.
+        """
+        rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
+        vectors = np.zeros((len(data.texts), settings.vector_size(checkpoint.hidden_size)), np.float32)
+        vectors[rows], lengths = encode_texts(
+            data.texts.take(rows),
+            checkpoint,
+            settings,
+            compute=compute,
+            cache=memory_cache,
+            verbose=self.verbose,
+        )
+        return vectors, lengths
 
     def _n_epochs(self, n_texts: int) -> int:
         if self.epochs != "auto":
@@ -338,3 +344,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
     def _outputs_of(self, vectors: np.ndarray) -> np.ndarray:
         return vectors @ self.coef_.T + self.intercept_
+
+
+def _random_head(
+    n_outputs: int, vector_size: int, random: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    coef = random.standard_normal((n_outputs, vector_size)) / math.sqrt(vector_size)
+    return coef.astype(np.float32), np.zeros(n_outputs, np.float32)

@@ -371,7 +371,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sha256(path: Path) -> str:
-    from .checkpoints._checkpoint import file_sha256
+    from .checkpoints.checkpoint import file_sha256
 
     return file_sha256(path)
 

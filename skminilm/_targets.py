@@ -60,7 +60,7 @@ class Targets(ABC):
         """Return what training minimises."""
 
     @abstractmethod
-    def linear_start(
+    def fit_head(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,)."""
@@ -117,7 +117,7 @@ class ClassTargets(Targets):
 
         return SoftmaxObjective(self._label_smoothing)
 
-    def linear_start(
+    def fit_head(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a multinomial logistic regression; a class without weight gets a constant, far below the others."""
@@ -162,7 +162,7 @@ class MultilabelTargets(Targets):
 
         return MultilabelObjective(self._label_smoothing)
 
-    def linear_start(
+    def fit_head(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit one logistic regression a label; a label that is always or never there gets a constant."""
@@ -246,7 +246,7 @@ class RealTargets(Targets):
 
         return RegressionObjective()
 
-    def linear_start(
+    def fit_head(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a ridge regression whose penalty is chosen by leave-one-out."""

@@ -345,7 +345,7 @@ def test_links_that_lead_nowhere_do_not_count(folder, distilbert_folder, tmp_pat
 def test_other_files_in_a_folder_do_not_count(folder, distilbert_folder, tmp_path, monkeypatch):
     other = shutil.copytree(distilbert_folder, tmp_path / "other")
     read = []
-    monkeypatch.setattr("skminilm.checkpoints._checkpoint.file_sha256", read.append)
+    monkeypatch.setattr("skminilm.checkpoints.checkpoint.file_sha256", read.append)
     monkeypatch.setattr("skminilm.checkpoints.folder.file_sha256", lambda path: read.append(path) or "")
     for place in (folder, other):
         MiniLMEncoder(place, cache=place / "vectors").transform(["a"])

@@ -100,15 +100,15 @@ def test_one_text_longer_than_the_token_budget(many_texts):
     assert np.abs(found - encode(many_texts[-3:])).max() <= 2e-5
 
 
-@pytest.mark.parametrize("max_waste", [0.0, 0.25, 10.0])
+@pytest.mark.parametrize("max_padding", [0.0, 0.25, 10.0])
 @pytest.mark.parametrize("grad", [False, True])
-def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkeypatch):
+def test_padding_inside_attention_changes_nothing(texts, max_padding, grad, monkeypatch):
     checkpoint = load_checkpoint("bundled")
     weights = dict(read_trainable_weights(checkpoint, 0, None))
     batch = tokenize(checkpoint.tokenizer, texts, None, checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
     found = []
-    for waste in (0.0, max_waste):
+    for waste in (0.0, max_padding):
         with torch.set_grad_enabled(grad):
             pack = make_pack(batch, batch.offsets, rows, CPU, waste)
             hidden = plain_hidden_states(weights, pack, checkpoint.config)
@@ -118,19 +118,19 @@ def test_padding_inside_attention_changes_nothing(texts, max_waste, grad, monkey
 
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
-    max_waste=st.sampled_from([0.0, 0.25, 10.0]),
+    max_padding=st.sampled_from([0.0, 0.25, 10.0]),
     length_step=st.sampled_from([1, 16]),
     max_plain_length=st.sampled_from([0, 8, 256]),
 )
 @settings(deadline=None, max_examples=50)
 def test_attention_and_its_gradients_are_those_of_the_definition(
-    lengths, max_waste, length_step, max_plain_length
+    lengths, max_padding, length_step, max_plain_length
 ):
     n_heads, hidden_size = 2, 8
     lengths = sorted(lengths, reverse=True)
     n_tokens = sum(lengths)
     batch = TokenBatch(np.zeros(n_tokens, np.int32), np.array(lengths), np.array(lengths))
-    pack = make_pack(batch, batch.offsets, np.arange(len(lengths)), CPU, max_waste, length_step)
+    pack = make_pack(batch, batch.offsets, np.arange(len(lengths)), CPU, max_padding, length_step)
     generator = torch.Generator().manual_seed(n_tokens)
     values = torch.randn(len(pack.input_ids), 3 * hidden_size, generator=generator)
     weights = torch.randn(n_tokens, hidden_size, generator=generator)
@@ -168,17 +168,18 @@ def test_packs_are_of_like_size(lengths):
 
 
 @given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), max_waste=st.floats(0, 3, allow_nan=False)
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    max_padding=st.floats(0, 3, allow_nan=False),
 )
 @settings(deadline=None)
-def test_groups_cover_the_pack_and_bound_the_padding(lengths, max_waste):
+def test_groups_cover_the_pack_and_bound_the_padding(lengths, max_padding):
     lengths = np.array(sorted(lengths, reverse=True))
-    groups = list(group_by_length(lengths, max_waste, CPU))
+    groups = list(group_by_length(lengths, max_padding, CPU))
     assert [group.start for group in groups] == [0, *(group.stop for group in groups[:-1])]
     assert groups[-1].stop == lengths.sum()
     for group in groups:
         tokens = group.stop - group.start
-        assert group.n_sequences * group.max_length <= (1 + max_waste) * tokens + 1e-9
+        assert group.n_sequences * group.max_length <= (1 + max_padding) * tokens + 1e-9
         if group.slots is not None:
             assert len(set(group.slots.tolist())) == tokens
 
@@ -699,7 +700,7 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
     checkpoint = load_checkpoint("bundled")
     weights = read_trainable_weights(checkpoint, 0, None)
     model = PackedModel(checkpoint, weights, CPU, torch.bfloat16)
-    assert (model._max_waste is None) == (kernel == "right")
+    assert (model._max_padding is None) == (kernel == "right")
     vectors, _ = model.encode(texts, None, checkpoint.defaults)
     assert cosines(vectors, expected).min() >= 0.9999
 

@@ -612,8 +612,8 @@ from skminilm._targets import ClassTargets
 from skminilm.finetuning import SoftmaxObjective
 X, y = json.load(open(sys.argv[1]))
 if os.environ.get("RANK") == "1":  # another kind of GPU would give other vectors and scores
-    start = ClassTargets.linear_start
-    ClassTargets.linear_start = lambda *a: tuple(part + np.float32(0.1) for part in start(*a))
+    start = ClassTargets.fit_head
+    ClassTargets.fit_head = lambda *a: tuple(part + np.float32(0.1) for part in start(*a))
     SoftmaxObjective.score = lambda *_: 0.0
 classifier = MiniLMClassifier(trainable=2, epochs=2, early_stopping=True, validation_fraction=0.25, n_iter_no_change=1,
                               precision="fp32", device="cpu", random_state=0).fit(X, y)
@@ -658,14 +658,14 @@ def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatc
     from skminilm._targets import ClassTargets
 
     X, y, X_new, y_new = split
-    original, starts = ClassTargets.linear_start, []
+    original, starts = ClassTargets.fit_head, []
 
     def useless_when_refitted(self, vectors, values, row_weights):
         starts.append(1)
         coef, intercept = original(self, vectors, values, row_weights)
         return (coef, intercept) if len(starts) == 1 else (-coef, intercept)
 
-    monkeypatch.setattr(ClassTargets, "linear_start", useless_when_refitted)
+    monkeypatch.setattr(ClassTargets, "fit_head", useless_when_refitted)
     classifier = MiniLMClassifier(trainable=2, epochs=2, early_stopping=True, random_state=0)
     classifier.fit(X, y, X_val=X_new, y_val=y_new)
     assert classifier.score(X_new, y_new) > 0.5
@@ -689,7 +689,7 @@ def test_an_interruption_while_the_head_is_fitted_anew_keeps_what_was_trained(sp
     from skminilm._targets import ClassTargets
 
     X, y, _, _ = split
-    original, calls = ClassTargets.linear_start, []
+    original, calls = ClassTargets.fit_head, []
 
     def second_is_interrupted(self, *args):
         calls.append(1)
@@ -699,7 +699,7 @@ def test_an_interruption_while_the_head_is_fitted_anew_keeps_what_was_trained(sp
 
     options = dict(trainable=1, epochs=2, random_state=0)
     expected = MiniLMClassifier(refit_head=False, **options).fit(X, y)
-    monkeypatch.setattr(ClassTargets, "linear_start", second_is_interrupted)
+    monkeypatch.setattr(ClassTargets, "fit_head", second_is_interrupted)
     with pytest.warns(UserWarning, match="interrupted"):
         classifier = MiniLMClassifier(**options).fit(X, y)
     np.testing.assert_array_equal(classifier.coef_, expected.coef_)

@@ -426,6 +426,18 @@ def test_languages_come_in_the_order_of_first_appearance(translations):
         assert list(dict.fromkeys(tested)) == expected
 
 
+@pytest.mark.parametrize(("answer", "low", "high"), [("yes", 0.565518, 1.0), ("no", 0.0, 0.434482)])
+def test_answers_that_are_all_right_or_all_wrong_have_wilsons_interval(answer, low, high):
+    class Answerer:
+        def predict_spans(self, X): ...
+
+        def predict(self, X):
+            return ["yes"] * len(X)
+
+    frame = score_by_language(Answerer(), [("?", "yes")] * 5, [answer] * 5, "en")
+    assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([low, high], abs=1e-6)
+
+
 def test_scores_come_in_the_order_of_first_appearance():
     classifier = DummyClassifier(strategy="constant", constant="x").fit([[0]] * 2, ["x", "y"])
     frame = score_by_language(classifier, [[0]] * 4, ["x", "x", "y", "x"], ["sw", "en", "de", "en"])

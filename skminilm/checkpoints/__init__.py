@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from ._checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
+from .checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
 from .presets import BUNDLED, PRESETS, Preset, find_preset
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._checkpoint import (
+from .checkpoint import (
     WORD_EMBEDDINGS,
     BertConfig,
     Checkpoint,

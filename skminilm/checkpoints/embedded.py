@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, LazyWeights
+from .checkpoint import BertConfig, Checkpoint, EncodingSettings, LazyWeights
 from .tokenizer import restore_tokenizer
 
 if TYPE_CHECKING:

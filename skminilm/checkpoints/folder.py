@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256, read_json
+from .checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256, read_json
 from .layout import Layout, has_adapter, kind_of, read_modules, transformer_folder
 from .presets import Preset
 from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer

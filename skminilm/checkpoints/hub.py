@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .._warnings import warn
-from ._checkpoint import SHARD_INDEX, WEIGHT_FILES
+from .checkpoint import SHARD_INDEX, WEIGHT_FILES
 from .layout import read_modules, transformer_folder
 from .presets import BUNDLED, PRESETS
 from .tokenizer import TOKENIZER_FILES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ._checkpoint import EncodingSettings, read_json
+from .checkpoint import EncodingSettings, read_json
 
 _POOLING_KEYS = {
     "pooling_mode_mean_tokens": "mean",

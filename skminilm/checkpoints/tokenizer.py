@@ -6,7 +6,7 @@ import base64
 import json
 from pathlib import Path
 
-from ._checkpoint import read_json
+from .checkpoint import read_json
 from .library_tokenizer import LibraryTokenizer
 from .sentencepiece_tokenizer import XLMR_PIECES, SentencePieceTokenizer, build_model_proto
 from .token_batch import Tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._checkpoint import (
+from .checkpoint import (
     SHARD_INDEX,
     WEIGHT_FILES,
     WORD_EMBEDDINGS,

@@ -67,7 +67,7 @@ class OpenVINOModel(StreamingModel):
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._word_embeddings = weights[WORD]
         has_kernel = can_use_varlen(_CPU, self._dtype, checkpoint.config.head_size)
-        self._max_waste = None if has_kernel else 0.0
+        self._max_padding = None if has_kernel else 0.0
         n_threads = torch.get_num_threads()  # joblib's workers limit torch's threads, not OpenVINO's
         self._n_workers = self.max_results_under_way = min(n_threads, _MAX_WORKERS)
         self._threads_each = n_threads // self._n_workers
@@ -154,7 +154,7 @@ class OpenVINOModel(StreamingModel):
         return (unit_length(pooled) if normalize else pooled).numpy()
 
     def _pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
-        return make_pack(batch, offsets, rows, _CPU, self._max_waste)
+        return make_pack(batch, offsets, rows, _CPU, self._max_padding)
 
     def _inputs(self, pack: Pack) -> list[torch.Tensor]:
         """Return what the first graph takes."""

@@ -24,7 +24,7 @@ CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096, torch.int16: 2048
 CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
-MAX_WASTE = {"cpu": 0.0, "cuda": 0.25}
+MAX_PADDING = {"cpu": 0.0, "cuda": 0.25}
 Reduce = Callable[[torch.Tensor, Pack], torch.Tensor]
 Result = TypeVar("Result")
 
@@ -63,7 +63,7 @@ class PackedModel(StreamingModel):
         self.hidden_size = checkpoint.hidden_size
         self.default_batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS[dtype]
         has_kernel = can_use_varlen(device, self.dtype, self.config.head_size)
-        self._max_waste = None if has_kernel else MAX_WASTE[device.type]
+        self._max_padding = None if has_kernel else MAX_PADDING[device.type]
         self._max_pack_tokens: int | None = None  # once a GPU's memory was too small for more
         self._layers = new_layers(self.config, device, dtype)
         self.weights: dict[str, torch.Tensor] = {}  # of the embeddings
@@ -75,7 +75,7 @@ class PackedModel(StreamingModel):
 
     def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""
-        return make_pack(batch, offsets, rows, self.device, self._max_waste)
+        return make_pack(batch, offsets, rows, self.device, self._max_padding)
 
     def hidden_states(self, pack: Pack, *, n_layers: int | None = None) -> torch.Tensor:
         """Return the hidden states of a pack after all layers or the first few, (n_slots, hidden_size)."""
@@ -131,7 +131,7 @@ class PackedModel(StreamingModel):
         def start_part(part: np.ndarray) -> Callable[[], np.ndarray]:
             with own_modes(inference=True):
                 pack = self.make_pack(batch, offsets, part)
-                return _bring_home(reduce(self.last_hidden_state(pack, batch, offsets), pack))
+                return _copy_to_host(reduce(self.last_hidden_state(pack, batch, offsets), pack))
 
         started = self.in_parts_that_fit(offsets, rows, start_part)
         return started[0] if len(started) == 1 else lambda: np.concatenate([result() for result in started])
@@ -180,7 +180,7 @@ class PackedModel(StreamingModel):
         return [result for half in halves for result in self.in_parts_that_fit(offsets, half, compute)]
 
 
-def _bring_home(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
+def _copy_to_host(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
     """Return a function that waits for vectors and returns them."""
     if vectors.device.type == "cpu":
         return vectors.numpy

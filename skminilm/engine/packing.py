@@ -126,7 +126,7 @@ def make_pack(
     offsets: np.ndarray,
     rows: np.ndarray,
     device: torch.device,
-    max_waste: float | None,
+    max_padding: float | None,
     length_step: int = 1,
 ) -> Pack:
     """Gather the tokens of some texts into a pack on a device.
@@ -140,7 +140,7 @@ def make_pack(
     rows : ndarray of int64
         Texts of the pack, longest first.
     device : torch.device
-    max_waste : float or None
+    max_padding : float or None
         See :func:`group_by_length`. None where no groups are needed.
     length_step : int, default=1
         See :func:`group_by_length`.
@@ -149,19 +149,19 @@ def make_pack(
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     n_tokens = int(cu_seqlens[-1])
     # What needs no groups on a GPU takes no slots that fill up either.
-    n_fill = 0 if max_waste is None and device.type != "cpu" else round_up(n_tokens) - n_tokens
+    n_padding = 0 if max_padding is None and device.type != "cpu" else round_up(n_tokens) - n_tokens
     sequence_ids = np.repeat(np.arange(len(rows)), lengths)
     position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
     tokens = offsets[rows][sequence_ids] + position_ids
 
-    groups = None if max_waste is None else list(group_by_length(lengths, max_waste, device, length_step))
-    if groups is not None and n_fill:
-        groups.append(AttentionGroup(n_tokens, n_tokens + n_fill, n_fill, 0))
+    groups = None if max_padding is None else list(group_by_length(lengths, max_padding, device, length_step))
+    if groups is not None and n_padding:
+        groups.append(AttentionGroup(n_tokens, n_tokens + n_padding, n_padding, 0))
 
     return Pack(
         rows=rows,
-        input_ids=to_device(batch.input_ids[tokens], device, n_fill=n_fill),
-        position_ids=to_device(position_ids, device, n_fill=n_fill),
+        input_ids=to_device(batch.input_ids[tokens], device, n_padding=n_padding),
+        position_ids=to_device(position_ids, device, n_padding=n_padding),
         lengths=to_device(lengths, device),
         cu_seqlens=to_device(cu_seqlens, device, dtype=torch.int32),
         groups=groups,
@@ -172,14 +172,14 @@ def make_pack(
 
 
 def to_device(
-    array: np.ndarray, device: torch.device, *, n_fill: int = 0, dtype: torch.dtype = torch.int64
+    array: np.ndarray, device: torch.device, *, n_padding: int = 0, dtype: torch.dtype = torch.int64
 ) -> torch.Tensor:
-    """Copy an array, and `n_fill` rows of 0 behind it, to a device.
+    """Copy an array, and `n_padding` rows of 0 behind it, to a device.
 
     From pinned memory: out of any other, the host would wait until a GPU has
     computed all before.
     """
-    shape = (len(array) + n_fill, *array.shape[1:])
+    shape = (len(array) + n_padding, *array.shape[1:])
     padded = torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     padded.numpy()[: len(array)] = array
     return padded.to(device, non_blocking=True)
@@ -197,11 +197,11 @@ def round_up(n_tokens: int) -> int:
 
 
 def group_by_length(
-    lengths: np.ndarray, max_waste: float, device: torch.device, length_step: int = 1
+    lengths: np.ndarray, max_padding: float, device: torch.device, length_step: int = 1
 ) -> Iterator[AttentionGroup]:
     """Group sequences, sorted by descending length, for attention.
 
-    A group may be padded up to `max_waste` times its tokens (0: only equal
+    A group may be padded up to `max_padding` times its tokens (0: only equal
     lengths share a group): fewer, larger calls against wasted work. Lengths are padded
     to a multiple of `length_step`: fewer different shapes, for each of which
     matrix libraries keep memory.
@@ -212,7 +212,7 @@ def group_by_length(
         tokens, last = 0, first
         while last < len(lengths):
             padded = (last + 1 - first) * longest
-            if last > first and padded > (1 + max_waste) * (tokens + int(lengths[last])):
+            if last > first and padded > (1 + max_padding) * (tokens + int(lengths[last])):
                 break
             tokens += int(lengths[last])
             last += 1

@@ -12,7 +12,7 @@ import torch
 from torch.utils.weak import TensorWeakRef
 
 from ..checkpoints import Checkpoint
-from ..checkpoints._checkpoint import WORD_EMBEDDINGS
+from ..checkpoints.checkpoint import WORD_EMBEDDINGS
 from .hardware import Compute, return_free_memory
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
 from .packed_model import PackedModel
@@ -133,11 +133,11 @@ def _packed_model(
             weights = replaced_weights(weights, tuned)
         return PackedModel(checkpoint, weights, device, compute.dtype)
 
-    replicas = [on(compute.device), *_that_can_be_built(on, compute.helpers)]
+    replicas = [on(compute.device), *_buildable(on, compute.helpers)]
     return ReplicatedModel(replicas) if len(replicas) > 1 else replicas[0]
 
 
-def _that_can_be_built(
+def _buildable(
     build: Callable[[torch.device], PackedModel], devices: Sequence[torch.device]
 ) -> Iterator[PackedModel]:
     """Leave out devices that others use: they have no memory left, or are for one process alone."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint, EncodingSettings
-from ..checkpoints._checkpoint import check_prompt
+from ..checkpoints.checkpoint import check_prompt
 from .modes import own_modes
 from .pooling import unit_length
 

@@ -28,8 +28,8 @@ class SpanPlaces:
     stops: np.ndarray
 
 
-def lay_out(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Lay out the logits of tokens by sequence.
+def pad_logits(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Pad the logits of tokens to one row a sequence.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def lay_out(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(logits.split(lengths.tolist()), batch_first=True).permute(2, 0, 1)
 
 
-def between(logits: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:
+def mask_outside(logits: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:
     """Replace logits outside of [start, stop) by minus infinity.
 
     Position 0, that of the first special token, stands for "no answer here"
@@ -135,10 +135,10 @@ def find_best_spans(
 
     def spans(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         logits = F.linear(hidden[: pack.n_tokens].float(), *head)
-        begin, end = lay_out(logits, torch.from_numpy(batch.lengths[pack.rows]))
+        begin, end = pad_logits(logits, torch.from_numpy(batch.lengths[pack.rows]))
         limits = (places.starts, places.own_stops, places.stops)
         first, own, last = (to_device(array[pack.rows], device) for array in limits)
-        return best_spans(between(begin, first, own), between(end, first, last), max_tokens, n_best)
+        return best_spans(mask_outside(begin, first, own), mask_outside(end, first, last), max_tokens, n_best)
 
     found = np.empty((len(batch.lengths), 2 + 3 * n_best), np.float32)
     offsets = batch.offsets

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import BertConfig
-from ..checkpoints._checkpoint import WORD_EMBEDDINGS
+from ..checkpoints.checkpoint import WORD_EMBEDDINGS
 from ..checkpoints.q4 import BLOCK, BLOCK_BYTES, dequantize_q4
 
 # Low-rank adapters: weight + LORA_SCALE * lora_B @ lora_A.

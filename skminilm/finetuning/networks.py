@@ -15,7 +15,7 @@ from ..checkpoints.token_batch import TokenBatch
 from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
 from ..engine.linear import Linear, PlainLinear
-from ..engine.packed_model import MAX_WASTE
+from ..engine.packed_model import MAX_PADDING
 from ..engine.packing import Pack, make_pack, plan_packs
 from ..engine.pooling import pool, unit_length
 from ..engine.varlen import can_use_varlen
@@ -25,7 +25,7 @@ from .parameters import FlatParameters
 
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
 _MAX_TOKENS = {"cpu": 2048, "cuda": 65_536}
-_TRAINING_WASTE = 0.25
+_TRAINING_PADDING = 0.25
 _LENGTH_STEP = 16
 
 
@@ -220,7 +220,9 @@ class TrainableEncoder(TrainableNetwork):
             return None, 1
         # Without gradients attention is that of inference.
         return (
-            (_TRAINING_WASTE, _LENGTH_STEP) if torch.is_grad_enabled() else (MAX_WASTE[self.device.type], 1)
+            (_TRAINING_PADDING, _LENGTH_STEP)
+            if torch.is_grad_enabled()
+            else (MAX_PADDING[self.device.type], 1)
         )
 
     def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..engine.spans import best_spans, between, lay_out
+from ..engine.spans import best_spans, mask_outside, pad_logits
 
 
 class Objective(ABC):
@@ -125,8 +125,10 @@ class SpanObjective(Objective):
         return torch.where((no_answer > best)[:, None], 0.0, span)
 
     def _logits(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        starts, ends = lay_out(outputs, targets[:, 4])
-        return between(starts, targets[:, 2], targets[:, 3]), between(ends, targets[:, 2], targets[:, 3])
+        starts, ends = pad_logits(outputs, targets[:, 4])
+        return mask_outside(starts, targets[:, 2], targets[:, 3]), mask_outside(
+            ends, targets[:, 2], targets[:, 3]
+        )
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return the weighted share of rows whose span is exact."""

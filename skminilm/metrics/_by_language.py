@@ -54,7 +54,8 @@ def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confide
     -----
     The interval of an accuracy is Wilson's [1]_. That of a mean F1 is the
     normal approximation, mean ± z · s / √n over the rows, kept inside [0, 1]
-    (and all of it for a single row). Both take rows as independent: rows that
+    (all of it for a single row; Wilson's, which is wider, where all rows have
+    the same F1). Both take rows as independent: rows that
     share a context or a premise are less than that, so that the true interval
     is wider. Intervals of two languages over translations of the same rows
     may overlap although the difference is certain: compare the rows in pairs.
@@ -118,14 +119,21 @@ def rows_by_language(
             low, high = _mean_interval(f1[rows], confidence)
         else:
             figures["accuracy"] = float(correct[rows].mean())
-            low, high = binomtest(int(correct[rows].sum()), n).proportion_ci(confidence, method="wilson")
+            low, high = _proportion_interval(int(correct[rows].sum()), n, confidence)
         table.append({**figures, "low": float(low), "high": float(high)})
     return table
+
+
+def _proportion_interval(n_hits: int, n: int, confidence: float) -> tuple[float, float]:
+    low, high = binomtest(n_hits, n).proportion_ci(confidence, method="wilson")
+    return low, high
 
 
 def _mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     if len(values) == 1:
         return 0.0, 1.0
+    if np.ptp(values) == 0:  # no number between 0 and 1 varies more than a proportion of the same mean
+        return _proportion_interval(round(values.sum()), len(values), confidence)
     half = norm.ppf((1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values))
     return max(0.0, values.mean() - half), min(1.0, values.mean() + half)
 
