@@ -434,7 +434,7 @@ def test_answers_that_are_all_right_or_all_wrong_have_wilsons_interval(answer, l
         def predict(self, X):
             return ["yes"] * len(X)
 
-    frame = score_by_language(Answerer(), [("?", "yes")] * 5, [answer] * 5, "en")
+    frame = score_by_language(Answerer(), [("?", "yes")] * 5, [answer] * 5, ["en"] * 5)
     assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([low, high], abs=1e-6)
 
 
