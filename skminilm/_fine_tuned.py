@@ -55,9 +55,7 @@ class _Data:
 class FineTunedEstimator(TrainedNetworkEstimator):
     """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
 
-    _remedy_for_other_shapes = (
-        f"Use trainable='head', or {TrainedNetworkEstimator._remedy_for_other_shapes.removeprefix('Use ')}"
-    )
+    _remedy_for_other_shapes = "Use trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
 
     _parameter_constraints = {  # noqa: RUF012
         **TrainedNetworkEstimator._parameter_constraints,

@@ -58,7 +58,7 @@ def check_given(values: Any, name: str, expected: str) -> None:
     """Refuse None in the place of a y, in scikit-learn's words."""
     if values is None:
         raise ValueError(
-            f"fit requires {name} to be passed, but the target {name} is None: expected {expected}."
+            f"This call requires {name} to be passed, but the target {name} is None: expected {expected}."
         )
 
 
