@@ -23,6 +23,7 @@ _KEYS_A_QUERY = 500
 _BUSY_TIMEOUT_S = 60
 _BYTES_A_TRANSACTION = 4 * 2**20  # which the log beside the file holds too
 _DROPPED_SHARE = 0.1  # of the entries, oldest first, when the bound is reached
+_SCHEMA = "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 _Result = TypeVar("_Result")
 
 
@@ -161,6 +162,9 @@ class DiskVectorCache:
                         self._create(connection)
             elif version != _FORMAT_VERSION:
                 raise _DamagedError(f"it has the unknown format {version}")
+            schema = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+            if version and schema != [(_SCHEMA,)]:  # a view or a trigger would compute
+                raise _DamagedError("it holds other tables than this package makes")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute(f"PRAGMA journal_size_limit={_BYTES_A_TRANSACTION}")
         except BaseException:
@@ -185,9 +189,7 @@ class DiskVectorCache:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that the file can become smaller
         connection.execute("PRAGMA journal_mode=WAL")
         with _transaction(connection):
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
-            )
+            connection.execute(_SCHEMA.replace("TABLE", "TABLE IF NOT EXISTS"))
             connection.execute(f"PRAGMA user_version={_FORMAT_VERSION}")
 
     def _identity(self) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from ._disk_cache import DiskVectorCache
 from ._validation import Texts, shorten
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
-from .checkpoints.embedded import open_embedded
+from .checkpoints.embedded import digest_of, open_embedded
 
 if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
@@ -52,9 +52,10 @@ def open_checkpoint(
 def open_embedded_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     """Return a checkpoint that is kept inside an estimator, opened once a process."""
     # As long as an estimator uses it, and no longer: it holds on to the arrays.
-    checkpoint = _opened.get(state["fingerprint"])
+    digest = digest_of(state)
+    checkpoint = _opened.get(digest)
     if checkpoint is None:
-        checkpoint = _opened[state["fingerprint"]] = open_embedded(state)
+        checkpoint = _opened[digest] = open_embedded(state)
     return checkpoint
 
 
@@ -134,6 +135,9 @@ def encode_texts(
     missing = list(range(len(keys)))
     if cache is not None:
         found = cache.get(keys)
+        for i, entry in enumerate(found):
+            if entry is not None and (entry.shape != entries.shape[1:] or not np.isfinite(entry).all()):
+                found[i] = None  # of a damaged or foreign cache
         missing = [i for i, entry in enumerate(found) if entry is None]
         for i, entry in enumerate(found):
             if entry is not None:

@@ -193,7 +193,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     ) -> EarlierFit | None:
         if not self.warm_start or not hasattr(self, "weights_"):
             return None
-        if self.fingerprint_ != checkpoint.fingerprint or self.settings_ != asdict(settings):
+        if self.fingerprint_ != checkpoint.origin or self.settings_ != asdict(settings):
             raise ValueError(
                 "warm_start=True goes on from the earlier fit, which had another model or revision, pooling, "
                 "prompt or max_length (pooling='auto' is another one for pairs than for texts): restore them, or set "

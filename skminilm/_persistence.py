@@ -82,6 +82,8 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
 def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write the two files of an estimator; what is between the old and the new is told by their digests."""
     temporary = {name: folder / f".{name}" for name in (_ARRAYS_FILE, _STATE_FILE)}
+    for file in temporary.values():
+        file.unlink(missing_ok=True)  # of an ended process, or a link to elsewhere
     try:
         _write_arrays(temporary[_ARRAYS_FILE], arrays)
         content["arrays_sha256"] = _sha256(temporary[_ARRAYS_FILE])
@@ -89,6 +91,8 @@ def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.nda
         content["digest"] = _digest(content)
         # In ASCII: a path need not be valid Unicode.
         _write_text(temporary[_STATE_FILE], json.dumps(content, indent=1))
+        # safetensors may write for the owner alone.
+        temporary[_ARRAYS_FILE].chmod(stat.S_IMODE(temporary[_STATE_FILE].stat().st_mode))
         for name, file in temporary.items():
             os.replace(file, folder / name)
     finally:
@@ -186,7 +190,7 @@ def _read_estimator(path: Path, kind: type) -> Any:
         version, versions = content["format_version"], content["versions"]
         if not isinstance(version, int) or not isinstance(versions, dict):
             raise TypeError(f"it has the format {version!r} and the versions {versions!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, f"{_STATE_FILE} cannot be read ({error})") from error
     if version > FORMAT_VERSION:
         raise ValueError(
@@ -201,7 +205,10 @@ def _read_estimator(path: Path, kind: type) -> Any:
         raise ValueError(f"{path} holds a {content['class']}, expected {kind.__name__}.")
     from safetensors.numpy import load_file
 
-    return _decode_estimator(content, kind, load_file(path / _ARRAYS_FILE))
+    try:
+        return _decode_estimator(content, kind, load_file(path / _ARRAYS_FILE))
+    except (KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, f"it holds what no save writes ({type(error).__name__}: {error})") from error
 
 
 class PersistenceMixin:
@@ -288,8 +295,24 @@ def _decode_estimator(content: dict[str, Any], kind: type, arrays: dict[str, np.
         )
     estimator = kind(**{name: _decode(value, arrays) for name, value in content["parameters"].items()})
     for name, value in content["fitted"].items():
+        if name.startswith("__") or hasattr(kind, name):
+            raise ValueError(
+                f"The file holds the attribute {name}, which is none that a fit of {kind.__name__} makes."
+            )
         setattr(estimator, name, _decode(value, arrays))
+    _renew_digests(estimator)
     return estimator
+
+
+def _renew_digests(estimator: Any) -> None:
+    """Compute what models and vectors go by: a file that was changed on purpose could name another's."""
+    from .checkpoints.checkpoint import arrays_digest
+    from .checkpoints.embedded import content_digest
+
+    if getattr(estimator, "weights_", None):
+        estimator.weights_digest_ = arrays_digest(estimator.weights_)
+    if getattr(estimator, "checkpoint_", None):
+        estimator.checkpoint_["digest"] = content_digest(estimator.checkpoint_)
 
 
 def _public_estimator(name: str) -> type:
@@ -364,7 +387,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

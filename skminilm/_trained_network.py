@@ -21,6 +21,7 @@ from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings
+from .checkpoints.checkpoint import arrays_digest
 from .checkpoints.embedded import embed_checkpoint
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         settings: EncodingSettings,
         earlier: EarlierFit | None,
     ) -> dict[str, Any]:
-        from .engine import merge_weights, weights_digest
+        from .engine import merge_weights
 
         history = [] if earlier is None else list(earlier.history)
         best_epoch = len(history) + result.best_epoch
@@ -229,12 +230,12 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
             embedded = embed_checkpoint(checkpoint, self.model, self.revision)
         return {
             "weights_": weights,
-            "weights_digest_": weights_digest(weights),
+            "weights_digest_": arrays_digest(weights),
             "checkpoint_": embedded,
             "history_": history + result.history,
             "n_iter_": len(history) + len(result.history),
             "best_epoch_": best_epoch,
-            "fingerprint_": checkpoint.fingerprint,
+            "fingerprint_": checkpoint.origin,
             "settings_": asdict(settings),
         }
 

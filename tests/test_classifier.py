@@ -17,7 +17,8 @@ from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import compute_sample_weight
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache
-from skminilm.engine import release_models, weights_digest
+from skminilm.checkpoints.checkpoint import arrays_digest
+from skminilm.engine import release_models
 
 
 @pytest.fixture(scope="module")
@@ -499,9 +500,9 @@ def test_an_interrupt_after_the_last_epoch_loses_nothing(monkeypatch, split):
         if not calls:
             calls.append(1)
             interrupt()
-        return weights_digest(weights)
+        return arrays_digest(weights)
 
-    collect, digest = "skminilm._trained_network.gc.collect", "skminilm.engine.weights_digest"
+    collect, digest = "skminilm._trained_network.gc.collect", "skminilm._trained_network.arrays_digest"
     for place, change in ((collect, interrupt), (digest, interrupt_once)):
         with monkeypatch.context() as patch:
             patch.setattr(place, change)

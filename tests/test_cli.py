@@ -15,7 +15,7 @@ import skminilm  # noqa: E402
 from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer  # noqa: E402
 from skminilm.cli import _xnli  # noqa: E402
 from skminilm.cli._app import app  # noqa: E402
-from skminilm.cli._evaluation import means_of, warmup_ratio  # noqa: E402
+from skminilm.cli._evaluation import means_of, printable, warmup_ratio  # noqa: E402
 from skminilm.cli._output import describe_files  # noqa: E402
 from skminilm.cli._xnli import split_dev  # noqa: E402
 from skminilm.datasets import load_xnli  # noqa: E402
@@ -618,3 +618,7 @@ def test_mlqa_counts_the_best_of_several_answers(tmp_path, xlmr_folder, monkeypa
 
 def test_means_are_over_languages():
     assert means_of([{"n": 1, "f1": 1.0}, {"n": 9, "f1": 0.0}], ["f1"]) == {"f1": 0.5}
+
+
+def test_what_steers_a_terminal_is_spelt_out():
+    assert printable("e\x1b]0;title\x07\u202ex\n") == "e\\x1b]0;title\\x07\\u202ex\n"

@@ -298,3 +298,30 @@ def test_vectors_of_an_earlier_way_to_compute_are_not_found(tmp_path, encoded, t
     monkeypatch.setattr("skminilm._encoding._RESULTS_VERSION", -1)
     MiniLMEncoder(cache=tmp_path).transform(texts[:2])
     assert len(encoded) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON vectors BEGIN SELECT 1; END",
+        "CREATE TABLE other (a)",
+        "ALTER TABLE vectors RENAME TO old; CREATE VIEW vectors AS SELECT * FROM old",
+    ],
+)
+def test_a_file_with_other_tables_is_set_aside(tmp_path, texts, change):
+    encoder = MiniLMEncoder(cache=tmp_path)
+    expected = encoder.transform(texts[:2])
+    with sqlite3.connect(tmp_path / "vectors.sqlite3") as connection:
+        connection.executescript(change)
+    connection.close()
+    with pytest.warns(UserWarning, match="holds other tables than this package makes"):
+        np.testing.assert_array_equal(encoder.transform(texts[:2]), expected)
+
+
+@pytest.mark.parametrize(
+    "entry", [np.full(385, np.nan, np.float32), np.ones(1, np.float32), np.ones(7, np.float32)]
+)
+def test_entries_that_are_no_vectors_are_computed_again(tmp_path, texts, entry, monkeypatch):
+    expected = MiniLMEncoder(cache=None).transform(texts[:2])
+    monkeypatch.setattr(DiskVectorCache, "get", lambda self, keys: [entry.copy() for _ in keys])
+    np.testing.assert_array_equal(MiniLMEncoder(cache=tmp_path).transform(texts[:2]), expected)

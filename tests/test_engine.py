@@ -17,6 +17,7 @@ from sklearn.base import clone
 from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
 from skminilm._cache import VectorCache, state_cache
 from skminilm.checkpoints import load_checkpoint, tokenize
+from skminilm.checkpoints.checkpoint import arrays_digest
 from skminilm.checkpoints.token_batch import TokenBatch
 from skminilm.engine import (
     Compute,
@@ -32,7 +33,6 @@ from skminilm.engine import (
     resolve_compute,
     streaming,
     varlen,
-    weights_digest,
 )
 from skminilm.engine.attention import attention
 from skminilm.engine.forward import gather_word_embeddings
@@ -214,7 +214,7 @@ def tuned_weights(checkpoint, *names):
     if "embeddings.word" in arrays:
         arrays["embeddings.word"] = arrays["embeddings.word"][:3]
         arrays["embeddings.word.rows"] = np.arange(3)
-    return TunedWeights(arrays, weights_digest(arrays))
+    return TunedWeights(arrays, arrays_digest(arrays))
 
 
 def test_models_of_one_checkpoint_share_the_frozen_embedding_table(transformers_folder):

@@ -18,7 +18,8 @@ from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
 from skminilm._targets import MultilabelTargets
 from skminilm.checkpoints import load_checkpoint, tokenize
-from skminilm.engine import read_trainable_weights, weights_digest
+from skminilm.checkpoints.checkpoint import arrays_digest
+from skminilm.engine import read_trainable_weights
 from skminilm.engine.layer_states import LayerStates
 from skminilm.finetuning import (
     FixedVectors,
@@ -99,7 +100,7 @@ def test_predictions_over_kept_states_are_those_of_the_whole_network(split):
     whole = MiniLMClassifier(epochs=1, precision="fp32", random_state=0).fit(X, y)
     as_in_checkpoint = dict(read_trainable_weights(load_checkpoint("bundled"), 0, None))
     whole.weights_ = {name: top.weights_.get(name, as_in_checkpoint[name].numpy()) for name in whole.weights_}
-    whole.weights_digest_ = weights_digest(whole.weights_)
+    whole.weights_digest_ = arrays_digest(whole.weights_)
     np.testing.assert_allclose(top.encode(X_new), whole.encode(X_new), atol=2e-5)
 
 

@@ -347,3 +347,31 @@ def test_the_fingerprint_follows_the_settings_of_a_plain_vocabulary(tmp_path, tr
         edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=lower)
         fingerprints.add(load_checkpoint(folder).fingerprint)
     assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("what", ["module", "activation"])
+def test_code_of_a_checkpoint_is_not_run(
+    make_sentence_transformers_folder, tmp_path, texts, monkeypatch, what
+):
+    folder = make_sentence_transformers_folder(dense=16)
+    monkeypatch.chdir(tmp_path)
+    (folder / "evil_module.py").write_text("raise SystemExit('it ran')")
+    modules = json.loads((folder / "modules.json").read_text())
+    if what == "module":
+        modules[1]["type"] = "evil_module.Evil"
+        (folder / "modules.json").write_text(json.dumps(modules))
+    else:
+        place = next(folder / module["path"] for module in modules if module["type"].endswith("Dense"))
+        edit_json(place / "config.json", activation_function="evil_module.Evil")
+    with pytest.raises(ValueError, match=r"names 'evil_module\.Evil', .*code of a checkpoint is not run"):
+        MiniLMEncoder(folder).transform(texts[:1])
+
+
+def test_a_module_behind_a_link_to_elsewhere_is_refused(make_sentence_transformers_folder, tmp_path):
+    folder = make_sentence_transformers_folder()
+    modules = json.loads((folder / "modules.json").read_text())
+    place = folder / modules[1]["path"]
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="or a link to elsewhere"):
+        load_checkpoint(folder)

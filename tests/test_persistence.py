@@ -23,6 +23,7 @@ from skminilm import (
     MiniLMRegressor,
     MiniLMZeroShotClassifier,
     _persistence,
+    clear_cache,
 )
 from skminilm.checkpoints import _loaded, load_checkpoint
 from skminilm.engine import release_models
@@ -307,6 +308,98 @@ def test_a_file_cannot_make_what_is_no_estimator_of_this_package(tmp_path, name)
         MiniLMZeroShotClassifier.load(tmp_path)
 
 
+def rewrite(folder, change, change_arrays=lambda arrays: None):
+    """Change a saved estimator as somebody would who knows the format."""
+    content, arrays = (
+        json.loads((folder / "estimator.json").read_text()),
+        load_file(folder / "arrays.safetensors"),
+    )
+    del content["digest"]
+    change_arrays(arrays)
+    save_file(arrays, folder / "arrays.safetensors")
+    content["arrays_sha256"] = _persistence._sha256(folder / "arrays.safetensors")
+    change(content)
+    (folder / "estimator.json").write_text(json.dumps({**content, "digest": _persistence._digest(content)}))
+
+
+def key_of(content, *path):
+    for name in path:
+        content = content[name] if name in content else dict(content["items"])[name]
+    return content["array"]
+
+
+def test_a_changed_checkpoint_takes_no_others_place(transformers_folder, split, tmp_path):
+    X, y, X_new, _ = split
+    expected = MiniLMEncoder(transformers_folder, cache=None).transform(X_new)
+    classifier = MiniLMClassifier(transformers_folder, trainable="head", save_weights="full", max_length=64)
+    classifier.fit(X, y).save(tmp_path)
+    content = json.loads((tmp_path / "estimator.json").read_text())
+    table = key_of(content["fitted"], "checkpoint_", "weights", "embeddings.word_embeddings.weight")
+
+    def double(arrays):
+        arrays[table] = arrays[table] * 2
+
+    rewrite(tmp_path, lambda content: None, double)
+    release_models()
+    clear_cache()
+    loaded = MiniLMClassifier.load(tmp_path)
+    assert np.abs(loaded.encode(X_new) - classifier.encode(X_new)).max() > 1e-3
+    np.testing.assert_array_equal(MiniLMEncoder(transformers_folder).transform(X_new), expected)
+
+
+def test_changed_weights_take_no_others_place(top, split, tmp_path):
+    _, _, X_new, _ = split
+    expected = top.predict_proba(X_new)
+    top.save(tmp_path)
+    content = json.loads((tmp_path / "estimator.json").read_text())
+    bias = key_of(content["fitted"], "weights_", "layers.11.output.bias")
+
+    def shift(arrays):
+        arrays[bias] = arrays[bias] + np.arange(384, dtype=np.float32)
+
+    rewrite(tmp_path, lambda content: None, shift)
+    assert np.abs(MiniLMClassifier.load(tmp_path).predict_proba(X_new) - expected).max() > 1e-3
+    np.testing.assert_array_equal(top.predict_proba(X_new), expected)
+
+
+def test_weights_of_another_shape_are_an_error(top, split, tmp_path):
+    top.save(tmp_path)
+    content = json.loads((tmp_path / "estimator.json").read_text())
+    qkv = key_of(content["fitted"], "weights_", "layers.11.qkv.weight")
+
+    def cut(arrays):
+        arrays[qkv] = arrays[qkv][:704].copy()
+
+    rewrite(tmp_path, lambda content: None, cut)
+    with pytest.raises((OSError, ValueError), match=r"layers\.11\.qkv\.weight has the shape"):
+        MiniLMClassifier.load(tmp_path).predict(split[2])
+
+
+@pytest.mark.parametrize("name", ["transform", "__class__", "_encode"])
+def test_a_file_replaces_no_method(tmp_path, name):
+    MiniLMEncoder().save(tmp_path)
+    rewrite(tmp_path, lambda content: content["fitted"].update({name: "x"}))
+    with pytest.raises(ValueError, match=f"holds the attribute {name}"):
+        MiniLMEncoder.load(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_in_the_folder_leads_nowhere(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    folder = tmp_path / "shared"
+    MiniLMEncoder().save(folder)
+    for name in (".estimator.json", ".arrays.safetensors"):
+        (folder / name).symlink_to(tmp_path / "victim")
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(
+            _persistence, "_replace_folder", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy"))
+        )
+        MiniLMEncoder(prompt="b").save(folder)  # in place
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert MiniLMEncoder.load(folder).prompt == "b"
+
+
 def test_files_are_flushed_by_handles_that_may_write(top, tmp_path, monkeypatch):
     """Windows refuses to flush others."""
     fcntl = pytest.importorskip("fcntl")
@@ -530,3 +623,20 @@ def test_a_file_without_a_version_is_damaged(tmp_path, changes):
     (tmp_path / "estimator.json").write_text(json.dumps({**content, **changes}))
     with pytest.raises(ValueError, match=r"estimator\.json cannot be read"):
         MiniLMEncoder.load(tmp_path)
+
+
+def test_a_file_that_no_save_writes_is_damaged(tmp_path):
+    MiniLMEncoder().save(tmp_path)
+    rewrite(tmp_path, lambda content: content["fitted"].update({"x_": {"array": "nowhere"}}))
+    with pytest.raises(ValueError, match="it holds what no save writes"):
+        MiniLMEncoder.load(tmp_path)
+    (tmp_path / "estimator.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"estimator\.json cannot be read"):
+        MiniLMEncoder.load(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it has other rights")
+def test_both_files_may_be_read_by_the_same(tmp_path):
+    MiniLMEncoder().save(tmp_path / "saved")
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1

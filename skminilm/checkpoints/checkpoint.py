@@ -96,6 +96,9 @@ class Checkpoint:
         Where the files lie; None for the bundled checkpoint.
     foreign_reason : str
         Why the packed engine cannot run this checkpoint; "" where it can.
+    copy_of : str
+        Fingerprint of the checkpoint that a file says it was copied from,
+        which nothing proves; "" where it was opened itself.
     """
 
     name: str
@@ -107,6 +110,12 @@ class Checkpoint:
     read_weights: Callable[[], Mapping[str, torch.Tensor]] | None = None
     folder: Path | None = None
     foreign_reason: str = ""
+    copy_of: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Fingerprint of the checkpoint, or of the one that it is a copy of."""
+        return self.copy_of or self.fingerprint
 
 
 class LazyWeights(Mapping[str, "torch.Tensor"]):
@@ -139,6 +148,15 @@ def combine_digests(parts: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the hexadecimal sha256 of named arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """Return what a file holds, or None where there is none.
 
@@ -151,7 +169,7 @@ def read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OSError(f"{path} is not valid JSON ({error}). Download it again.") from error
 
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checkpoint import BertConfig, Checkpoint, EncodingSettings, LazyWeights
+from .checkpoint import (
+    BertConfig,
+    Checkpoint,
+    EncodingSettings,
+    LazyWeights,
+    arrays_digest,
+    combine_digests,
+)
 from .tokenizer import restore_tokenizer
 
 if TYPE_CHECKING:
@@ -45,16 +52,24 @@ def embed_checkpoint(
     """
     weights = checkpoint.read_weights()
     kind, tokenizer = checkpoint.tokenizer.state()
-    return {
+    state = {
         "name": os.fspath(model),
         "revision": revision,
-        "fingerprint": checkpoint.fingerprint,
+        "fingerprint": checkpoint.origin,
         "config": asdict(checkpoint.config),
         "defaults": asdict(checkpoint.defaults),
         "tokenizer_kind": kind,
         "tokenizer": np.frombuffer(tokenizer, np.uint8).copy(),
         "weights": {name: _to_array(weights[name]) for name in weights},
     }
+    return {**state, "digest": content_digest(state)}
+
+
+def content_digest(state: Mapping[str, Any]) -> str:
+    """Return the sha256 of all that the vectors depend on: what a file says of itself proves nothing."""
+    parts = {name: state[name] for name in ("config", "defaults", "tokenizer_kind")}
+    arrays = {**state["weights"], "tokenizer": np.asarray(state["tokenizer"])}
+    return combine_digests({"embedded": arrays_digest(arrays), **parts})
 
 
 def is_embedded(state: Mapping[str, Any], model: str | os.PathLike[str], revision: str | None) -> bool:
@@ -63,13 +78,19 @@ def is_embedded(state: Mapping[str, Any], model: str | os.PathLike[str], revisio
     return state["name"] == os.fspath(model) and state.get("revision", revision) == revision
 
 
+def digest_of(state: Mapping[str, Any]) -> str:
+    """Return the :func:`content_digest`, which earlier versions did not keep."""
+    return state.get("digest") or content_digest(state)
+
+
 def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint that :func:`embed_checkpoint` took in."""
     readers = {name: functools.partial(_to_tensor, array) for name, array in state["weights"].items()}
     config = BertConfig(**state["config"])
     return Checkpoint(
         name=state["name"],
-        fingerprint=state["fingerprint"],
+        fingerprint=digest_of(state),
+        copy_of=state["fingerprint"],
         hidden_size=config.hidden_size,
         defaults=EncodingSettings(**state["defaults"]),
         config=config,

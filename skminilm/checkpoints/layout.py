@@ -48,14 +48,16 @@ def read_modules(folder: Path) -> list[dict]:
     """
     modules = read_json(folder / "modules.json") or []
     if not isinstance(modules, list) or not all(
-        isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules
+        isinstance(m, dict) and {"type", "path"} <= m.keys() and isinstance(m["path"], str) for m in modules
     ):
         raise OSError(f"{folder / 'modules.json'} does not list modules with type and path.")
     for module in modules:
         path = Path(module["path"])
-        if path.is_absolute() or ".." in path.parts:
+        inside = (folder / path).resolve().is_relative_to(folder.resolve())
+        if path.is_absolute() or ".." in path.parts or not inside:
             raise OSError(
-                f"{folder / 'modules.json'} names {module['path']!r}: the path of a module is relative, without '..'."
+                f"{folder / 'modules.json'} names {module['path']!r}: the path of a module is relative, without '..' or a "
+                "link to elsewhere."
             )
     return modules
 

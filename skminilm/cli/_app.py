@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .. import __version__
 from .._parameters import TRAINING_PRECISIONS
-from ._evaluation import parse_trainable
+from ._evaluation import parse_trainable, printable
 
 app = typer.Typer(
     help="Evaluate the multilingual MiniLM family.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -90,8 +90,16 @@ def _readable_errors() -> Iterator[None]:
     """End with the message alone where a file or an option is at fault."""
     try:
         yield
-    except (OSError, ValueError, TypeError, ImportError, ArithmeticError, MemoryError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        Console(stderr=True).print(f"Error: {printable(error)}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

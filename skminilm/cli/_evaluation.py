@@ -49,8 +49,9 @@ def check_test(data: Bunch, check_rows: Callable[[Any], Any]) -> None:
 
 
 def printable(text: object) -> str:
-    """Return text that a terminal takes: names of files need not be valid Unicode."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
+    """Return text that a terminal takes: names need not be valid Unicode, and may hold what steers it."""
+    text = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def take(data: Bunch, rows: np.ndarray) -> Bunch:
@@ -146,7 +147,7 @@ def table_of(
         table.add_column("published", justify="right")
 
     def add(name: str, n: str, values: list[float], interval: str, known: float | None) -> None:
-        cells = [escape(name), n, *(f"{100 * value:.1f}" for value in values), interval]
+        cells = [escape(printable(name)), n, *(f"{100 * value:.1f}" for value in values), interval]
         table.add_row(*cells, *(["" if known is None else f"{known:.1f}"] if published else []))
 
     order = {language: place for place, language in enumerate(published)}

@@ -79,7 +79,9 @@ def _write(output_dir: Path, command: str, content: dict[str, Any]) -> Path:
     # In ASCII: names of files need not be valid Unicode.
     text = json.dumps({"skminilm_command": command, **content}, indent=1, default=str)
     path, new = output_dir / _RESULTS, output_dir / f".{_RESULTS}"
-    new.write_text(text + "\n", encoding="utf-8")
+    new.unlink(missing_ok=True)  # of an ended process, or a link to elsewhere
+    with open(new, "x", encoding="utf-8") as file:
+        file.write(text + "\n")
     os.replace(new, path)
     return path
 

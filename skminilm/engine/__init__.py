@@ -13,7 +13,7 @@ from .registry import (
     release_models,
 )
 from .spans import SpanPlaces, find_best_spans
-from .weights import TunedWeights, merge_weights, weights_digest
+from .weights import TunedWeights, merge_weights
 
 __all__ = [
     "Compute",
@@ -28,5 +28,4 @@ __all__ = [
     "read_trainable_weights",
     "release_models",
     "resolve_compute",
-    "weights_digest",
 ]

@@ -11,12 +11,27 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint, EncodingSettings
-from ..checkpoints.checkpoint import check_prompt
+from ..checkpoints.checkpoint import check_prompt, read_json
+from ..checkpoints.layout import read_modules
 from .modes import own_modes
 from .pooling import unit_length
 
 _CHUNK_TEXTS = 1024
 _BATCH_TOKENS = 4096
+
+
+def _check_no_own_code(checkpoint: Checkpoint) -> None:
+    """Refuse classes of other packages: before 6.0 sentence-transformers runs what lies in a local folder."""
+    for module in read_modules(checkpoint.folder):
+        settings = read_json(checkpoint.folder / module["path"] / "config.json")
+        activation = settings.get("activation_function") if isinstance(settings, dict) else None
+        named = [(module["type"], "sentence_transformers."), (activation or "torch.", "torch.")]
+        for name, package in named:
+            if not str(name).startswith(package):
+                raise ValueError(
+                    f"{checkpoint.name!r} names {name!r}, which is none of {package.rstrip('.')}: code of a checkpoint is "
+                    "not run."
+                )
 
 
 class SentenceTransformersModel:
@@ -26,6 +41,7 @@ class SentenceTransformersModel:
         from sentence_transformers import SentenceTransformer
 
         self.checkpoint = checkpoint
+        _check_no_own_code(checkpoint)
         with _quiet():
             self._model = SentenceTransformer(
                 str(checkpoint.folder), device=str(device), local_files_only=True, trust_remote_code=False

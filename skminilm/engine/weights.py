@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ class TunedWeights:
         Weights by name, and for the embedding table the changed rows
         (:data:`WORD`) and their numbers (:data:`WORD_ROWS`).
     digest : str
-        sha256 of the arrays, see :func:`weights_digest`.
+        Their :func:`~skminilm.checkpoints.checkpoint.arrays_digest`.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -141,7 +140,14 @@ def replaced_weights(
     for name, tensor in weights:
         down = tuned.arrays.get(f"{name}.lora_A")
         if down is not None:
-            delta = _tensor(tuned.arrays[f"{name}.lora_B"]) @ _tensor(down)
+            up = tuned.arrays[f"{name}.lora_B"]
+            if (
+                tensor.ndim != 2
+                or (len(up), *down.shape[1:]) != tensor.shape
+                or up.shape[1:] != down.shape[:1]
+            ):
+                raise ValueError(f"the adapter of {name} has the shapes {up.shape} and {down.shape}")
+            delta = _tensor(up) @ _tensor(down)
             yield name, tensor + LORA_SCALE * delta
             continue
         if name not in tuned.arrays:
@@ -152,6 +158,10 @@ def replaced_weights(
             table = dense_rows(tensor, slice(None))
             table[torch.from_numpy(np.array(tuned.arrays[WORD_ROWS]))] = values
             values = table
+        elif values.shape != tensor.shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(values.shape)}, and the network {tuple(tensor.shape)}"
+            )
         yield name, values
 
 
@@ -172,12 +182,3 @@ def merge_weights(
         order = np.argsort(rows)
         merged[WORD_ROWS], merged[WORD] = rows[order], values[order]
     return merged
-
-
-def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the hexadecimal sha256 of named arrays."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
-    return digest.hexdigest()

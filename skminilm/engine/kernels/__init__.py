@@ -59,6 +59,8 @@ def gather_q4(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     Tensor of float32, shape (n_ids, 32 * n_blocks)
     """
     n_blocks = table.shape[1]
+    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < len(table)):
+        raise IndexError(f"An id is outside of the {len(table)} rows of the table.")
     rows = torch.empty(len(ids), q4.BLOCK * n_blocks, dtype=torch.float32, device="cpu")
     tensors = table.contiguous(), ids.contiguous(), rows
     call("gather_q4", tensors, ctypes.c_int64(len(ids)), ctypes.c_int64(n_blocks))
@@ -173,6 +175,8 @@ def _call_attention(direction: str, tensors: tuple[torch.Tensor, ...], n_heads: 
     qkv, cu_seqlens = tensors[0], tensors[-1]
     n_slots, width = qkv.shape
     head_size, is_bfloat16 = width // (3 * n_heads), _is_bfloat16(qkv)
+    if head_size % _STEP or width != 3 * n_heads * head_size or not head_size:
+        raise ValueError(f"{width} columns are no queries, keys and values of {n_heads} heads.")
     sizes = ctypes.c_int64(n_slots), len(cu_seqlens) - 1, n_heads, head_size
     for kernel in _BFLOAT16_ATTENTION[direction] if is_bfloat16 else ():
         step = getattr(_library.load(), f"{kernel}_step")()
