@@ -143,7 +143,7 @@ def is_saved_estimator(path: Path) -> bool:
         return False
     try:
         content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"format_version", "class", "parameters", "digest"} <= content.keys()
 
@@ -372,7 +372,7 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if "path" in value:
         return Path(value["path"])
     if "strings" in value:
-        return np.array(value["strings"], dtype=np.dtype(value["dtype"]))
+        return np.array(value["strings"], dtype=object if value["dtype"] == "|O" else str)
     if "tuple" in value:
         return tuple(_decode(item, arrays) for item in value["tuple"])
     return {_decode(k, arrays): _decode(v, arrays) for k, v in value["items"]}

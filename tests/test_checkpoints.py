@@ -836,3 +836,14 @@ def test_a_plain_vocab_txt(folder, texts):
         file.unlink()
     (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
     np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(texts), before)
+
+
+def test_an_id_without_a_word_embedding_is_named(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zzz"] = 5_000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert MiniLMEncoder(folder).transform(["where is the card"]).shape[0] == 1
+    with pytest.raises(ValueError, match=r"gives the id 5000, and the network has \d+ word embeddings"):
+        MiniLMEncoder(folder).transform(["zzz"])
+    with pytest.raises(ValueError, match="gives the id 5000"):
+        MiniLMClassifier(folder, max_length=32, trainable=1).fit(["zzz", "where"], [0, 1])

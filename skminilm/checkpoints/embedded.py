@@ -18,6 +18,7 @@ from .checkpoint import (
     arrays_digest,
     combine_digests,
 )
+from .library_tokenizer import LibraryTokenizer
 from .tokenizer import restore_tokenizer
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint that :func:`embed_checkpoint` took in."""
     readers = {name: functools.partial(_to_tensor, array) for name, array in state["weights"].items()}
     config = BertConfig(**state["config"])
+    tokenizer = restore_tokenizer(state["tokenizer_kind"], np.array(state["tokenizer"]).tobytes())
+    if isinstance(tokenizer, LibraryTokenizer):
+        tokenizer.n_rows = config.vocab_size
     return Checkpoint(
         name=state["name"],
         fingerprint=digest_of(state),
@@ -94,7 +98,7 @@ def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
         hidden_size=config.hidden_size,
         defaults=EncodingSettings(**state["defaults"]),
         config=config,
-        tokenizer=restore_tokenizer(state["tokenizer_kind"], np.array(state["tokenizer"]).tobytes()),
+        tokenizer=tokenizer,
         read_weights=lambda: LazyWeights(readers),
     )
 

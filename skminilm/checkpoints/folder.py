@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256, read_json
 from .layout import Layout, has_adapter, kind_of, read_modules, transformer_folder
+from .library_tokenizer import LibraryTokenizer
 from .presets import Preset
 from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer
 from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
@@ -96,6 +97,8 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
             f"The tokenizer in {transformer} has {tokenizer.n_ids} ids, and the network {config.vocab_size} word "
             "embeddings: they do not belong together. Download both from one repository."
         )
+    elif isinstance(tokenizer, LibraryTokenizer):  # which may know more tokens than ever occur
+        tokenizer.n_rows = config.vocab_size
     digests = {path.name: file_sha256(path) for path in tokenizer_files(transformer, tokenizer)}
     weight_digests = [file_sha256(path) for path in weight_files]
     digests["weights"] = weight_digests[0] if len(weight_digests) == 1 else weight_digests

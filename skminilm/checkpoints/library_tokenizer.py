@@ -11,9 +11,16 @@ _PROBES = ("a", "1", ".", "の", "я")
 
 
 class LibraryTokenizer:
-    """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only."""
+    """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only.
+
+    Attributes
+    ----------
+    n_rows : int or None
+        Word embeddings of the network: an id that has none is an error.
+    """
 
     pair_template = None
+    n_rows: int | None = None
 
     def __init__(self, serialized: str) -> None:
         import tokenizers
@@ -49,7 +56,14 @@ class LibraryTokenizer:
             raise _no_pairs()
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
-        return assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text, n_kept)
+        batch = assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text, n_kept)
+        largest = int(batch.input_ids.max(initial=0))
+        if self.n_rows is not None and largest >= self.n_rows:
+            raise ValueError(
+                f"The tokenizer gives the id {largest}, and the network has {self.n_rows} word embeddings: they do not "
+                "belong together. Download both from one repository."
+            )
+        return batch
 
     def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
         """Raise an error: without pairs there are no places to look for."""
