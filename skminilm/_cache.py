@@ -62,17 +62,18 @@ class VectorCache:
 
     def clear(self) -> None:
         """Drop everything."""
-        with self._lock:
-            self._vectors.clear()
-            self._bytes = 0
+        with self._lock:  # no call between the two, where Ctrl-C could come in
+            self._vectors, self._bytes = OrderedDict(), 0
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def _shrink(self) -> None:
-        while self._bytes > self._max_bytes:
-            _, vector = self._vectors.popitem(last=False)
-            self._bytes -= vector.nbytes + _ENTRY_OVERHEAD
+        while self._vectors and self._bytes > self._max_bytes:
+            key = next(iter(self._vectors))
+            size = self._vectors[key].nbytes + _ENTRY_OVERHEAD
+            del self._vectors[key]
+            self._bytes -= size
 
     def renew_lock(self) -> None:
         """Forget a lock that another thread held when the process forked."""

@@ -51,9 +51,9 @@ class TextColumnsMixin:
 
     def _set_attributes(self, attributes: dict[str, Any]) -> None:
         """Set the attributes of a fit, those of :meth:`_column_attributes` among them."""
-        vars(self).pop("feature_names_in_", None)  # an earlier fit may have seen names
-        for name, value in attributes.items():
-            setattr(self, name, value)
+        if "feature_names_in_" not in attributes:
+            vars(self).pop("feature_names_in_", None)  # an earlier fit may have seen names
+        vars(self).update(attributes)  # at once, for Ctrl-C and for threads that read meanwhile
 
     def _check_columns(self, texts: Texts) -> None:
         """Refuse other columns than `fit` saw.

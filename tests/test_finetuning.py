@@ -20,6 +20,7 @@ from skminilm._targets import MultilabelTargets
 from skminilm.checkpoints import load_checkpoint, tokenize
 from skminilm.checkpoints.checkpoint import arrays_digest
 from skminilm.engine import read_trainable_weights
+from skminilm.engine.interrupts import deferred_interrupts
 from skminilm.engine.layer_states import LayerStates
 from skminilm.finetuning import (
     FixedVectors,
@@ -33,7 +34,6 @@ from skminilm.finetuning import (
     networks,
     train,
 )
-from skminilm.finetuning.interrupts import deferred_interrupts
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
 from skminilm.finetuning.parameters import FlatParameters, LossScale
 

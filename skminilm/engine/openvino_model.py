@@ -19,6 +19,7 @@ from . import kernels
 from ._openvino_import import check_installed, import_silently
 from .attention import attention
 from .forward import gather_word_embeddings
+from .interrupts import deferred_interrupts
 from .modes import own_modes
 from .packing import Pack, make_pack, plan_packs
 from .pooling import pool, unit_length
@@ -169,8 +170,9 @@ class _Network:
 
         self._attend = attend
         self._nodes = AttentionNodes()
-        graph = join_graphs(graphs, attend, self._nodes)
-        self._request = _compiled(graph, dtype, n_threads).create_infer_request()
+        with deferred_interrupts():  # inside OpenVINO it would leak the graph, and come out as RuntimeError
+            graph = join_graphs(graphs, attend, self._nodes)
+            self._request = _compiled(graph, dtype, n_threads).create_infer_request()
 
     def hidden_states(self, inputs: Sequence[torch.Tensor], pack: Pack) -> torch.Tensor:
         """Return the last ones, float32 (n_slots, hidden_size), in memory that the next pack takes."""

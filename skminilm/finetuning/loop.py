@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..engine.interrupts import deferred_interrupts
 from .contract import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
-from .interrupts import deferred_interrupts
 from .networks import TrainableNetwork
 from .objectives import Objective
 from .parameters import FlatParameters, LossScale, norm
@@ -302,6 +302,7 @@ class _Training:
                 for copy, part in zip(self._kept, self._parameters, strict=True):
                     copy.copy_(part.master.detach())
 
+    @deferred_interrupts()  # between the two exchanges the parameters are not those that are trained
     def _result(self, *, interrupted: bool = False) -> TrainingResult:
         try:
             if self._kept is not None:
