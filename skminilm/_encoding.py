@@ -131,17 +131,16 @@ def encode_texts(
         index[row] = known
     keys = list(position)
     # An entry is the vector and, behind it, the tokens of the text before truncation.
-    entries = np.empty((len(keys), settings.vector_size(checkpoint.hidden_size) + 1), np.float32)
+    entries = np.zeros((len(keys), settings.vector_size(checkpoint.hidden_size) + 1), np.float32)
     missing = list(range(len(keys)))
     if cache is not None:
-        found = cache.get(keys)
-        for i, entry in enumerate(found):
-            if entry is not None and (entry.shape != entries.shape[1:] or not np.isfinite(entry).all()):
-                found[i] = None  # of a damaged or foreign cache
-        missing = [i for i, entry in enumerate(found) if entry is None]
-        for i, entry in enumerate(found):
-            if entry is not None:
-                entries[i] = entry
+        is_known = np.zeros(len(keys), bool)
+        for i, entry in enumerate(cache.get(keys)):
+            if entry is not None and entry.shape == entries.shape[1:]:
+                entries[i], is_known[i] = entry, True
+        with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
+            is_known &= np.isfinite(entries.sum(axis=1))
+        missing = np.flatnonzero(~is_known).tolist()
     if missing:
         if tuned:
             model = get_tuned_model(checkpoint, compute, tuned, state_cache)

@@ -286,18 +286,16 @@ def test_the_slope_of_gelu_at_any_size():
     torch.testing.assert_close(x.grad, (x > 0).float())
 
 
+@needs_kernels
 def test_ids_outside_of_a_table_in_4_bits_are_an_error():
-    if not kernels.has_gather_q4():
-        pytest.skip("no kernels")
     table = torch.zeros(10, 12, 18, dtype=torch.uint8)
     for bad in (10, 2**31 - 1, -1):
         with pytest.raises(IndexError, match="outside of the 10 rows"):
             kernels.gather_q4(table, torch.tensor([0, bad]))
 
 
+@needs_kernels
 @pytest.mark.parametrize("width", [64, 704, 3008, 0])
 def test_widths_that_are_no_heads_are_an_error(width):
-    if not kernels.has_attention(torch.float32, 32):
-        pytest.skip("no kernels")
     with pytest.raises(ValueError, match="no queries, keys and values of 12 heads"):
         kernels.attention(torch.zeros(4, width), torch.tensor([0, 4], dtype=torch.int32), 12)
