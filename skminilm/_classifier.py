@@ -46,9 +46,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         After training fit the head anew to the vectors of the trained
         network, as a logistic regression: it generalises better to other
         languages than the head that training leaves behind. With
-        ``early_stopping=True`` it is kept if it is as good on the texts set
-        aside. With ``trainable="head"``, which changes no vectors, there is
-        nothing to fit anew, nor after an interruption.
+        ``early_stopping=True`` it is kept only if it scores at least as well on
+        the validation texts. ``trainable="head"``, which changes no vectors,
+        and a fit that was interrupted have no refit.
     epochs : int or "auto", default="auto"
         Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
         steps.
@@ -70,11 +70,12 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     max_length : int, default=128
         Tokens a text may have; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
-        From token states to one vector, which is scaled to norm 1. ``"pair"``,
-        for sentence pairs and their ``"auto"``: the means of both texts, which
-        have seen one another, and for each text what the other one matches
-        least: the maxima of abs(x - c) over its tokens x, whose counterpart c
-        is the mean of the other text's tokens, weighted by nearness [3]_.
+        From token states to one vector, which is scaled to norm 1. ``"pair"``
+        is what ``"auto"`` means for sentence pairs, which run through the
+        network together: four vectors side by side, the mean of each text's
+        token states, and for each text the maximum of abs(x - c) over its
+        tokens x, where c is the mean of the other text's tokens weighted by
+        their similarity to x [3]_.
     prompt : str or None, default="auto"
         Put before every text; see :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None

@@ -23,6 +23,7 @@ from ._encoding import (
     warn_of_truncation,
 )
 from ._parameters import NumberInterval
+from ._rows import reread
 from ._target_validation import check_row_weights
 from ._targets import Targets
 from ._text_columns import check_both_or_none, check_same_columns
@@ -85,6 +86,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
         self._validate_params()
+        X, y = reread(X), reread(y)  # callbacks get them too
         texts = check_texts(X)
         given_weights = check_row_weights(sample_weight, len(texts))
         targets = self._read_targets(y, given_weights)

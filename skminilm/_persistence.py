@@ -62,7 +62,7 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
         "versions": package_versions(),
         **_encode_estimator(estimator, "", arrays),
     }
-    if is_empty:  # the folder itself stays: it may be where the process is, or where a disk is mounted
+    if is_empty or _is_inside(path):  # the folder itself stays: a process, or a disk, may be in it
         _write_files(path, content, arrays)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +77,14 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
         if not path.exists() or error.errno not in _CANNOT_BE_EXCHANGED:
             raise
         _write_files(path, content, arrays)
+
+
+def _is_inside(path: Path) -> bool:
+    """Tell whether this process works in a folder or below it."""
+    try:
+        return Path.cwd().is_relative_to(path)
+    except FileNotFoundError:  # it works in one that was deleted
+        return False
 
 
 def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

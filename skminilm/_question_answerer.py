@@ -17,6 +17,7 @@ from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
 from ._encoding import open_checkpoint, resolve_settings
 from ._parameters import NumberInterval
+from ._rows import reread
 from ._spans import choose_answers
 from ._target_validation import check_row_weights
 from ._text_columns import check_both_or_none, check_same_columns
@@ -81,8 +82,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         Tokens of a question with a window of its context. A question may
         take half of it; the rest is cut off with a warning.
     stride : int, default=128
-        Tokens that neighbouring windows of a context share: fewer than half of
-        `max_length` less 4.
+        Tokens that neighbouring windows of a context share: fewer than
+        ``max_length // 2 - 4``.
     max_answer_length : int, default=30
         Tokens that an answer may have at the most. Longer ones are learned,
         but not found.
@@ -252,6 +253,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         check_both_or_none(X_val, y_val)
         if self.early_stopping and X_val is None:
             raise ValueError("early_stopping=True needs questions to go by: give X_val and y_val.")
+        X, y = reread(X), reread(y)  # callbacks get them too
         texts = check_questions(X)
         row_weights = check_row_weights(sample_weight, len(texts))
         if X_val is not None:

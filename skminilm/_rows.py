@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import narwhals as nw
@@ -27,6 +27,11 @@ def as_rows(values: Any, name: str) -> list:
     if isinstance(values, str | bytes | dict | set | frozenset) or not isinstance(values, Iterable):
         raise TypeError(f"{name} is a {type(values).__name__}, {shorten(values)}: expected one value a row.")
     return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def reread(values: Any) -> Any:
+    """Return what can be read twice: an iterator as a list, other values as they are."""
+    return list(values) if isinstance(values, Iterator) else values
 
 
 def check_languages(languages: Any, n_rows: int, name: str = "languages") -> list[str]:

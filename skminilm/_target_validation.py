@@ -38,12 +38,23 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
         y has another length than X, a missing label, real numbers, several
         columns, or fewer than two classes.
     """
-    y = label_array(y)
-    check_same_length(y, n_rows, "y", "label")
-    classes, codes = find_classes(y)
+    labels = label_array(y)
+    check_same_length(labels, n_rows, "y", "label")
+    _warn_of_objects(y, labels)
+    classes, codes = find_classes(labels)
     if len(classes) < 2:
         raise ValueError(f"y has one class only, {classes.tolist()[0]!r}: a classifier needs at least two.")
     return classes, codes
+
+
+def _warn_of_objects(y: Any, labels: np.ndarray) -> None:
+    dtype = getattr(y, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind == "O" and labels.dtype.kind in "biuf":
+        held, wanted = ("bools", "bool") if labels.dtype.kind == "b" else ("numbers", "int")
+        warn(
+            f"y has the dtype object and holds {held}: scikit-learn's cross-validation does not stratify it, and its metrics "
+            f"refuse it. Use y.astype({wanted})."
+        )
 
 
 def find_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +108,7 @@ def encode_classes(
 
 def is_multilabel(y: Any) -> bool:
     """Tell whether y has several columns."""
-    y = view(y)
+    y = _unnest(view(y))
     shape = getattr(y, "shape", None)
     if shape is None and isinstance(y, list | tuple) and y and isinstance(y[0], list | tuple | np.ndarray):
         return np.ndim(y[0]) > 0 and len(y[0]) > 1
@@ -166,12 +177,12 @@ def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
     check_given(y, name, expected)
     if isinstance(y, str | bytes | dict | set | frozenset):
         raise TypeError(f"{name} is a {type(y).__name__}: {shorten(y)}. Expected {expected}.")
-    y = view(y)
+    y = _unnest(view(y))
     if isinstance(y, nw.Series | nw.DataFrame):
         y = y.to_numpy()
     elif hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
-    kind = getattr(y, "dtype", np.dtype(object)).kind
+    kind = getattr(getattr(y, "dtype", None), "kind", "O")  # the dtype of a torch.Tensor has none
     if kind in "mM":
         raise ValueError(f"{name} holds dates or times, whose unit is not known: give {expected}.")
     try:
@@ -183,6 +194,16 @@ def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
     if y.ndim == 0:
         raise TypeError(f"{name} is a single value, {y}: expected {expected}.")
     return y
+
+
+def _unnest(y: Any) -> Any:
+    """Return a column or an array of sequences as a list of lists, and what is something else as it is."""
+    is_column = isinstance(y, nw.Series) and not y.dtype.is_numeric()
+    if not is_column and not (isinstance(y, np.ndarray) and y.dtype == object and y.ndim == 1):
+        return y
+    rows = y.to_list() if is_column else y.tolist()
+    is_nested = rows and all(isinstance(row, list | tuple | np.ndarray) for row in rows)
+    return [list(row) for row in rows] if is_nested else y
 
 
 def label_array(y: Any, name: str = "y") -> np.ndarray:
@@ -206,9 +227,13 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
         y = y.toarray()
     if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
         y = [label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label for label in y]
+        y = [label.as_py() if hasattr(label, "as_py") else label for label in y]  # scalars of pyarrow
         widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
         if len(widths) > 1:
-            raise ValueError(f"{name} is ragged: expected one label a text, shape (n_texts,).")
+            raise ValueError(
+                f"{name} is ragged: expected one label a text, shape (n_texts,). Of lists of labels "
+                "sklearn.preprocessing.MultiLabelBinarizer makes a matrix of 0 and 1."
+            )
         y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -242,6 +267,9 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
                 )
     if y.dtype.kind in "mM":
         raise ValueError(f"{name} holds dates or times: convert them to str.")
+    if y.dtype == object:  # dates of pandas, Decimal, ints of more than 64 bits
+        kind = type(labels[0]).__name__
+        raise ValueError(f"{name} has labels of the type {kind} that no array keeps: convert them to str.")
     return y
 
 

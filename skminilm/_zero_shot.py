@@ -38,10 +38,10 @@ _ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
 class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin, BaseEstimator):
     """Classify texts in about 100 languages by labels in words, without training.
 
-    Each label becomes a sentence, its hypothesis. Where `nli` is given, a
-    label counts as far as that classifier finds the hypothesis entailed by
-    the text (Yin et al., 2019 [1]_); else as far as the vectors of both are
-    similar.
+    Each label becomes a sentence, its hypothesis. The score of a label is the
+    similarity between the vectors of text and hypothesis or, where `nli` is
+    given, how sure that classifier is that the text entails the hypothesis
+    (Yin et al., 2019 [1]_).
 
     Parameters
     ----------
@@ -68,9 +68,9 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         even the probabilities. ``"auto"``: 1 with `nli`, else 0.005, the best of
         0.005 to 0.05 for the bundled checkpoint on the dev split of SIB-200.
     center : bool, default=False
-        Take the mean similarity of each hypothesis to the texts of `fit` off
-        its scores, as some labels are nearer than others to any text; where
-        `nli` is None. It helps where the texts of `fit` are of all classes about
+        Subtract from the scores of each label their mean over the texts of
+        `fit`, as some labels are nearer than others to any text; where `nli`
+        is None. It helps where the texts of `fit` are of all classes about
         equally, and does harm where one class has most of them.
     prompt : str or None, default="auto"
         Put before texts and hypotheses, where `nli` is None.
@@ -271,6 +271,8 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         self._check_columns(texts)
         if (self.nli is None) != (self.nli_digest_ is None) or self.multi_label != self.multilabel_:
             raise ValueError("nli or multi_label was changed since fit: fit again.")
+        if self._hypotheses_now() != (self.classes_.tolist(), self.hypotheses_):
+            raise ValueError("labels or hypothesis_template was changed since fit: fit again.")
         if self.nli is None:
             if self.prompt != self.prompt_:
                 raise ValueError(
@@ -392,6 +394,11 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         if self.multi_label:
             return array, names
         return classes, [names[position] for position in np.argsort(codes)]
+
+    def _hypotheses_now(self) -> tuple[list[Any], list[str]]:
+        """Return the labels and hypotheses that a fit would find; where it needs y, with the labels of the last one."""
+        classes, names = self._labels_of(self.classes_) if self.labels is None else self._read_labels(None)
+        return classes.tolist(), [_fill(self.hypothesis_template, name) for name in names]
 
     def _labels_of(self, y: Any) -> tuple[np.ndarray, list[str]]:
         if y is None:

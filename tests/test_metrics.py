@@ -377,6 +377,11 @@ def test_splitters_as_cv(requests, splitter):
             "2 different values, fewer than n_folds=5",
         ),
         (LeaveOneLanguageOut([0, 1, 0, 1], n_folds=1), ["en", "en", "de", "de"], "n_folds is 1"),
+        (
+            LeaveOneLanguageOut([0, 1, 0, 1], n_folds=2, random_state=None),
+            ["en", "en", "de", "de"],
+            "random_state is None",
+        ),
         (TrainOneLanguageTestOthers("fr"), ["en", "en", "de", "de"], "train_language is 'fr'"),
         (TrainOneLanguageTestOthers(), ["en"] * 4, "no other to test on"),
         (

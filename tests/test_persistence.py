@@ -582,6 +582,10 @@ def test_a_folder_that_is_there_stays_the_same_folder(tmp_path, monkeypatch):
     MiniLMEncoder(prompt="a").save(".")
     assert MiniLMEncoder.load(".").prompt == "a"
     assert (folder.stat().st_ino, folder.stat().st_mode) == (before.st_ino, before.st_mode)
+    MiniLMEncoder(prompt="c").save(".")
+    assert folder.stat().st_ino == before.st_ino
+    assert MiniLMEncoder.load(".").prompt == "c"
+    monkeypatch.chdir(tmp_path)
     MiniLMEncoder(prompt="b").save(folder)
     assert folder.stat().st_mode == before.st_mode
     assert MiniLMEncoder.load(folder).prompt == "b"

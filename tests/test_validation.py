@@ -5,6 +5,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from conftest import typed_columns
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import DataConversionWarning
@@ -211,6 +212,8 @@ def test_labels_of_numpy_string_dtype():
         ([Letter.second, Letter.first, Letter.second], ["a", "alpha"]),
         ([np.array("b"), np.array("a"), np.array("b")], ["a", "b"]),
         (csr_matrix([[1], [0], [1]]), [0, 1]),
+        (list(pa.array(["b", "a", "b"])), ["a", "b"]),
+        (torch.tensor([3, 1, 3]), [1, 3]),
     ],
     ids=str,
 )
@@ -221,6 +224,39 @@ def test_classes(y, classes):
     assert codes.tolist() == [1, 0, 1]
     assert codes.dtype == np.int64
     assert not is_multilabel(y)
+
+
+@pytest.mark.parametrize("make", [np.array, pd.Series])
+@pytest.mark.parametrize(("y", "dtype"), [([3, 1, 3], int), ([True, False, True], bool)], ids=str)
+def test_what_scikit_learn_does_not_stratify_is_warned_of(make, y, dtype, recwarn):
+    with pytest.warns(UserWarning, match=rf"does not stratify it.* Use y\.astype\({dtype.__name__}\)"):
+        check_classes(make(y, dtype=object), 3)
+    recwarn.clear()
+    check_classes(make(y, dtype=object).astype(dtype), 3)
+    check_classes(y, 3)
+    check_classes(make(["a", "b", "a"], dtype=object), 3)
+    assert not recwarn.list
+
+
+NESTED = [[0, 1, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        NESTED,
+        pd.Series(NESTED),
+        pl.Series(NESTED),
+        pa.array(NESTED),
+        np.array([*NESTED, None], dtype=object)[:-1],
+        torch.tensor(NESTED),
+    ],
+    ids=lambda y: type(y).__module__,
+)
+def test_a_column_of_rows_is_a_matrix(y):
+    assert is_multilabel(y)
+    assert check_labels(y, 2).tolist() == NESTED
+    assert check_numbers(y, 2).tolist() == NESTED
 
 
 @pytest.mark.parametrize(
@@ -236,7 +272,13 @@ def test_classes(y, classes):
         ("bab", "y is a str: 'bab'"),
         ({"b", "a", "c"}, "y is a set"),
         (3, "y is a int: 3"),
-        ([["a"], ["b", "c"], ["d"]], "y is ragged"),
+        ([["a"], ["b", "c"], ["d"]], "y is ragged.*MultiLabelBinarizer"),
+        (pd.Series([["a"], ["b", "c"], ["d"]]), "y is ragged.*MultiLabelBinarizer"),
+        (
+            pd.Series(pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-01"])),
+            "of the type Timestamp .* to str",
+        ),
+        ([2**70, 1, 2**70], "of the type int that no array keeps"),
         (["a", "\ud800", "b"], "y has a label that is not valid Unicode"),
         (["a", "a\0", "b"], r"y has a label that ends in NUL, which arrays do not keep: row 1 is 'a\\x00'"),
         (np.array(["2026-01-01", "2026-01-02", "2026-01-01"], "M8[D]"), "y holds dates or times"),

@@ -255,6 +255,16 @@ def test_what_changed_since_fit_is_refused(nli, tmp_path):
         model.predict(TEXTS)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"labels": ["sports", "food"]}, {"labels": None}, {"hypothesis_template": "On {}."}], ids=str
+)
+def test_other_hypotheses_than_at_fit_are_refused(changes):
+    classifier = MiniLMZeroShotClassifier(labels={"s": "sports", "f": "food"}).fit()
+    assert classifier.predict(["He scored two goals."]) == ["s"]
+    with pytest.raises(ValueError, match="labels or hypothesis_template was changed since fit: fit again"):
+        classifier.set_params(**changes).predict(["He scored two goals."])
+
+
 def test_slices_change_nothing(nli, monkeypatch):
     model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
     expected = model.predict_proba(TEXTS)

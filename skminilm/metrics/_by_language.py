@@ -90,7 +90,8 @@ def rows_by_language(
     if not answers_questions and not is_classifier(estimator):
         raise TypeError(
             f"{type(estimator).__name__} is neither a classifier nor a question answerer (predict_spans): its "
-            "score in a language is not defined here."
+            "score in a language is not defined here. Of a search or a pipeline around a question answerer give "
+            "that itself, such as search.best_estimator_."
         )
     y = as_rows(y, "y") if answers_questions else label_array(y).tolist()
     languages = check_languages(as_rows(languages, "languages"), len(y))

@@ -88,6 +88,8 @@ class _LanguageSplitter(BaseCrossValidator):
         """Return the code of each row's translations, and the part that they are in."""
         if not isinstance(self.n_folds, Integral) or self.n_folds < 2:
             raise ValueError(f"n_folds is {self.n_folds!r}: expected an int of at least 2.")
+        if not isinstance(self.random_state, Integral):  # split and get_n_splits each draw the parts
+            raise ValueError(f"random_state is {self.random_state!r}: expected an int.")
         translations = as_rows(self.translations, "translations")
         check_same_length(translations, len(languages), "translations", "number")
         for row, value in enumerate(translations):
