@@ -750,7 +750,7 @@ def trained_on_a_cpu(split):
 
     @functools.cache
     def fit(trainable):
-        options = dict(trainable=trainable, epochs=3, random_state=0)
+        options = dict(trainable=trainable, epochs=1, random_state=0)
         classifier = MiniLMClassifier(device="cpu", precision="fp32", **options).fit(*split[:2])
         return classifier, classifier.predict_proba(split[2])
 
@@ -771,7 +771,7 @@ def trained_on_a_cpu(split):
 )
 def test_trained_on_a_gpu_opens_on_a_cpu_and_the_other_way(split, trained_on_a_cpu, precision, trainable):
     X, y, X_new, y_new = split
-    options = dict(trainable=trainable, epochs=3, random_state=0)
+    options = dict(trainable=trainable, epochs=1, random_state=0)
     on_gpu = MiniLMClassifier(device="cuda", precision=precision, **options).fit(X, y)
     assert on_gpu.score(X_new, y_new) > 0.5
     expected = on_gpu.predict_proba(X_new)
