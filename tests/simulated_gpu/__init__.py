@@ -8,7 +8,7 @@ tensor that is not on the CPU, and, where a test asks for that
 (``torch.cuda.set_sync_debug_mode``), whatever makes the host wait. It says
 nothing of a GPU's kernels: neither their results nor their time.
 
-Needs g++. To be loaded before torch, which asks only once what there is.
+Needs g++, and torch from 2.13 on, built for the CPU. To be loaded before torch, which asks only once what there is.
 """
 
 from .runtime import load_runtime
