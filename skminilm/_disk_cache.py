@@ -7,7 +7,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -157,7 +157,7 @@ class DiskVectorCache:
             if version == 0:
                 # Two connections that turn one file to a write-ahead log wait for each other: SQLite
                 # refuses one of them at once, whatever the timeout.
-                with self._lock():
+                with self._locked():
                     if _user_version(connection) == 0:
                         self._create(connection)
             elif version != _FORMAT_VERSION:
@@ -199,12 +199,14 @@ class DiskVectorCache:
             return None
         return status.st_dev, status.st_ino
 
-    def _lock(self) -> FileLock:
-        return FileLock(self._path.with_suffix(".lock"), timeout=_BUSY_TIMEOUT_S, poll_interval=0.01)
+    def _locked(self) -> AbstractContextManager:
+        """Lock the file against other processes until the returned context is left."""
+        lock = FileLock(self._path.with_suffix(".lock"), timeout=_BUSY_TIMEOUT_S)
+        return lock.acquire(poll_interval=0.01)
 
     def _set_aside(self, identity: tuple[int, int] | None, error: Exception) -> None:
         aside = self._path.with_name(f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.sqlite3")
-        with self._lock():
+        with self._locked():
             if identity is None or self._identity() != identity:
                 return  # another process has been here
             os.replace(self._path, aside)
