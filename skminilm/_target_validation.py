@@ -198,10 +198,12 @@ def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
 
 def _unnest(y: Any) -> Any:
     """Return a column or an array of sequences as a list of lists, and what is something else as it is."""
-    is_column = isinstance(y, nw.Series) and not y.dtype.is_numeric()
-    if not is_column and not (isinstance(y, np.ndarray) and y.dtype == object and y.ndim == 1):
+    if isinstance(y, nw.Series) and y.dtype in (nw.List, nw.Array, nw.Object):
+        rows = y.to_list()
+    elif isinstance(y, np.ndarray) and y.dtype == object and y.ndim == 1:
+        rows = y.tolist()
+    else:
         return y
-    rows = y.to_list() if is_column else y.tolist()
     is_nested = rows and all(isinstance(row, list | tuple | np.ndarray) for row in rows)
     return [list(row) for row in rows] if is_nested else y
 
@@ -226,8 +228,7 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
     if hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
     if not hasattr(y, "shape"):  # NumPy would turn ["a", 1] into ["a", "1"]
-        y = [label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label for label in y]
-        y = [label.as_py() if hasattr(label, "as_py") else label for label in y]  # scalars of pyarrow
+        y = [_plain(label) for label in y]
         widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
         if len(widths) > 1:
             raise ValueError(
@@ -271,6 +272,13 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
         kind = type(labels[0]).__name__
         raise ValueError(f"{name} has labels of the type {kind} that no array keeps: convert them to str.")
     return y
+
+
+def _plain(label: object) -> object:
+    """Return what an array of no dimension, or a scalar of pyarrow, holds."""
+    if isinstance(label, np.ndarray) and label.ndim == 0:
+        return label.item()
+    return label.as_py() if hasattr(label, "as_py") else label
 
 
 def kind_of_label(label: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterable
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
@@ -20,14 +19,15 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._accuracy import AccuracyMixin
+from ._candidates import candidates_of, fill, read_candidates
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._encoding import warn_of_truncation
 from ._parameters import PRECISIONS, NumberInterval
 from ._persistence import PersistenceMixin
-from ._target_validation import check_labels, encode_classes, find_classes, label_array
+from ._target_validation import check_labels, encode_classes, label_array
 from ._text_columns import TextColumnsMixin
-from ._validation import Texts, check_texts, lone_surrogate, shorten
+from ._validation import Texts, check_texts, shorten
 from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005
@@ -190,7 +190,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         classes, names = self._read_labels(y)
         if y is not None:
             self._check_targets(y, None if texts is None else len(texts), classes)
-        hypotheses = [_fill(self.hypothesis_template, name) for name in names]
+        hypotheses = [fill(self.hypothesis_template, name) for name in names]
         attributes = {
             "classes_": classes,
             "hypotheses_": hypotheses,
@@ -271,7 +271,7 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
         self._check_columns(texts)
         if (self.nli is None) != (self.nli_digest_ is None) or self.multi_label != self.multilabel_:
             raise ValueError("nli or multi_label was changed since fit: fit again.")
-        if self._hypotheses_now() != (self.classes_.tolist(), self.hypotheses_):
+        if not self._says_what_fit_read():
             raise ValueError("labels or hypothesis_template was changed since fit: fit again.")
         if self.nli is None:
             if self.prompt != self.prompt_:
@@ -364,64 +364,17 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
 
     def _read_labels(self, y: Any) -> tuple[np.ndarray, list[str]]:
         """Return the labels, and what each says."""
-        if self.labels is None:
-            return self._labels_of(y)
-        if isinstance(self.labels, str | set | frozenset) or not isinstance(self.labels, Iterable):
-            raise TypeError(
-                f"labels is {shorten(self.labels)}: expected a list of str, or a dict of label to str."
-            )
-        labels = list(self.labels)
-        names = list(self.labels.values()) if isinstance(self.labels, dict) else labels
-        for number, name in enumerate(names):
-            if not isinstance(name, str):
-                raise TypeError(
-                    f"labels must hold str: number {number} is {shorten(name)} ({type(name).__name__}). Say in "
-                    "words what it means: labels={label: 'words', ...}."
-                )
-            if not name.strip():
-                raise ValueError(f"labels has an empty one: number {number} is {name!r}.")
-            if lone_surrogate(name) is not None:
-                raise ValueError(f"labels has one that is not valid Unicode: number {number} is {name!r}.")
-            if name in names[:number]:
-                raise ValueError(f"labels repeats {name!r}: number {names.index(name)} and {number}.")
-        if len(names) < (1 if self.multi_label else 2):
-            raise ValueError(f"labels has {len(names)}: give at least {1 if self.multi_label else 2}.")
-        try:
-            array = label_array(labels)
-            classes, codes = find_classes(array)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"labels={shorten(self.labels)}: with the labels as y, {error}") from error
-        if self.multi_label:
-            return array, names
-        return classes, [names[position] for position in np.argsort(codes)]
-
-    def _hypotheses_now(self) -> tuple[list[Any], list[str]]:
-        """Return the labels and hypotheses that a fit would find; where it needs y, with the labels of the last one."""
-        classes, names = self._labels_of(self.classes_) if self.labels is None else self._read_labels(None)
-        return classes.tolist(), [_fill(self.hypothesis_template, name) for name in names]
-
-    def _labels_of(self, y: Any) -> tuple[np.ndarray, list[str]]:
-        if y is None:
-            raise ValueError(
-                "labels=None requires y to be passed, but the target y is None: give the candidates, "
-                "labels=['sports', ...]."
-            )
+        if self.labels is not None:
+            return read_candidates(self.labels, self.multi_label)
         if self.multi_label:
             raise ValueError("multi_label=True needs labels: y does not say what its columns mean.")
-        classes, _ = find_classes(label_array(y))
-        if classes.dtype.kind not in "UT":
-            raise ValueError(
-                f"y has the labels {classes.tolist()[:5]}, which say nothing in words: give "
-                "labels={label: 'words', ...}."
-            )
-        empty = [name for name in classes.tolist() if not name.strip()]
-        if empty:
-            raise ValueError(f"y has the empty label {empty[0]!r}, which says nothing in words.")
-        if len(classes) < 2:
-            raise ValueError(
-                f"y has one class only, {str(classes[0])!r}: give labels, or texts of at least two."
-            )
-        return classes, [str(name) for name in classes]
+        return candidates_of(y)
+
+    def _says_what_fit_read(self) -> bool:
+        """Tell whether labels and template still make the classes and hypotheses of the last fit."""
+        classes, names = self._read_labels(self.classes_)  # which were those of y where there are no labels
+        hypotheses = [fill(self.hypothesis_template, name) for name in names]
+        return classes.tolist() == self.classes_.tolist() and hypotheses == self.hypotheses_
 
     def _check_targets(self, y: Any, n_rows: int | None, classes: np.ndarray) -> None:
         if self.multi_label:
@@ -485,11 +438,3 @@ def _check_single(texts: Texts) -> Texts:
     if texts.second is not None:
         raise ValueError("X has two columns: give one, the texts; the labels are their counterpart.")
     return texts
-
-
-def _fill(template: str, label: str) -> str:
-    if "{}" not in template:
-        raise ValueError(f"hypothesis_template={template!r} has no {{}} where the label goes.")
-    if lone_surrogate(template) is not None:
-        raise ValueError(f"hypothesis_template={template!r} is not valid Unicode.")
-    return template.replace("{}", label)

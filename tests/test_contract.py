@@ -120,14 +120,14 @@ class ZeroShotOfNumbers(_OfNumbers, MiniLMZeroShotClassifier):
     def fit(self, X, y=None):
         return super().fit(self._first(X), y)
 
-    def _labels_of(self, y):
-        if y is None:
-            return super()._labels_of(y)
+    def _read_labels(self, y):
+        if y is None or self.labels is not None:
+            return super()._read_labels(y)
         classes, codes = np.unique(label_array(y), return_inverse=True)
         if classes.dtype.kind == "U" or (classes % 1).any():
-            return super()._labels_of(y)
+            return super()._read_labels(y)
         words = np.array([f"c0v{number}" for number in range(len(classes))])
-        return classes, super()._labels_of(words[codes])[1]
+        return classes, super()._read_labels(words[codes])[1]
 
     def _scores(self, X):
         return super()._scores(self._later(X))

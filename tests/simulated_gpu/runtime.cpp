@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr c10::DeviceIndex n_devices = 2;
+constexpr c10::DeviceIndex n_devices = N_DEVICES;
 const c10::Device first_device(c10::DeviceType::CUDA, 0);
 
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {

@@ -9,9 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+N_DEVICES = 2
+
 
 def load_runtime() -> None:
-    """Tell torch, which must not be imported yet, that it was built for CUDA and has two devices."""
+    """Tell torch, which must not be imported yet, that it was built for CUDA and has devices."""
     if "torch" in sys.modules:
         raise RuntimeError("The plugin has to be loaded before torch: python -m pytest -p simulated_gpu")
     torch = Path(importlib.util.find_spec("torch").origin).parent
@@ -19,6 +21,7 @@ def load_runtime() -> None:
         library = Path(folder) / "runtime.so"
         command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch / 'include'}", f"-L{torch / 'lib'}"]
         source = Path(__file__).with_name("runtime.cpp")
+        command.append(f"-DN_DEVICES={N_DEVICES}")
         subprocess.run([*command, source, "-o", library, "-lc10", "-ltorch_cpu"], check=True)
         for needed in ("libtorch_global_deps.so", "libtorch_cpu.so"):
             ctypes.CDLL(str(torch / "lib" / needed), ctypes.RTLD_GLOBAL)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .runtime import N_DEVICES
+
 aten = torch.ops.aten
-N_DEVICES = 2
 CPU = torch.device("cpu")
 _READS_NUMBERS = {
     aten._local_scalar_dense.default,
@@ -59,13 +60,6 @@ class GPUTensor(torch.Tensor):
 
     def __repr__(self):
         return f"{self.inner!r} on {self.device}"
-
-    def __tensor_flatten__(self):
-        return ["inner"], self.device
-
-    @staticmethod
-    def __tensor_unflatten__(tensors, device, _shape, _strides):
-        return GPUTensor(tensors["inner"], device)
 
 
 _allocated: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
@@ -216,10 +210,8 @@ def simulate_gpus(request, monkeypatch) -> None:
         current_device=lambda: 0,
         current_stream=lambda device=None: None,
         get_device_name=lambda device=None: "simulated",
-        get_device_capability=lambda device=None: (9, 0),
         is_bf16_supported=lambda including_emulation=True: True,
         device=lambda device: contextlib.nullcontext(),
-        synchronize=lambda device=None: None,
         empty_cache=lambda: None,
         memory_allocated=memory_allocated,
         set_sync_debug_mode=set_sync_debug_mode,
