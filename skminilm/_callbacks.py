@@ -36,6 +36,8 @@ class FitProgress:
         Its `fit` is decorated by `with_callbacks`.
     X, y : array-like
         What it is fitted on.
+    sample_weight : array-like or None
+        What `fit` was given.
     n_epochs, n_texts : int
         At most so many epochs, of so many texts each.
     attributes : callable
@@ -47,6 +49,7 @@ class FitProgress:
         estimator: Any,
         X: Any,
         y: Any,
+        sample_weight: Any,
         n_epochs: int,
         n_texts: int,
         attributes: Callable[[TrainingResult], dict[str, Any]],
@@ -55,7 +58,8 @@ class FitProgress:
         self._new_bar = lambda: tqdm(total=n_epochs * n_texts, desc="fine-tune", unit="text")
         self._verbose = estimator.verbose
         self._bar: tqdm | None = None
-        self._data = {"estimator": estimator, "X": X, "y": y}
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        self._data = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self._epoch = None
         self._fit = estimator._init_callback_context(max_subtasks=n_epochs) if CAN_CALL_BACK else None
         if self._fit:
@@ -64,11 +68,9 @@ class FitProgress:
     def __enter__(self) -> FitProgress:
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, *_) -> None:
         if self._bar is not None:
             self._bar.close()
-        if kind is None and self._fit:
-            self._fit.call_on_fit_task_end(**self._data)
 
     def begin_epoch(self) -> None:
         """Hear of an epoch that begins."""
@@ -91,3 +93,8 @@ class FitProgress:
         return self._epoch.call_on_fit_task_end(
             **self._data, reconstruction_attributes=lambda: self._attributes(result())
         )
+
+    def end_fit(self) -> None:
+        """Hear of a fit that ended; the estimator has what it learned."""
+        if self._fit:
+            self._fit.call_on_fit_task_end(**self._data, reconstruction_attributes={})

@@ -14,11 +14,11 @@ from sklearn.utils._param_validation import StrOptions
 
 from ._cache import open_cache
 from ._encoding import encode_texts, open_checkpoint, resolve_settings, warn_of_truncation
-from ._parameters import PRECISIONS, NumberInterval
+from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_texts
-from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings
+from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings, known_hidden_size
 
 if TYPE_CHECKING:
     from .engine import Compute
@@ -36,7 +36,12 @@ _last_calls: WeakKeyDictionary[MiniLMEncoder, _Call] = WeakKeyDictionary()
 
 
 class MiniLMEncoder(
-    PersistenceMixin, TextColumnsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    PersistenceMixin,
+    TextColumnsMixin,
+    ParameterValidationMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Encode texts in about 100 languages as vectors.
 
@@ -120,6 +125,8 @@ class MiniLMEncoder(
     defaults_ : dict
         What ``"auto"`` stood for at `fit`, and stands for since: pooling,
         normalize, prompt, max_length; and the default of long_text.
+    hidden_size_ : int
+        Numbers of a vector.
     n_features_in_ : int
         Columns seen by `fit`: 1, or 2 for sentence pairs. A fitted encoder
         refuses another number.
@@ -290,6 +297,7 @@ class MiniLMEncoder(
             {
                 "fingerprint_": checkpoint.fingerprint,
                 "defaults_": asdict(checkpoint.defaults),
+                "hidden_size_": checkpoint.hidden_size,
                 **self._column_attributes(texts),
             }
         )
@@ -369,7 +377,15 @@ class MiniLMEncoder(
 
     @property
     def _n_features_out(self) -> int:
-        return self._open(fitted=True).hidden_size
+        # dir() and a notebook's display ask as well: nothing is downloaded for them, and what fails is not there.
+        size = getattr(self, "hidden_size_", None)
+        try:
+            size = size or known_hidden_size(self.model, self.revision)
+        except (OSError, TypeError, ValueError) as error:
+            raise AttributeError(f"the size of vectors is not known: {error}") from error
+        if size is None:
+            raise AttributeError("the size of vectors is known after fit or transform.")
+        return size
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -49,7 +49,7 @@ class _Data:
     n_rows: int  # of X
     values: np.ndarray
     row_weights: np.ndarray
-    training: np.ndarray
+    training: np.ndarray  # rows with a weight
     validation: np.ndarray
 
 
@@ -108,7 +108,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         def training(hooks: FitProgress) -> TrainingResult:
             return self._train(data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks)
 
-        self._run(training, X, y, n_epochs, len(data.training), attributes)
+        self._run(training, X, y, sample_weight, n_epochs, len(data.training), attributes)
         return self
 
     def _set_aside(
@@ -129,40 +129,37 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             values = np.concatenate([targets.values, other_values])
             row_weights = targets.weighted(given_weights)
             weights = np.concatenate([row_weights, np.ones(len(other))])
-            return _Data(texts.join(other), n, values, weights, np.arange(n), np.arange(n, n + len(other)))
+            validation = np.arange(n, n + len(other))
+            return _Data(texts.join(other), n, values, weights, np.flatnonzero(row_weights), validation)
         if not self.early_stopping:
             row_weights = targets.weighted(given_weights)
-            return _Data(texts, n, targets.values, row_weights, np.arange(n), np.arange(0))
-        training, validation = self._random_split(targets, n, random)
-        for part, name in ((training, "trained on"), (validation, "set aside")):
-            if not given_weights[part].any():
-                raise ValueError(
-                    f"early_stopping=True: all texts that would be {name} have a weight of zero. Leave out "
-                    "texts without weight, or give X_val and y_val."
-                )
+            return _Data(texts, n, targets.values, row_weights, np.flatnonzero(row_weights), np.arange(0))
+        training, validation = self._random_split(targets, np.flatnonzero(given_weights), random)
         # Nothing of what is set aside counts in training: neither for the scale of y nor for that of the weights.
         of_training, of_validation = given_weights.copy(), given_weights.copy()
         of_training[validation], of_validation[training] = 0, 0
         of_training = check_row_weights(of_training, n)
         targets.scale_by(of_training)
         row_weights = targets.weighted(of_training)
+        training = np.flatnonzero(row_weights)
         # As `score` would: without class weights.
         row_weights[validation] = check_row_weights(of_validation, n)[validation]
         return _Data(texts, n, targets.values, row_weights, training, validation)
 
     def _random_split(
-        self, targets: Targets, n: int, random: np.random.RandomState
+        self, targets: Targets, rows: np.ndarray, random: np.random.RandomState
     ) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.model_selection import train_test_split
 
+        strata = None if targets.strata is None else targets.strata[rows]
         try:
             training, validation = train_test_split(
-                np.arange(n), test_size=self.validation_fraction, stratify=targets.strata, random_state=random
+                rows, test_size=self.validation_fraction, stratify=strata, random_state=random
             )
         except ValueError as error:
             raise ValueError(
-                f"early_stopping=True cannot set validation_fraction={self.validation_fraction} of {n} texts "
-                f"aside: {error} Give more texts, another validation_fraction, or X_val and y_val."
+                f"early_stopping=True cannot set validation_fraction={self.validation_fraction} of {len(rows)} texts "
+                f"aside: {str(error).rstrip('.')}. Give more texts, another validation_fraction, or X_val and y_val."
             ) from error
         return np.sort(training), np.sort(validation)
 

@@ -266,10 +266,6 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         data = self._learnable(checkpoint, texts, y, row_weights, on_missing_answer, "y")
-        if not data.weights.any():
-            raise ValueError(
-                "sample_weight is zero in every row that is left: give some row a positive weight."
-            )
         if X_val is not None:
             weights = np.ones(len(others))
             data = data.set_aside(
@@ -287,7 +283,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         def train(hooks: FitProgress) -> TrainingResult:
             return self._train(data, checkpoint, compute, random, hooks)
 
-        self._run(train, X, y, self.epochs, data.n_training, attributes)
+        self._run(train, X, y, sample_weight, self.epochs, data.n_training, attributes)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -409,9 +405,15 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             )
         kept = keep_found(problems, on_missing_answer, name)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
-        chosen = np.flatnonzero(kept[windows.batch.text_of_sequence])
-        weights = row_weights[windows.batch.text_of_sequence[chosen]]
-        return _Data(windows.batch.take(chosen), targets[chosen], weights, len(chosen))
+        row_of_window = windows.batch.text_of_sequence
+        chosen = np.flatnonzero(kept[row_of_window] & (row_weights[row_of_window] > 0))
+        if not len(chosen):
+            raise ValueError(
+                "sample_weight is zero in every row that is left: give some row a positive weight."
+            )
+        return _Data(
+            windows.batch.take(chosen), targets[chosen], row_weights[row_of_window[chosen]], len(chosen)
+        )
 
     def _train(
         self,

@@ -290,7 +290,7 @@ def kind_of_label(label: object) -> str:
 
 
 def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weight") -> np.ndarray:
-    """Return one finite weight >= 0 a row, the largest 1, float64 (n_rows,); ones for None.
+    """Return one finite weight >= 0 a row, the largest 1, float64 (n_rows,); equal ones for None or a number.
 
     Only their ratios count, and so no sum of them overflows.
 
@@ -301,6 +301,8 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     """
     if sample_weight is None:
         return np.ones(n_rows)
+    if isinstance(sample_weight, Real) and not isinstance(sample_weight, bool):  # as in scikit-learn
+        sample_weight = np.full(n_rows, sample_weight)
     sample_weight = view(sample_weight)
     if isinstance(sample_weight, nw.Series):
         sample_weight = sample_weight.to_numpy()

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ._cache import state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import open_checkpoint, open_embedded_checkpoint
-from ._parameters import TRAINING_PRECISIONS, NumberInterval
+from ._parameters import TRAINING_PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._warnings import warn
@@ -44,7 +44,9 @@ class EarlierFit:
     best_epoch: int
 
 
-class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSupportMixin, BaseEstimator):
+class TrainedNetworkEstimator(
+    PersistenceMixin, TextColumnsMixin, ParameterValidationMixin, CallbackSupportMixin, BaseEstimator
+):
     """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
 
     _encoder_learning_rate = 1e-4  # what "auto" is
@@ -165,6 +167,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         training: Callable[[FitProgress], TrainingResult],
         X: Any,
         y: Any,
+        sample_weight: Any,
         n_epochs: int,
         n_rows: int,
         attributes: Callable[[TrainingResult], dict[str, Any]],
@@ -175,7 +178,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         ----------
         training : callable
             Trains, and tells the progress of it.
-        X, y : array-like
+        X, y, sample_weight : array-like
             As `fit` got them.
         n_epochs, n_rows : int
             At most so many epochs, of so many rows each.
@@ -184,7 +187,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
         """
         from .engine import own_modes
 
-        progress = FitProgress(self, X, y, n_epochs, n_rows, attributes)
+        progress = FitProgress(self, X, y, sample_weight, n_epochs, n_rows, attributes)
         is_interrupted = False
         try:
             with own_modes(inference=False), progress:
@@ -195,6 +198,7 @@ class TrainedNetworkEstimator(PersistenceMixin, TextColumnsMixin, CallbackSuppor
             except KeyboardInterrupt:  # too late to lose what was learned
                 learned, is_interrupted = attributes(result), True
             self._set_attributes(learned)
+            progress.end_fit()
         except FloatingPointError as error:
             last_good = getattr(error, "last_good", None)
             if last_good is not None:

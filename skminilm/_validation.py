@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
     if isinstance(X, nw.DataFrame):
         _check_n_columns(len(X.columns), name)
         columns = [X.get_column(column).to_list() for column in X.columns]
-        return columns, tuple(X.columns) if all(isinstance(n, str) for n in X.columns) else None
+        return columns, _column_names(X.columns, name)
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
         array = np.asarray(X)
         if array.ndim == 1:
@@ -114,6 +114,17 @@ def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
         raise TypeError(f"{name} is a {type(X).__name__}: {shorten(X)}. {_EXPECTED}.")
     return _columns_of(list(X), name), None
+
+
+def _column_names(names: Sequence, name: str) -> tuple[str, ...] | None:
+    """Return the names of a frame's columns where they are str; refuse a mix, as scikit-learn does."""
+    are_str = [isinstance(column, str) for column in names]
+    if any(are_str) and not all(are_str):
+        raise TypeError(
+            f"{name} has the columns {list(names)}: feature names are only supported if all of them are str. "
+            f"Rename them, for instance by {name}.columns = {name}.columns.astype(str)."
+        )
+    return tuple(names) if all(are_str) else None
 
 
 def _columns_of(rows: list, name: str) -> list[list]:

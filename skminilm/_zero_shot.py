@@ -23,7 +23,7 @@ from ._candidates import candidates_of, fill, read_candidates
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._encoding import warn_of_truncation
-from ._parameters import PRECISIONS, NumberInterval
+from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._target_validation import check_labels, encode_classes, label_array
 from ._text_columns import TextColumnsMixin
@@ -33,9 +33,12 @@ from .checkpoints import EncodingSettings
 _SIMILARITY_TEMPERATURE = 0.005
 _SLICE_PAIRS = 8192
 _ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
+_SETTABLE_OF_NLI = ("device", "precision", "verbose")
 
 
-class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin, BaseEstimator):
+class MiniLMZeroShotClassifier(
+    TextColumnsMixin, AccuracyMixin, PersistenceMixin, ParameterValidationMixin, BaseEstimator
+):
     """Classify texts in about 100 languages by labels in words, without training.
 
     Each label becomes a sentence, its hypothesis. The score of a label is the
@@ -383,10 +386,37 @@ class MiniLMZeroShotClassifier(TextColumnsMixin, AccuracyMixin, PersistenceMixin
             remedy = ""
             if classes.dtype.kind not in "iub" and label_array(y).dtype.kind in "iu":
                 remedy = (
-                    " Where scikit-learn has numbered the classes (VotingClassifier, StackingClassifier), give "
+                    " Where scikit-learn has numbered the classes (VotingClassifier, StackingClassifier, "
+                    "cross_val_predict(method='predict_proba')), give "
                     "labels={0: 'words', ...}, in the order of the sorted labels."
                 )
             encode_classes(y, n_rows, classes, source="labels", remedy=remedy)
+
+    def set_params(self, **params: Any) -> MiniLMZeroShotClassifier:
+        """Set parameters, of `nli` (``nli__device``) those that matter after its fit.
+
+        Parameters
+        ----------
+        **params : dict
+            Names and values.
+
+        Returns
+        -------
+        self : MiniLMZeroShotClassifier
+
+        Raises
+        ------
+        ValueError
+            A parameter of `nli` that only its `fit` reads, or an unknown name.
+        """
+        for name in params:
+            is_of_nli = name.startswith("nli__") and isinstance(self.nli, MiniLMClassifier)
+            if is_of_nli and name.removeprefix("nli__") not in _SETTABLE_OF_NLI:
+                raise ValueError(
+                    f"{name} would change nothing: nli is fitted, and not fitted again. Of its parameters set "
+                    f"{', '.join(_SETTABLE_OF_NLI)}, or give another nli."
+                )
+        return super().set_params(**params)
 
     def __sklearn_clone__(self) -> MiniLMZeroShotClassifier:
         # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.

@@ -197,6 +197,26 @@ def test_rows_of_weight_zero_do_not_count(split):
     np.testing.assert_allclose(mixed.predict_proba(X_new), clean.predict_proba(X_new), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable": 1},
+        {"trainable": "head"},
+        {"class_weight": "balanced"},
+        dict(early_stopping=True, validation_fraction=0.25),
+    ],
+    ids=str,
+)
+def test_rows_of_weight_zero_are_as_if_they_were_left_out(split, options):
+    X, y, X_new, _ = split
+    counts = np.arange(len(X)) % 5 > 0
+    model = MiniLMClassifier(**{"trainable": 1, "epochs": 2, "random_state": 0, "batch_size": 8, **options})
+    without = clone(model).fit(np.array(X)[counts], y[counts])
+    weighted = clone(model).fit(X, y, sample_weight=counts)
+    assert len(weighted.history_) == len(without.history_)
+    np.testing.assert_array_equal(weighted.predict_proba(X_new), without.predict_proba(X_new))
+
+
 @pytest.mark.parametrize("options", [{"trainable": "head"}, {"trainable": 1}, {"refit_head": False}], ids=str)
 def test_classes_of_weight_zero_are_hardly_ever_expected(split, options):
     X, y, X_new, _ = split

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import RFE
@@ -284,3 +286,31 @@ def test_tags(estimator, mixin, differences):
 def test_repr_and_diagram(estimator):
     assert repr(estimator) == f"{type(estimator).__name__}()"
     assert type(estimator).__name__ in estimator._repr_html_()
+
+
+@pytest.mark.parametrize("model", ["multilingual-e5-small", "owner/name", "/no/folder", 3])
+def test_looking_at_an_encoder_neither_downloads_nor_fails(model, english, monkeypatch):
+    def download(*args, **kwargs):
+        pytest.fail("a download began")
+
+    monkeypatch.setattr("skminilm.checkpoints.hub.download", download)
+    fitted = make_pipeline(MiniLMEncoder(), LogisticRegression()).fit(*english)
+    fitted[0].model = model  # as in a pipeline that is opened where its checkpoint is missing
+    for estimator in (MiniLMEncoder(model), MiniLMEncoder(model).set_output(transform="pandas"), fitted):
+        assert "fit" in dir(estimator)
+        assert "MiniLMEncoder" in estimator._repr_html_()
+        assert "MiniLMEncoder" in estimator._repr_mimebundle_()["text/plain"]
+    if model == "multilingual-e5-small":
+        assert len(MiniLMEncoder(model).get_feature_names_out()) == 384
+    else:
+        with pytest.raises(NotFittedError):
+            MiniLMEncoder(model).get_feature_names_out()
+    assert len(fitted[0].get_feature_names_out()) == 384
+
+
+@pytest.mark.parametrize("estimator", [MiniLMEncoder(verbose=0.0), MiniLMClassifier(verbose=0.0, **HEAD)])
+def test_parameters_are_not_validated_where_scikit_learn_is_told_so(estimator, english):
+    with pytest.raises(ValueError, match="verbose"):
+        estimator.fit(*english)
+    with config_context(skip_parameter_validation=True):
+        estimator.fit(*english)

@@ -157,7 +157,7 @@ def test_fit_changes_no_parameter(texts):
     before = encoder.get_params()
     encoder.fit(texts)
     assert encoder.get_params() == before
-    assert set(vars(encoder)) - set(before) == {"fingerprint_", "defaults_", "n_features_in_"}
+    assert set(vars(encoder)) - set(before) == {"fingerprint_", "defaults_", "hidden_size_", "n_features_in_"}
 
 
 def test_persistence_is_small_and_exact(texts, tmp_path):

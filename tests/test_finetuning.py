@@ -544,6 +544,35 @@ def test_scikit_learn_callbacks_hear_of_epochs_and_can_stop(split):
     assert heard == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
 
 
+def test_callbacks_get_weights_and_see_what_a_fit_has_learned(split):
+    pytest.importorskip("sklearn.callback")
+    X, y, X_new, _ = split
+    weights = np.linspace(1, 2, len(X))
+    seen = []
+
+    class Callback:
+        def setup(self, estimator, context):
+            pass
+
+        def teardown(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context, *, metadata):
+            np.testing.assert_array_equal(metadata["sample_weight"], weights)
+
+        def on_fit_task_end(self, estimator, context, *, metadata, fitted_estimator):
+            np.testing.assert_array_equal(metadata["sample_weight"], weights)
+            if context.task_name == "fit":
+                seen.append((estimator.classes_.tolist(), fitted_estimator.predict_proba(X_new)))
+
+    classifier = MiniLMClassifier(trainable="head", epochs=1, random_state=0).set_callbacks(Callback())
+    for labels in (y, np.char.add(y, "!")):  # the second fit is not seen as the first
+        classifier.fit(X, labels, sample_weight=weights)
+        classes, probabilities = seen.pop()
+        assert classes == sorted(set(labels.tolist()))
+        np.testing.assert_array_equal(probabilities, classifier.predict_proba(X_new))
+
+
 def test_callbacks_get_texts_that_came_once(split):
     callbacks = pytest.importorskip("sklearn.callback")
     X, y, _, _ = split
@@ -738,7 +767,9 @@ def test_a_split_without_weight_is_refused(split):
     X, y, _, _ = split
     weights = np.zeros(len(X))
     weights[0] = 1
-    with pytest.raises(ValueError, match=r"early_stopping=True: all texts that would be .* weight of zero"):
+    with pytest.raises(
+        ValueError, match=r"early_stopping=True cannot set validation_fraction=0.25 of 1 texts"
+    ):
         MiniLMClassifier(trainable="head", early_stopping=True, validation_fraction=0.25, random_state=0).fit(
             X, y, sample_weight=weights
         )

@@ -312,6 +312,17 @@ def test_lists_of_names_are_told_how_they_become_columns():
         check_labels([["a", "b"], ["a"]], 2)
 
 
+@pytest.mark.parametrize("weight", [1, 0.5, np.float32(3)])
+def test_one_sample_weight_for_all_rows(weight):
+    np.testing.assert_array_equal(check_row_weights(weight, 3), [1, 1, 1])
+
+
+def test_columns_some_of_whose_names_are_str_are_refused():
+    with pytest.raises(TypeError, match=r"columns \['a', 1\]: feature names are only supported if all"):
+        check_texts(pd.DataFrame({"a": ["x"], 1: ["y"]}))
+    assert check_texts(pd.DataFrame({0: ["x"], 1: ["y"]})).names is None
+
+
 @pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame, pa.table, pa.record_batch])
 def test_sample_weight_in_columns_of_frames(make_frame):
     weights = make_frame({"w": [1.0, 2.0, 4.0]})["w"]

@@ -11,9 +11,10 @@ import pytest
 from scipy.special import expit, softmax
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from skminilm import MiniLMClassifier, MiniLMZeroShotClassifier
@@ -239,6 +240,28 @@ def test_nli_in_a_grid(nli, tmp_path):
         GridSearchCV(MiniLMZeroShotClassifier(labels=LABELS), {"nli": [nli]}, cv=2, error_score="raise").fit(
             TEXTS, y
         )
+
+
+def test_a_search_over_what_only_a_fit_of_nli_reads_is_refused(nli):
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli)
+    with pytest.raises(ValueError, match=r"nli__epochs would change nothing.*device, precision, verbose"):
+        GridSearchCV(model, {"nli__epochs": [1, 2]}, cv=2).fit(TEXTS, ["sports", "cooking"] * 2)
+    assert clone(model).set_params(nli__verbose=1, multi_label=True).nli.verbose == 1
+    assert clone(model).set_params(nli=None, prompt="x: ").nli is None
+    with pytest.raises(ValueError, match="Invalid parameter 'nothing'"):
+        model.set_params(nothing=1)
+
+
+def test_numbered_classes_in_calibration_and_cross_validation():
+    X, y = TEXTS * 2, np.array(["politics", "sports", "cooking", "politics"] * 2)
+    numbered = MiniLMZeroShotClassifier(labels=dict(enumerate(sorted(LABELS))))
+    found = cross_val_predict(numbered, X, y, cv=2, method="predict_proba")
+    assert found.argmax(axis=1).tolist() == [1, 2, 0, 1] * 2
+    codes = np.unique(y, return_inverse=True)[1]
+    calibrated = CalibratedClassifierCV(numbered, cv=2, ensemble=False).fit(X, codes)
+    assert calibrated.predict(X).tolist() == codes.tolist()
+    with pytest.raises(ValueError, match=r"cross_val_predict.*labels=\{0: 'words'"):
+        cross_val_predict(MiniLMZeroShotClassifier(labels=LABELS), X, y, cv=2, method="predict_proba")
 
 
 def test_what_changed_since_fit_is_refused(nli, tmp_path):

@@ -25,6 +25,7 @@ __all__ = [
     "BertConfig",
     "Checkpoint",
     "EncodingSettings",
+    "known_hidden_size",
     "load_checkpoint",
     "tokenize",
 ]
@@ -87,6 +88,25 @@ def load_checkpoint(
     return _load_hub(name, revision, local_files_only)
 
 
+def known_hidden_size(model: str | os.PathLike[str], revision: str | None = None) -> int | None:
+    """Return the size of a checkpoint's hidden states, or None where it would have to be downloaded to tell.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As :func:`load_checkpoint`, of a local folder.
+    """
+    name = os.path.expanduser(os.fspath(model))
+    preset = find_preset(name) if isinstance(model, str) else None
+    if preset is not None:
+        return preset.hidden_size
+    if name and Path(name).is_dir():
+        return load_checkpoint(model, revision).hidden_size
+    with _lock:
+        loaded = _loaded.get(_hub_key(name, revision))
+    return None if loaded is None else loaded.hidden_size
+
+
 def _load_bundled() -> Checkpoint:
     from .bundled import find_bundled_file, load_bundled
 
@@ -120,7 +140,11 @@ def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkp
         )
         return _load_folder(folder, name, preset)
 
-    return _load_once(("hub", repo_id, revision), load)  # a snapshot's files never change
+    return _load_once(_hub_key(repo_id, revision), load)  # a snapshot's files never change
+
+
+def _hub_key(repo_id: str, revision: str | None) -> tuple:
+    return "hub", repo_id, revision
 
 
 def _states(paths: list[Path]) -> Iterator[tuple[str, int, int]]:

@@ -16,7 +16,7 @@ class Preset:
 
     ``revision`` is a commit of the hub repository, or None for its newest
     state. ``pooling``, ``normalize``, ``prompt`` and ``max_length`` are what
-    ``"auto"`` stands for in the estimators.
+    ``"auto"`` stands for in the estimators; ``hidden_size`` is the family's.
     """
 
     repo_id: str
@@ -25,6 +25,7 @@ class Preset:
     normalize: bool
     prompt: str
     max_length: int
+    hidden_size: int = 384
 
 
 _E5_SMALL = Preset(
