@@ -19,13 +19,16 @@ class AccuracyMixin(ClassifierMixin):
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
         y : array-like of shape (n_texts,) or (n_texts, n_labels)
             As in `fit`.
         sample_weight : array-like of float, shape (n_texts,), default=None
+            Weight of each text in the share.
 
         Returns
         -------
         float
+            From 0 to 1.
         """
         predicted = self.predict(X)
         # scikit-learn's metrics do not read objects, and of NumPy's StringDType nothing.

@@ -72,12 +72,13 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
         From token states to one vector, which is scaled to norm 1. ``"pair"``
         is what ``"auto"`` means for sentence pairs, which run through the
-        network together: four vectors side by side, the mean of each text's
-        token states, and for each text the maximum of abs(x - c) over its
-        tokens x, where c is the mean of the other text's tokens weighted by
-        their similarity to x [3]_.
+        network together: four vectors side by side, not scaled as a whole, the
+        mean of each text's token states, and for each text the maximum of
+        abs(x - c) over its tokens x, where c is the mean of the other text's
+        tokens weighted by their similarity to x [3]_.
     prompt : str or None, default="auto"
-        Put before every text; see :class:`MiniLMEncoder`.
+        Put before every text, of a pair before the first; see
+        :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None
         Weight of each class in the loss; ``"balanced"``: inversely
         proportional to its frequency. Not with several labels a text.
@@ -108,13 +109,13 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         int as `trainable` one). A model trained on one device predicts on any
         other.
     save_weights : {"delta", "fp16", "full"}, default="delta"
-        What a fitted classifier holds, and what is saved with it. ``"delta"``:
+        What a fitted estimator holds, and what is saved with it. ``"delta"``:
         what training changed, in float32 (7 MB a layer, 85 MB for
         ``"encoder"``; ``"all"`` adds 1.5 kB for each word piece that occurs).
         ``"fp16"``: the same rounded to float16 after training, in half the
-        size. ``"full"``: besides the whole
-        checkpoint with its tokenizer, so that it opens where the checkpoint is
-        missing (145 MB more for ``"bundled"``).
+        size. ``"full"``: besides the whole checkpoint, which must be
+        BERT-shaped, with its tokenizer, so that it opens where the checkpoint
+        is missing (145 MB more for ``"bundled"``).
     random_state : int, RandomState instance or None, default=None
         Drives the random head, the start of adapters, the order of the texts,
         and which of them early stopping sets aside. Two fits with the same int
@@ -132,6 +133,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         The head; of pairs, with ``pooling="pair"`` (the default for them), of
         shape (n_classes, 1536).
     intercept_ : ndarray of float32, shape (n_classes,)
+        Of the head.
     n_iter_ : int
         Epochs run, those of earlier fits of a warm start included.
     history_ : list of dict
@@ -141,13 +143,14 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         as it is trained.
     best_epoch_ : int
         The epoch whose weights these are, from 1; 0: the start. After an
-        interruption the last one that was completed, though the steps
-        behind it count too.
+        interruption without early stopping the last one that was completed,
+        though the steps behind it count too.
     weights_ : dict of str to ndarray
         What training changed in the encoder, float32 (float16 with
-        ``save_weights="fp16"``).
+        ``save_weights="fp16"``); with ``trainable="all"`` also which word
+        pieces occur, int64. Empty with ``trainable="head"``.
     checkpoint_ : dict or None
-        The checkpoint, with ``save_weights="full"``.
+        The checkpoint, with ``save_weights="full"``; else None.
     weights_digest_ : str
         sha256 of `weights_`.
     fingerprint_ : str
@@ -275,6 +278,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         Returns
         -------
         self : MiniLMClassifier
+            The fitted estimator.
 
         Raises
         ------
@@ -303,6 +307,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
 
         Returns
         -------
@@ -317,20 +322,53 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         return logits
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class or label, float32 (n_texts, n_classes)."""
+        """Return the probability of each class or label.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, n_classes)
+            In the order of `classes_`. With several labels a text one column a
+            label; rows add up to 1 otherwise.
+        """
         logits = self._outputs(X)
         return expit(logits) if self.multilabel_ else softmax(logits, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Return the logarithm of the probability of each class or label, float32 (n_texts, n_classes)."""
+        """Return the logarithm of the probability of each class or label.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, n_classes)
+            In the order of `classes_`. With several labels a text one column a
+            label.
+        """
         logits = self._outputs(X)
         return log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable label of each text, shape (n_texts,).
+        """Return the most probable label of each text.
 
-        With several labels a text: 1 where the probability is over one half,
-        int64 (n_texts, n_labels).
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_texts,) or (n_texts, n_labels)
+            Of `classes_`; of equally probable ones the first. With several
+            labels a text: int64, 1 where the probability is over one half,
+            else 0.
         """
         logits = self._outputs(X)
         if self.multilabel_:

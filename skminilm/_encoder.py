@@ -67,10 +67,10 @@ class MiniLMEncoder(
         Scale each vector to the Euclidean norm 1. ``"auto"``: as the
         checkpoint was trained.
     prompt : str or None, default="auto"
-        Put before every text. ``"auto"``: for ``"bundled"`` and
-        multilingual-e5-small what served best on the development data of
-        several tasks, see Notes; for others the default prompt that stands in
-        the checkpoint, if there is one. None is no prompt.
+        Put before every text, of a pair before the first. ``"auto"``: for
+        ``"bundled"`` and multilingual-e5-small what served best on the
+        development data of several tasks, see Notes; for others the default
+        prompt that stands in the checkpoint, if there is one. None is no prompt.
     max_length : int or "auto", default="auto"
         Tokens a text may have, special tokens included; what is beyond is cut
         off with a warning. ``"auto"``: the checkpoint's limit.
@@ -134,9 +134,11 @@ class MiniLMEncoder(
         Their names, where `fit` saw a data frame whose column names are str.
         A data frame with other names is refused then; one column may come
         without a name.
-    n_truncated_, max_tokens_ : int
+    n_truncated_ : int
         Texts of the last call of `transform` or `fit_transform` that were
-        longer than `max_length`, and the tokens of its longest one.
+        longer than `max_length`.
+    max_tokens_ : int
+        Tokens of the longest text of that call, before truncation.
 
     See Also
     --------
@@ -226,11 +228,15 @@ class MiniLMEncoder(
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
-        y : ignored
+            One column: texts. Two columns: sentence pairs. They are checked, not
+            encoded.
+        y : None
+            Ignored.
 
         Returns
         -------
         self : MiniLMEncoder
+            The fitted estimator.
         """
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
@@ -242,7 +248,20 @@ class MiniLMEncoder(
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, then transform. See :meth:`transform`."""
+        """Fit, then transform; for errors and warnings see :meth:`transform`.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            One column: texts. Two columns: sentence pairs.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, 384)
+            As of :meth:`transform`.
+        """
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)

@@ -305,6 +305,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
 
         Returns
         -------
@@ -336,7 +337,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         )
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return what the head makes of the texts, float32 (n_texts, n_outputs)."""
+        """Return what the head makes of the texts, (n_texts, n_outputs) in the dtype of `coef_`."""
         return self._outputs_of(self.encode(X))
 
     def _outputs_of(self, vectors: np.ndarray) -> np.ndarray:

@@ -64,23 +64,35 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     Parameters
     ----------
-    model, revision
-        As in :class:`MiniLMClassifier`. The vocabulary must be XLM-R's.
+    model : str or path, default="bundled"
+        As in :class:`MiniLMEncoder`. The checkpoint must be BERT-shaped, and
+        its vocabulary XLM-R's.
+    revision : str, default=None
+        Commit, tag or branch of a hub repository.
     trainable : {"encoder", "all", "lora"} or int, default="encoder"
-        As in :class:`MiniLMClassifier`.
+        What is trained besides the head: the top k layers (an int k; what the
+        layers below make of each window is computed once and kept, see
+        :func:`set_config`), all layers (``"encoder"``), the layers and the
+        embeddings (``"all"``; of the embedding table the rows that occur), or
+        low-rank adapters of all layers (``"lora"`` [3]_, rank 8, with the
+        extra ``lora``).
     epochs : int, default=2
         Passes over the questions.
     batch_size : int, default=32
         Windows a step.
     learning_rate : float or "auto", default="auto"
-        Of the encoder, at its peak. ``"auto"``: 2e-4, and 1e-3 for ``"lora"``.
+        Of the encoder, at its peak: it rises linearly over the warm-up, then
+        falls linearly to 0. ``"auto"``: 2e-4, and 1e-3 for ``"lora"``.
     head_learning_rate : float, default=1e-2
-        Of the two outputs, likewise.
-    weight_decay, warmup_ratio
-        As in :class:`MiniLMClassifier`.
+        Of the head, likewise.
+    weight_decay : float, default=0.01
+        Decoupled (AdamW), on the matrices of the layers.
+    warmup_ratio : float, default=0.1
+        Share of the steps in which the learning rates rise.
     max_length : int, default=384
-        Tokens of a question with a window of its context. A question may
-        take half of it; the rest is cut off with a warning.
+        Tokens of a question with a window of its context, special tokens
+        included. A question may take half of what those leave; the rest is cut
+        off with a warning.
     stride : int, default=128
         Tokens that neighbouring windows of a context share: fewer than
         ``max_length // 2 - 4``.
@@ -90,31 +102,80 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     no_answer_threshold : float or None, default=None
         The answer is "" where the score of no answer (a sum of two logits) is
         more than this above that of the best span, as in the evaluation of
-        SQuAD 2.0 [2]_. None: there always is an answer.
+        SQuAD 2.0 [2]_. None: always that span, and "" only where none is found.
     early_stopping : bool, default=False
         Stop when the share of windows of `X_val` whose answer is exact (those
         without it are to have none) does not rise any more, and go back to
-        the best epoch. Needs `X_val`.
+        the best epoch. The untrained start is a candidate too. Needs `X_val`.
     n_iter_no_change : int, default=3
-        Epochs without a better score after which ``early_stopping=True`` stops.
-    gradient_checkpointing, precision, device, save_weights, random_state, verbose
-        As in :class:`MiniLMClassifier`. Predictions take one GPU.
+        Epochs without a better score after which ``early_stopping=True``
+        stops. Of equal scores that with the lower loss is better.
+    gradient_checkpointing : bool, default=False
+        Compute each layer a second time for its gradients instead of keeping
+        what is inside: a third more time, several times less memory a window.
+    precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
+        Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
+        trained computes in float32, frozen layers and predictions in integers.
+        Parameters and optimizer are float32 always; with ``"fp16"`` the loss is
+        scaled so that gradients do not vanish.
+    device : str, default="auto"
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
+        present. Training and predictions take one. A model trained on one
+        device predicts on any other.
+    save_weights : {"delta", "fp16", "full"}, default="delta"
+        What a fitted estimator holds, and what is saved with it. ``"delta"``:
+        what training changed, in float32 (7 MB a layer, 85 MB for
+        ``"encoder"``; ``"all"`` adds 1.5 kB for each word piece that occurs).
+        ``"fp16"``: the same rounded to float16 after training, in half the
+        size. ``"full"``: besides the whole checkpoint, which must be
+        BERT-shaped, with its tokenizer, so that it opens where the checkpoint
+        is missing (145 MB more for ``"bundled"``).
+    random_state : int, RandomState instance or None, default=None
+        Drives where the head starts, the start of adapters, and the order of
+        the windows. Two fits with the same int on the same CPU give the same
+        bytes.
+    verbose : int, default=0
+        1 shows progress bars.
 
     Attributes
     ----------
     coef_ : ndarray of float32, shape (2, 384)
-        The head.
+        The head: for the begin and for the end of an answer.
     intercept_ : ndarray of float32, shape (2,)
+        Of the head.
+    n_iter_ : int
+        Epochs run.
     history_ : list of dict
-        As in :class:`MiniLMClassifier`, where texts are windows;
-        validation_score is the share of windows whose answer is exact.
-    n_iter_, best_epoch_, weights_, weights_digest_, fingerprint_, checkpoint_
-        As in :class:`MiniLMClassifier`.
+        One an epoch: loss, learning_rate (of the encoder at its end), seconds,
+        texts_per_s (windows, not texts); with `X_val` validation_loss and
+        validation_score (the share of windows whose answer is exact).
+    best_epoch_ : int
+        The epoch whose weights these are, from 1; 0: the start. After an
+        interruption without early stopping the last one that was completed,
+        though the steps behind it count too.
+    weights_ : dict of str to ndarray
+        What training changed in the encoder, float32 (float16 with
+        ``save_weights="fp16"``); with ``trainable="all"`` also which word
+        pieces occur, int64.
+    checkpoint_ : dict or None
+        The checkpoint, with ``save_weights="full"``; else None.
+    weights_digest_ : str
+        sha256 of `weights_`.
+    fingerprint_ : str
+        sha256 of the checkpoint that it started from.
     settings_ : dict
-        Prompt and length that it was trained with; predictions use the
-        parameters as they are.
-    n_features_in_, feature_names_in_
-        As in :class:`MiniLMClassifier`.
+        The length that it was trained with; no pooling, normalisation or
+        prompt. Predictions use the parameters as they are.
+    n_features_in_ : int
+        Columns seen by `fit`: 2, questions and contexts.
+    feature_names_in_ : ndarray of str, shape (2,)
+        Their names, where `fit` saw a data frame whose column names are str.
+        Predictions refuse a data frame with other names.
+
+    See Also
+    --------
+    MiniLMClassifier : Classifies texts and sentence pairs.
+    skminilm.metrics.mlqa_f1 : The score.
 
     References
     ----------
@@ -122,6 +183,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
        Transformers for Language Understanding", 2018, arXiv:1810.04805.
     .. [2] P. Rajpurkar et al., "Know What You Don't Know: Unanswerable
        Questions for SQuAD", 2018, arXiv:1806.03822.
+    .. [3] E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+       ICLR 2022, arXiv:2106.09685.
 
     Examples
     --------
@@ -232,6 +295,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         Returns
         -------
         self : MiniLMQuestionAnswerer
+            The fitted estimator.
 
         Raises
         ------
@@ -287,15 +351,36 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the best answer to each question, str in an object array (n_questions,); "" for none."""
+        """Return the best answer to each question.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
+
+        Returns
+        -------
+        ndarray of str, dtype object, shape (n_questions,)
+            "" for no answer.
+        """
         return np.array([spans[0].text for spans in self.predict_spans(X)], dtype=object)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each answer of `predict`, float64 (n_questions,).
+        """Return the probability of each answer of `predict`.
 
         That of a span among all spans of the context up to
         `max_answer_length`, and no answer: a softmax over the sums of the
         logits of begin and end.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_questions,)
+            From 0 to 1.
         """
         return np.array([spans[0].score for spans in self.predict_spans(X)])
 
@@ -345,11 +430,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         Parameters
         ----------
         X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
         y : sequence of length n_questions
             As in :meth:`fit`; of several answers the best match counts.
         sample_weight : array-like of float, shape (n_questions,), default=None
+            Weight of each question in the mean.
         languages : str or sequence of str, default="en"
-            Of the answers; see :func:`skminilm.metrics.mlqa_f1`.
+            Of the answers, one for all or one a question; see :func:`skminilm.metrics.mlqa_f1`.
 
         Returns
         -------
@@ -359,7 +446,25 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         return mlqa_f1(y, self.predict(X), languages, sample_weight=sample_weight)
 
     def exact_match(self, X: Any, y: Any, sample_weight: Any = None, *, languages: Any = "en") -> float:
-        """Return the share of questions whose answer is exact, as MLQA evaluates it. See :meth:`score`."""
+        """Return the share of questions whose answer is exact, as MLQA evaluates it.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
+        y : sequence of length n_questions
+            As in :meth:`fit`; of several answers the best match counts.
+        sample_weight : array-like of float, shape (n_questions,), default=None
+            Weight of each question in the share.
+        languages : str or sequence of str, default="en"
+            Of the answers, one for all or one a question; see
+            :func:`skminilm.metrics.mlqa_exact_match`.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+        """
         return mlqa_exact_match(y, self.predict(X), languages, sample_weight=sample_weight)
 
     def _settings(self, checkpoint: Checkpoint) -> EncodingSettings:

@@ -19,24 +19,93 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
 
     A linear head over the pooled vectors starts at a ridge regression on the
     vectors of the untrained network; then head and encoder are trained
-    together on the squared error. Targets are scaled for training and scaled
+    together on the squared error ("LP-FT" [1]_). Targets are scaled for training and scaled
     back in `coef_` and `intercept_`.
 
     Parameters
     ----------
-    model, revision, trainable, epochs, batch_size, learning_rate, head_learning_rate
-        As in :class:`MiniLMClassifier`.
-    weight_decay, warmup_ratio, max_length, pooling, prompt
-        As in :class:`MiniLMClassifier`.
-    validation_fraction, n_iter_no_change, warm_start, gradient_checkpointing
-        As in :class:`MiniLMClassifier`.
-    precision, device, save_weights, random_state, verbose
-        As in :class:`MiniLMClassifier`.
+    model : str or path, default="bundled"
+        As in :class:`MiniLMEncoder`. The checkpoint must be BERT-shaped,
+        unless ``trainable="head"``.
+    revision : str, default=None
+        Commit, tag or branch of a hub repository.
+    trainable : {"head", "encoder", "all", "lora"} or int, default="encoder"
+        What is trained besides the head: nothing (``"head"``), the top k
+        layers (an int k; what the layers below make of each text is computed
+        once and kept, see :func:`set_config`), all layers (``"encoder"``), the
+        layers and the embeddings (``"all"``; of the embedding table the rows
+        that occur), or low-rank adapters of all layers (``"lora"`` [2]_, rank
+        8, with the extra ``lora``).
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a ridge regression on the frozen vectors
         whose penalty is chosen by leave-one-out, or at small random numbers.
+    epochs : int or "auto", default="auto"
+        Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
+        steps.
+    batch_size : int, default=32
+        Texts a step.
+    learning_rate : float or "auto", default="auto"
+        Of the encoder, at its peak: it rises linearly over the warm-up, then
+        falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
+    head_learning_rate : float, default=1e-2
+        Of the head, likewise.
+    weight_decay : float, default=0.01
+        Decoupled (AdamW), on the matrices of the layers.
+    warmup_ratio : float, default=0.1
+        Share of the steps in which the learning rates rise.
+    max_length : int, default=128
+        Tokens a text may have; what is beyond is cut off with a warning.
+    pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
+        From token states to one vector, which is scaled to norm 1. ``"pair"``
+        is what ``"auto"`` means for sentence pairs, which run through the
+        network together: four vectors side by side, not scaled as a whole, the
+        mean of each text's token states, and for each text the maximum of
+        abs(x - c) over its tokens x, where c is the mean of the other text's
+        tokens weighted by their similarity to x [3]_.
+    prompt : str or None, default="auto"
+        Put before every text, of a pair before the first; see
+        :class:`MiniLMEncoder`.
     early_stopping : bool, default=False
-        As in :class:`MiniLMClassifier`; the score is R².
+        Set texts aside, stop when R² on them does not rise any more, and go
+        back to the best epoch. The untrained start is a candidate too.
+    validation_fraction : float, default=0.1
+        Share of the texts that ``early_stopping=True`` sets aside, at random,
+        unless `fit` gets `X_val`.
+    n_iter_no_change : int, default=3
+        Epochs without a better score after which ``early_stopping=True``
+        stops. Of equal scores that with the lower loss is better.
+    warm_start : bool, default=False
+        Go on from the earlier fit with all its weights. The texts may be
+        others; the number of targets, model, revision, `trainable`, pooling,
+        prompt and `max_length` must be the same (a fit with
+        ``trainable="head"`` may go on with more).
+    gradient_checkpointing : bool, default=False
+        Compute each layer a second time for its gradients instead of keeping
+        what is inside: a third more time, several times less memory a text.
+    precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
+        Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
+        trained computes in float32, frozen layers and predictions in integers.
+        Parameters and optimizer are float32 always; with ``"fp16"`` the loss is
+        scaled so that gradients do not vanish.
+    device : str, default="auto"
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
+        present. Training takes one, predictions take all of a kind (with an
+        int as `trainable` one). A model trained on one device predicts on any
+        other.
+    save_weights : {"delta", "fp16", "full"}, default="delta"
+        What a fitted estimator holds, and what is saved with it. ``"delta"``:
+        what training changed, in float32 (7 MB a layer, 85 MB for
+        ``"encoder"``; ``"all"`` adds 1.5 kB for each word piece that occurs).
+        ``"fp16"``: the same rounded to float16 after training, in half the
+        size. ``"full"``: besides the whole checkpoint, which must be
+        BERT-shaped, with its tokenizer, so that it opens where the checkpoint
+        is missing (145 MB more for ``"bundled"``).
+    random_state : int, RandomState instance or None, default=None
+        Drives the random head, the start of adapters, the order of the texts,
+        and which of them early stopping sets aside. Two fits with the same int
+        on the same CPU give the same bytes.
+    verbose : int, default=0
+        1 shows progress bars.
 
     Attributes
     ----------
@@ -44,15 +113,52 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         The head; of pairs, with ``pooling="pair"`` (the default for them), of
         shape (n_targets, 1536).
     intercept_ : ndarray of float64, shape (n_targets,)
-    n_iter_, history_, best_epoch_, weights_, weights_digest_, fingerprint_, settings_,
-    checkpoint_
-        As in :class:`MiniLMClassifier`; validation_score is R².
-    n_features_in_, feature_names_in_
-        As in :class:`MiniLMClassifier`.
+        Of the head.
+    n_iter_ : int
+        Epochs run, those of earlier fits of a warm start included.
+    history_ : list of dict
+        One an epoch: loss, learning_rate (of the encoder at its end; with
+        ``trainable="head"`` of the head), seconds, texts_per_s; with texts set
+        aside validation_loss and validation_score (R²). Losses are squared
+        errors of the scaled targets.
+    best_epoch_ : int
+        The epoch whose weights these are, from 1; 0: the start. After an
+        interruption without early stopping the last one that was completed,
+        though the steps behind it count too.
+    weights_ : dict of str to ndarray
+        What training changed in the encoder, float32 (float16 with
+        ``save_weights="fp16"``); with ``trainable="all"`` also which word
+        pieces occur, int64. Empty with ``trainable="head"``.
+    checkpoint_ : dict or None
+        The checkpoint, with ``save_weights="full"``; else None.
+    weights_digest_ : str
+        sha256 of `weights_`.
+    fingerprint_ : str
+        sha256 of the checkpoint that it started from.
+    settings_ : dict
+        Pooling, normalisation, prompt and length that it was trained with;
+        predictions use them.
+    n_features_in_ : int
+        Columns seen by `fit`: 1, or 2 for sentence pairs. Another number is
+        refused by predictions.
+    feature_names_in_ : ndarray of str, shape (n_columns,)
+        Their names, where `fit` saw a data frame whose column names are str.
+        Predictions refuse a data frame with other names; one column may come
+        without a name.
 
     See Also
     --------
-    MiniLMClassifier : The same for classes, with all parameters described.
+    MiniLMClassifier : The same for classes.
+    MiniLMEncoder : The vectors alone, for any scikit-learn regressor.
+
+    References
+    ----------
+    .. [1] A. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+       Underperform Out-of-Distribution", ICLR 2022, arXiv:2202.10054.
+    .. [2] E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+       ICLR 2022, arXiv:2106.09685.
+    .. [3] After A. Parikh et al., "A Decomposable Attention Model for Natural
+       Language Inference", EMNLP 2016, arXiv:1606.01933.
 
     Examples
     --------
@@ -127,22 +233,45 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
             One column: texts. Two columns: sentence pairs.
         y : array-like of float, shape (n_texts,) or (n_texts, n_targets)
-        sample_weight, X_val, y_val
-            As in :meth:`MiniLMClassifier.fit`.
+            Numbers, finite; several columns: several numbers a text.
+        sample_weight : array-like of float, shape (n_texts,), default=None
+            Weight of each text in the loss, in the head's start, and in the
+            scale of the targets. Only their ratios count: they are scaled to
+            mean 1.
+        X_val, y_val : like X and y, default=None
+            Texts set aside: their loss and score stand in `history_`, and
+            ``early_stopping=True`` goes by them.
 
         Returns
         -------
         self : MiniLMRegressor
+            The fitted estimator.
 
         Raises
         ------
         TypeError, ValueError, OSError, FloatingPointError
             As in :meth:`MiniLMClassifier.fit`.
+
+        Warns
+        -----
+        UserWarning
+            As in :meth:`MiniLMClassifier.fit`.
         """
         return self._fit(X, y, sample_weight, X_val, y_val)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the numbers, float64 of shape (n_texts,) or (n_texts, n_targets), as y was."""
+        """Return the predicted numbers.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_texts,) or (n_texts, n_targets)
+            One- or two-dimensional as the y of `fit` was.
+        """
         outputs = self._outputs(X)
         return outputs[:, 0] if self._one_dimensional else outputs
 
@@ -152,13 +281,16 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         Parameters
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
+            Texts or sentence pairs, as in `fit`.
         y : array-like of float, shape (n_texts,) or (n_texts, n_targets)
             As in `fit`.
         sample_weight : array-like of float, shape (n_texts,), default=None
+            Weight of each text in the sums of squares.
 
         Returns
         -------
         float
+            At most 1.
         """
         predicted = self.predict(X)
         n_targets = 1 if predicted.ndim == 1 else predicted.shape[1]

@@ -51,7 +51,7 @@ class MiniLMZeroShotClassifier(
     model : str or path, default="bundled"
         Gives the vectors, where `nli` is None; as in :class:`MiniLMEncoder`.
     revision : str, default=None
-        Commit, tag or branch of a hub repository.
+        Commit, tag or branch of a hub repository, where `nli` is None.
     labels : list of str, or dict of label to str, default=None
         The candidates. A dict says in words what each label means, for labels
         that say little themselves (``{0: "sports", 1: "politics"}``). None:
@@ -61,24 +61,30 @@ class MiniLMZeroShotClassifier(
         classes is "entailment"; or the folder of its ``save``. It is not
         fitted again; clones of this estimator have it as it is. As a value of
         a grid, which scikit-learn clones by itself, wrap it in
-        :class:`sklearn.frozen.FrozenEstimator`.
+        :class:`sklearn.frozen.FrozenEstimator`. That classifier has a model,
+        revision, prompt, precision and device of its own: leave those out here.
     hypothesis_template : str, default="This text is about {}."
         A sentence with ``{}`` where the label goes.
     multi_label : bool, default=False
         Judge each label by itself: any number of them may hold. Needs `nli`.
-    temperature : float or "auto", default="auto"
-        What scores are divided by before the softmax: the higher, the more
-        even the probabilities. ``"auto"``: 1 with `nli`, else 0.005, the best of
-        0.005 to 0.05 for the bundled checkpoint on the dev split of SIB-200.
     center : bool, default=False
         Subtract from the scores of each label their mean over the texts of
         `fit`, as some labels are nearer than others to any text; where `nli`
         is None. It helps where the texts of `fit` are of all classes about
         equally, and does harm where one class has most of them.
+    temperature : float or "auto", default="auto"
+        What scores are divided by before the softmax: the higher, the more
+        even the probabilities. ``"auto"``: 1 with `nli`, else 0.005, the best of
+        0.005 to 0.05 for the bundled checkpoint on the dev split of SIB-200.
     prompt : str or None, default="auto"
-        Put before texts and hypotheses, where `nli` is None.
-    precision, device : str, default="auto"
-        As in :class:`MiniLMEncoder`; where `nli` is None.
+        Put before texts and hypotheses, where `nli` is None; see
+        :class:`MiniLMEncoder`.
+    precision : {"auto", "fp32", "bf16", "fp16", "int16", "int8"}, default="auto"
+        Of the computation, where `nli` is None; see :class:`MiniLMEncoder`.
+    device : str, default="auto"
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``, where `nli` is None. ``"auto"``:
+        a GPU where one is present; several GPUs of one kind share the texts of
+        a call.
     verbose : int, default=0
         1 shows progress bars; with `nli`, that has its own.
 
@@ -97,11 +103,20 @@ class MiniLMZeroShotClassifier(
     prompt_ : str or None
         `prompt` in `fit`.
     nli_digest_ : str or None
-        sha256 of what `nli` has learned.
+        sha256 of what `nli` has learned; None without it.
     offsets_ : ndarray of float64, shape (n_labels,)
         What ``center=True`` takes off the scores; else 0.
-    n_features_in_, feature_names_in_
-        As in :class:`MiniLMClassifier`, where `fit` saw texts.
+    n_features_in_ : int
+        Columns seen by `fit`: 1. There where `fit` saw texts.
+    feature_names_in_ : ndarray of str, shape (1,)
+        The name of the column, where `fit` saw a data frame whose column name
+        is a str. Predictions refuse a data frame with another name; the column
+        may come without a name.
+
+    See Also
+    --------
+    MiniLMClassifier : Learns from labelled texts; `nli` is one.
+    MiniLMEncoder : The vectors that are compared.
 
     References
     ----------
@@ -175,6 +190,7 @@ class MiniLMZeroShotClassifier(
         Returns
         -------
         self : MiniLMZeroShotClassifier
+            The fitted estimator.
 
         Raises
         ------
@@ -233,13 +249,22 @@ class MiniLMZeroShotClassifier(
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the score of each label, (n_texts, n_labels): float64, or with `nli` as that computes.
+        """Return the score of each label.
 
         Without `nli` the cosine of text and hypothesis less `offsets_`; with
         it the logarithm of the probability that the hypothesis is entailed;
         with ``multi_label=True`` the log-odds of that against contradiction.
-        With two labels of shape (n_texts,): the score of ``classes_[1]`` less
-        that of ``classes_[0]``.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of float64 (with `nli` float32), shape (n_texts, n_labels)
+            With two labels of shape (n_texts,), unless ``multi_label=True``:
+            the score of ``classes_[1]`` less that of ``classes_[0]``.
         """
         scores = self._scores(X)
         if not self.multi_label and scores.shape[1] == 2:
@@ -247,7 +272,19 @@ class MiniLMZeroShotClassifier(
         return scores
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each label, (n_texts, n_labels); rows add up to 1 unless ``multi_label``."""
+        """Return the probability of each label.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of float64 (with `nli` float32), shape (n_texts, n_labels)
+            In the order of `classes_`. Rows add up to 1, unless
+            ``multi_label=True``.
+        """
         scores = self._scores(X)
         if self.multi_label:
             return expit(scores / self._temperature())
@@ -255,7 +292,18 @@ class MiniLMZeroShotClassifier(
             return softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Return the logarithm of the probability of each label, (n_texts, n_labels)."""
+        """Return the logarithm of the probability of each label.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of float64 (with `nli` float32), shape (n_texts, n_labels)
+            In the order of `classes_`.
+        """
         scores = self._scores(X)
         if self.multi_label:
             return log_expit(scores / self._temperature())
@@ -263,7 +311,20 @@ class MiniLMZeroShotClassifier(
             return log_softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the label of each text, (n_texts,); with ``multi_label=True`` int64 (n_texts, n_labels)."""
+        """Return the label of each text.
+
+        Parameters
+        ----------
+        X : list, array, or data-frame column of str, shape (n_texts,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of shape (n_texts,) or (n_texts, n_labels)
+            Of `classes_`, that with the highest score. With
+            ``multi_label=True`` int64: 1 where entailment is more probable
+            than contradiction, else 0.
+        """
         scores = self._scores(X)
         return (scores > 0).astype(np.int64) if self.multi_label else self.classes_[scores.argmax(axis=1)]
 
@@ -403,6 +464,7 @@ class MiniLMZeroShotClassifier(
         Returns
         -------
         self : MiniLMZeroShotClassifier
+            This estimator.
 
         Raises
         ------

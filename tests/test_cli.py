@@ -287,8 +287,8 @@ def squad(path, languages, n=1):
 FAST_QA = [*FAST, "--stride", "8"]
 
 
-@pytest.mark.parametrize("test_set", ["mlqa", "xquad"])
-def test_mlqa(tmp_path, xlmr_folder, test_set):
+@pytest.mark.parametrize(("test_set", "title"), [("mlqa", "MLQA test"), ("xquad", "XQuAD test")])
+def test_mlqa(tmp_path, xlmr_folder, test_set, title):
     out, data = tmp_path / "out", tmp_path / "data"
     squad(data / "train-v1.1.json", ["en"], n=8)
     for language in CONTEXTS:
@@ -307,6 +307,7 @@ def test_mlqa(tmp_path, xlmr_folder, test_set):
     assert results["data"]["train"]["n_rows"] == 8
     assert len(results["data"]["test"]["files"]) == 3
     assert ("79.4" in result.output) == (test_set == "mlqa")
+    assert title in " ".join(result.output.split())
 
     answerer = MiniLMQuestionAnswerer.load(out / "model")
     context, question, answer = CONTEXTS["de"]

@@ -34,6 +34,7 @@ TRAINING_FILES = [
     "tydiqa-goldp-v1.1-train.json",
     "tydiqa_goldp.jsonl.gz",
 ]
+_TITLES = {"mlqa": "MLQA", "xquad": "XQuAD"}
 
 
 def run_mlqa(
@@ -76,7 +77,9 @@ def run_mlqa(
     scores = rows_by_language(answerer, test.data, test.answers, test.languages)
     published, published_mean = (MLQA_F1, MLQA_AVERAGE) if name == "mlqa" else ({}, None)
     part = "" if max_rows is None else f" (first {max_rows:,} a language)"
-    title = f"{name.upper()} test{part}: in %, trained on {train_file.name}, {len(training.data):,} questions"
+    title = (
+        f"{_TITLES[name]} test{part}: in %, trained on {train_file.name}, {len(training.data):,} questions"
+    )
     caption = "published: F1 on MLQA test, Multilingual-MiniLM-L12-H384 trained on the English SQuAD 1.1"
     metrics = {"f1": "F1", "exact_match": "exact match"}
     means = means_of(scores, metrics)
