@@ -269,8 +269,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             Labels: str, int or bool, at least two different ones. Several
             columns (or a sparse matrix) of 0 and 1: any number of labels a text.
         sample_weight : array-like of float, shape (n_texts,), default=None
-            Weight of each text in the loss, and in the head's start. Only
-            their ratios count: they are scaled to mean 1.
+            Weight of each text in the loss, and where the head is fitted. Only
+            their ratios count: they are scaled to mean 1. Texts of weight 0
+            are as if they were left out, but that y holds their classes.
         X_val, y_val : like X and y, default=None
             Texts set aside: their loss and score stand in `history_`, and
             ``early_stopping=True`` goes by them.
@@ -286,6 +287,10 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             X, y or a parameter is not usable; the message names row and value.
         OSError
             The checkpoint is missing or damaged.
+        ImportError
+            ``trainable="lora"`` without the extra ``lora``.
+        MemoryError
+            One text alone does not fit in the memory of a GPU.
         FloatingPointError
             The loss became infinite or NaN; the message names the step. The
             weights are those of the last epoch that was completed (of the
