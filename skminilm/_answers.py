@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import narwhals as nw
 import numpy as np
 
+from ._containers import view
 from ._rows import as_rows, check_given, check_same_length
 from ._validation import Texts, check_texts, is_missing, shorten
 from ._warnings import warn
@@ -63,9 +65,10 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
 
     Parameters
     ----------
-    y : sequence
+    y : sequence, or two columns
         One a context: a str, (str, int) with the position of its first code
-        point, a list of several of these (the first counts), or None.
+        point, a list of several of these (the first counts), or None. Of two
+        columns the second holds the positions.
     contexts : sequence of str
     name : str, default="y"
         What errors call y.
@@ -84,7 +87,7 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
         y has another number of rows.
     """
     check_given(y, name, "one answer a question")
-    values = as_rows(y, name)
+    values = answer_rows(y, name)
     check_same_length(values, len(contexts), name, "answer")
     answers, problems = [], []
     for row, (value, context) in enumerate(zip(values, contexts, strict=True)):
@@ -95,6 +98,38 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
         answers.append(answer)
         problems.append(f"row {row}: {problem}" if problem else "")
     return answers, problems
+
+
+def answer_rows(y: Any, name: str) -> list:
+    """Return y with one value a row, for :func:`read_references`: one column, or two of answers and positions.
+
+    Raises
+    ------
+    TypeError
+        It has more columns, or is no collection.
+    """
+    values = view(y)
+    if isinstance(values, nw.DataFrame):
+        columns = [values.get_column(column).to_list() for column in values.columns]
+    elif getattr(values, "ndim", 1) == 2:
+        columns = np.asarray(values, object).T.tolist()
+    else:
+        return as_rows(y, name)
+    if len(columns) not in (1, 2):
+        raise TypeError(
+            f"{name} has {len(columns)} columns: expected one of answers, or two, of answers and where they begin in "
+            "their contexts."
+        )
+    return columns[0] if len(columns) == 1 else [_located(*row) for row in zip(*columns, strict=True)]
+
+
+def _located(text: Any, start: Any) -> tuple[Any, Any] | None:
+    """Return an answer and its position out of two columns, where whole numbers may have become floats."""
+    if is_missing(text):
+        return None
+    if is_missing(start):
+        return text, None
+    return text, int(start) if isinstance(start, float) and start.is_integer() else start
 
 
 def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, int | None]]:

@@ -67,7 +67,7 @@ def candidates_of(y: Any) -> tuple[np.ndarray, list[str]]:
     if classes.dtype.kind not in "UT":
         raise ValueError(
             f"y has the labels {classes.tolist()[:5]}, which say nothing in words: give "
-            "labels={label: 'words', ...}."
+            "labels={label: 'words', ...}, in the order of the sorted words where scikit-learn has numbered them."
         )
     empty = [name for name in classes.tolist() if not name.strip()]
     if empty:

@@ -72,10 +72,11 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
         From token states to one vector, which is scaled to norm 1. ``"pair"``
         is what ``"auto"`` means for sentence pairs, which run through the
-        network together: four vectors side by side, not scaled as a whole, the
-        mean of each text's token states, and for each text the maximum of
-        abs(x - c) over its tokens x, where c is the mean of the other text's
-        tokens weighted by their similarity to x [3]_.
+        network together: four vectors side by side, not scaled as a whole. Two
+        are the means of both texts' token states, scaled to norm 1; two are
+        for each text the maxima of abs(x - c) over its tokens x, of norm 1,
+        where c is the mean of the other text's tokens weighted by their
+        similarity to x [3]_. Special tokens belong to the text they are at.
     prompt : str or None, default="auto"
         Put before every text, of a pair before the first; see
         :class:`MiniLMEncoder`.

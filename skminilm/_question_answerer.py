@@ -276,11 +276,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         ----------
         X : list, array, or data frame of str, shape (n_questions, 2)
             Questions and contexts.
-        y : sequence of length n_questions
+        y : sequence of length n_questions, or two columns
             Answers: (text, start), where start counts code points of the
             context; or the text alone, which stands for its first occurrence;
             or a list of several answers, of which the first is learned; or
-            None (or "") where the context has no answer.
+            None (or "") where the context has no answer. Two columns of a
+            data frame or an array are texts and starts.
         sample_weight : array-like of float, shape (n_questions,), default=None
             Weight of each question in the loss: of each window of its context.
             Only their ratios count.

@@ -25,6 +25,7 @@ _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
 _ABSENT_LOG_ODDS = 8.0  # of classes without weight together, against another class
 MAX_DEVIATIONS = 1e18  # whose square float32 can hold
+_MAX_DEVIATION = 1e290  # that leaves room for what a head multiplies it with
 
 
 class Targets(ABC):
@@ -212,7 +213,7 @@ class RealTargets(Targets):
         """
         numbers, weighted = self._numbers, row_weights > 0
         self.mean, self.scale = _mean_and_deviation(numbers[weighted], row_weights[weighted])
-        if not np.isfinite(self.scale).all():
+        if not (self.scale < _MAX_DEVIATION).all():
             raise ValueError(
                 f"y reaches from {numbers.min():.3g} to {numbers.max():.3g}, too far: scale it down."
             )

@@ -135,6 +135,22 @@ def test_a_loaded_model_does_not_change_with_its_file(folder, texts):
     np.testing.assert_array_equal(encoder.transform(texts), before)
 
 
+def test_another_file_of_the_same_size_and_time_is_noticed(folder, texts):
+    from safetensors.torch import load_file, save_file
+
+    encoder = MiniLMEncoder(folder, precision="fp32", cache=None)
+    before = encoder.transform(texts)
+    path, other = folder / "model.safetensors", folder / "other.safetensors"
+    weights = load_file(path)
+    weights["embeddings.LayerNorm.weight"] *= 2
+    save_file(weights, other, metadata={"format": "pt"})
+    status = path.stat()
+    assert other.stat().st_size == status.st_size
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(other, path)
+    assert np.abs(encoder.transform(texts) - before).max() > 1e-3
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["encoder.layer.1.intermediate.dense.bias", "embeddings.LayerNorm.weight"])
 def test_a_weight_that_is_not_finite_is_named(folder, name, number):

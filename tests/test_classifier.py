@@ -348,6 +348,22 @@ def test_a_last_step_that_diverges_is_an_error(split, options):
         MiniLMClassifier(random_state=0, **options).fit(X, y)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"refit_head": False}, {"learning_rate": 1e6}, {"precision": "fp32", "learning_rate": 1e15}],
+    ids=str,
+)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_that_are_too_large_to_compute_with_are_never_kept(split, epochs, options):
+    X, y, X_new, _ = split
+    model = MiniLMClassifier(trainable=2, epochs=1, batch_size=64, random_state=0).fit(X, y)
+    expected = model.predict_proba(X_new)
+    model.set_params(**{"epochs": epochs, "learning_rate": 1e10, "warmup_ratio": 0, **options})
+    with pytest.raises(FloatingPointError, match=rf"in step \d of {epochs}\. Use a lower learning_rate"):
+        model.fit(X, y)
+    np.testing.assert_array_equal(model.set_params(precision="auto").predict_proba(X_new), expected)
+
+
 def test_fit_inside_no_grad(split):
     import torch
 

@@ -444,6 +444,12 @@ def test_a_model_folder_with_something_else_is_left_alone(compact, xlmr_folder, 
     assert "holds something else" in result.stderr
     assert (out / "results.json").read_text() == before
     (out / "model" / "notes.txt").unlink()
+    squad(tmp_path / "train-v1.1.json", ["en"], n=2)
+    squad(tmp_path / "xquad.en.json", ["en"], n=2)
+    result = call("mlqa", "--data-dir", tmp_path, "--model", xlmr_folder, "--output-dir", out, *FAST_QA)
+    assert result.exit_code == 1
+    assert "holds what skminilm xnli wrote: nothing is overwritten" in " ".join(result.stderr.split())
+    assert (out / "results.json").read_text() == before
     assert call(*command).exit_code == 0
     assert "not written yet" not in (out / "results.json").read_text()
 

@@ -435,6 +435,7 @@ def test_a_gpu_that_others_fill_is_left_out(many_texts, monkeypatch, full):
         ("torch", "tpu9", "auto", "device='tpu9' is not known"),
         ("torch", "meta", "auto", "device='meta' is not supported"),
         ("torch", "cuda:99", "auto", "device='cuda:99' is not present"),
+        ("torch", "cpu:1", "auto", "device='cpu:1' is not known: use 'cpu'"),
         ("torch", "cpu", "fp16", "precision='fp16' needs a GPU"),
         ("torch", "cpu", "fp8", "precision='fp8' is not known"),
         ("openvino", "cpu", "fp16", "precision='fp16' needs a GPU"),

@@ -129,6 +129,12 @@ def test_containers(container):
     assert mlqa_f1(y_true, y_pred, container(["sw", "zh"])) == pytest.approx(0.75)
 
 
+def test_languages_by_their_names_are_refused():
+    with pytest.raises(ValueError, match=r"languages must hold codes: row 1 is 'German'.*such as 'de'"):
+        mlqa_f1(["a", "der Hund"], ["a", "Hund"], ["en", "German"])
+    assert mlqa_f1(["der Hund"], ["Hund"], "deu_Latn") == mlqa_f1(["der Hund"], ["Hund"], "de-AT") == 1
+
+
 def test_sample_weight_weights_the_mean():
     assert mlqa_f1(["a1", "b"], ["a1", "c"], sample_weight=[3, 1]) == 0.75
     assert mlqa_exact_match(["a1", "b"], ["a1", "c"], sample_weight=[1, 3]) == 0.25

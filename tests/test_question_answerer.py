@@ -26,6 +26,7 @@ from skminilm._validation import Texts
 from skminilm._windows import cut_windows, window_starts
 from skminilm.checkpoints import load_checkpoint
 from skminilm.finetuning import SpanObjective, loop
+from skminilm.metrics import mlqa_f1
 
 # The same facts in many scripts, with combining marks and wide characters.
 CONTEXTS = {
@@ -355,6 +356,32 @@ def test_references_are_read():
     )
     assert answers == [("b", 2), ("a", 4), ("b", 2), None, None, None, None, ("c", 6)]
     assert problems == [""] * 8
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        pd.DataFrame({"text": ["b", "a", None], "start": [2, 4, np.nan]}),
+        pl.DataFrame({"text": ["b", "a", None], "start": [2, 4, None]}),
+        np.array([("b", 2), ("a", 4), (None, None)], dtype=object),
+    ],
+    ids=["pandas", "polars", "numpy"],
+)
+def test_answers_and_their_places_in_two_columns(y):
+    answers, problems = check_answers(y, ["a b a c"] * 3)
+    assert answers == [("b", 2), ("a", 4), None]
+    assert problems == [""] * 3
+
+
+@pytest.mark.parametrize(
+    "container", [lambda y: pd.DataFrame({"y": y}), lambda y: np.array(y, object)[:, None]]
+)
+def test_answers_in_one_column(container):
+    y = container(["b", "c", None])
+    assert check_answers(y, ["a b a c"] * 3)[0] == [("b", 2), ("c", 6), None]
+    assert mlqa_f1(y, ["b", "c", ""]) == 1
+    with pytest.raises(TypeError, match="y has 3 columns: expected one of answers, or two"):
+        check_answers(np.array([["a", "b", "c"]]), ["a b a c"])
 
 
 @given(st.integers(1, 400), st.integers(3, 90), st.data())

@@ -78,6 +78,7 @@ def test_one_row_that_counts():
     ("y", "message"),
     [
         ([-1.7e308, 1.7e308, 1.7e308], r"y reaches from -1.7e\+308 to 1.7e\+308, too far: scale it down"),
+        ([-1e308, 1e308, 0], "too far: scale it down"),
         ([1, 10**400, 3], "holds what is not a number"),
         ([1 + 1j, 2, 3], "it is complex"),
         (np.zeros((3, 0)), r"y has the shape \(3, 0\)"),

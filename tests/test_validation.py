@@ -312,6 +312,12 @@ def test_lists_of_names_are_told_how_they_become_columns():
         check_labels([["a", "b"], ["a"]], 2)
 
 
+def test_scalars_of_pyarrow_are_texts():
+    assert check_texts(list(pa.array(["ein Text", "两个"]))).first == ["ein Text", "两个"]
+    with pytest.raises(ValueError, match="row 1 is None"):
+        check_texts(list(pa.array(["ein Text", None])))
+
+
 @pytest.mark.parametrize("weight", [1, 0.5, np.float32(3)])
 def test_one_sample_weight_for_all_rows(weight):
     np.testing.assert_array_equal(check_row_weights(weight, 3), [1, 1, 1])

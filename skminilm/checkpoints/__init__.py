@@ -147,15 +147,15 @@ def _hub_key(repo_id: str, revision: str | None) -> tuple:
     return "hub", repo_id, revision
 
 
-def _states(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
+def _states(paths: list[Path]) -> Iterator[tuple]:
     for path in paths:
         with suppress(FileNotFoundError):  # somebody has removed it since
             yield _state(path)
 
 
-def _state(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
-    return path.name, status.st_size, status.st_mtime_ns
+def _state(path: Path) -> tuple[str, int, int, int, int]:
+    status = path.stat()  # a copy may bring size and time of modification of another file
+    return path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _load_once(key: tuple, load: Callable[[], Checkpoint]) -> Checkpoint:

@@ -51,7 +51,7 @@ def run_mlqa(
     parameters: dict[str, Any],
 ) -> None:
     """Run the evaluation; see the command for the options."""
-    check_output_dir(output_dir)
+    check_output_dir(output_dir, "mlqa")
     answerer = MiniLMQuestionAnswerer(model, **parameters)
     checkpoint = check_model(answerer)
     answerer._settings(checkpoint)

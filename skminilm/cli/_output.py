@@ -15,8 +15,8 @@ from ..checkpoints.checkpoint import file_sha256
 _RESULTS, _MODEL = "results.json", "model"
 
 
-def check_output_dir(output_dir: Path) -> None:
-    """Refuse a folder that holds anything but an earlier result, or that cannot be written.
+def check_output_dir(output_dir: Path, command: str) -> None:
+    """Refuse a folder that holds anything but an earlier result of the same command, or that cannot be written.
 
     Raises
     ------
@@ -40,8 +40,14 @@ def check_output_dir(output_dir: Path) -> None:
         path.name for path in output_dir.iterdir() if path.name not in (_RESULTS, f".{_RESULTS}", _MODEL)
     )
     results = output_dir / _RESULTS
-    if not others and any(output_dir.iterdir()) and not _is_result(results):
-        others = [results.name if results.exists() else _MODEL]
+    if not others and any(output_dir.iterdir()):
+        found = _command_of(results)
+        if found is None:
+            others = [results.name if results.exists() else _MODEL]
+        elif found != command:
+            raise FileExistsError(
+                f"{output_dir} holds what skminilm {found} wrote: nothing is overwritten. Choose another --output-dir."
+            )
     model = output_dir / _MODEL
     if not others and model.exists() and not is_saved_estimator(model):
         others = [_MODEL]
@@ -52,11 +58,12 @@ def check_output_dir(output_dir: Path) -> None:
         )
 
 
-def _is_result(path: Path) -> bool:
+def _command_of(path: Path) -> str | None:
+    """Return the command that wrote a file of results, or None if none did."""
     try:
-        return "skminilm_command" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+        return json.loads(path.read_text(encoding="utf-8"))["skminilm_command"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def write_model(output_dir: Path, command: str, estimator: Any) -> None:

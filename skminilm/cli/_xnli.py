@@ -47,7 +47,7 @@ def run_xnli(
     parameters: dict[str, Any],
 ) -> None:
     """Run the evaluation; see the command for the options."""
-    check_output_dir(output_dir)
+    check_output_dir(output_dir, "xnli")
     classifier = MiniLMClassifier(model, **parameters)
     checkpoint, pair = check_model(classifier), Texts(["premise"], ["hypothesis"])
     tokenize(checkpoint.tokenizer, pair.first, pair.second, classifier._settings(checkpoint, pair))

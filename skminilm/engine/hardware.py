@@ -180,6 +180,8 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(
             f"device={device!r} is not supported, CPUs and CUDA are: use 'auto', 'cpu', 'cuda' or 'cuda:N'."
         )
+    if resolved.type == "cpu" and resolved.index is not None:
+        raise ValueError(f"device={device!r} is not known: use 'cpu', which is all of them.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={device!r} is not present: torch {torch.__version__} sees {torch.cuda.device_count()} "

@@ -20,6 +20,7 @@ from .parameters import FlatParameters, LossScale, norm
 from .workers import Workers
 
 _MAX_GRADIENT_NORM = 1.0
+_TEXTS_TO_TRY = 4  # weights on, in next to no time beside an epoch
 _CHUNK = 1 << 20
 
 Refit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -151,7 +152,10 @@ class _Training:
         for part in self._parameters:
             part.publish()
         vectors = self._in_parts_that_fit(self._training_vectors)
-        coef, intercept = refit(vectors[self._rows.training])
+        vectors = vectors[self._rows.training]
+        if not np.isfinite(vectors).all():
+            raise self._diverged("What the weights make of a text became infinite or NaN")
+        coef, intercept = refit(vectors)
         values = np.concatenate([coef.ravel(), intercept.ravel()]).astype(np.float32)
         with torch.no_grad():
             self._head.master.copy_(torch.from_numpy(values))
@@ -176,7 +180,7 @@ class _Training:
             weight_sum += weight
             hooks.end_step(len(batch), loss)
         if not self._is_finite():
-            raise self._diverged("The weights became infinite or NaN")
+            raise self._diverged("The weights, or what they make of a text, became infinite or NaN")
         seconds = time.perf_counter() - began
         record = {
             "loss": loss_sum / max(weight_sum, 1e-12),
@@ -287,7 +291,15 @@ class _Training:
         return learning_rate_factor(self._step, self._n_steps, self._options.warmup_ratio)
 
     def _is_finite(self) -> bool:
-        return all(part.is_finite() for part in self._parameters)
+        """Tell whether the weights are finite, and what they make of a few texts: it need not be with large ones."""
+        if not all(part.is_finite() for part in self._parameters):
+            return False
+        return self._in_parts_that_fit(self._compute_a_few)
+
+    def _compute_a_few(self) -> bool:
+        with torch.no_grad():
+            outputs = [some for _, some in self._outputs(self._rows.training[:_TEXTS_TO_TRY])]
+        return all(bool(some.isfinite().all()) for some in outputs)
 
     def _clear_gradients(self) -> None:
         for part in self._parameters:

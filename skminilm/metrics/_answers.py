@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._answers import read_references
+from .._answers import answer_rows, read_references
 from .._rows import as_rows, check_languages, check_same_length
 from .._target_validation import check_row_weights
 from .._validation import is_missing, shorten
@@ -167,11 +167,11 @@ def mlqa_exact_match(y_true: Any, y_pred: Any, languages: Any = "en", *, sample_
 def answer_scores(y_true: Any, y_pred: Any, languages: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the F1 and the exact match of each row, float64 (n_rows,) each."""
     answers = [_answer(value, row) for row, value in enumerate(as_rows(y_pred, "y_pred"))]
-    y_true = as_rows(y_true, "y_true")
+    y_true = answer_rows(y_true, "y_true")
     check_same_length(y_true, len(answers), "y_true", "reference (or list of references)")
     if not answers:
         raise ValueError("y_true and y_pred are empty: there is nothing to score.")
-    languages = [_short_code(code) for code in check_languages(languages, len(answers))]
+    languages = [_short_code(code, row) for row, code in enumerate(check_languages(languages, len(answers)))]
     f1, exact = np.zeros(len(answers)), np.zeros(len(answers))
     for row, (value, answer, language) in enumerate(zip(y_true, answers, languages, strict=True)):
         tokens = _tokens(answer, language)
@@ -182,8 +182,12 @@ def answer_scores(y_true: Any, y_pred: Any, languages: Any) -> tuple[np.ndarray,
     return f1, exact
 
 
-def _short_code(language: str) -> str:
+def _short_code(language: str, row: int) -> str:
     code = re.split("[-_]", language.lower())[0]
+    if not re.fullmatch("[a-z]{2,3}", code):  # a name would be scored by the rules of no language
+        raise ValueError(
+            f"languages must hold codes: row {row} is {language!r}. Give those of ISO 639, such as 'de' or 'deu_Latn'."
+        )
     return _SHORT_CODES.get(code, code)
 
 
