@@ -248,24 +248,26 @@ class MiniLMZeroShotClassifier(
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each label, (n_texts, n_labels); rows add up to 1 unless ``multi_label``."""
-        scores = self._scores(X)
-        if self.multi_label:
-            return expit(scores / self._temperature())
-        with np.errstate(over="ignore"):  # next to no probability
-            return softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
+        logits = self._logits(X)
+        return expit(logits) if self.multi_label else softmax(logits, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of the probability of each label, (n_texts, n_labels)."""
-        scores = self._scores(X)
-        if self.multi_label:
-            return log_expit(scores / self._temperature())
-        with np.errstate(over="ignore"):
-            return log_softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
+        logits = self._logits(X)
+        return log_expit(logits) if self.multi_label else log_softmax(logits, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the label of each text, (n_texts,); with ``multi_label=True`` int64 (n_texts, n_labels)."""
         scores = self._scores(X)
         return (scores > 0).astype(np.int64) if self.multi_label else self.classes_[scores.argmax(axis=1)]
+
+    def _logits(self, X: Any) -> np.ndarray:
+        """Return the scores divided by the temperature; for a softmax less the greatest of each row."""
+        scores = self._scores(X)
+        if self.multi_label:
+            return scores / self._temperature()
+        with np.errstate(over="ignore"):  # minus infinity: next to no probability
+            return (scores - scores.max(axis=1, keepdims=True)) / self._temperature()
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
