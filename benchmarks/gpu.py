@@ -41,7 +41,7 @@ def model_alone(texts: list[str], precision: str, batch_tokens: int) -> float:
     checkpoint = load_checkpoint("bundled")
     model = get_model(checkpoint, Compute(torch.device("cuda", 0), precision))
     batch = checkpoint.tokenizer.encode(texts, max_length=512)
-    packs = [model.make_pack(batch, batch.offsets, rows) for rows in plan_packs(batch.lengths, batch_tokens)]
+    packs = [model.make_pack(batch, rows) for rows in plan_packs(batch.lengths, batch_tokens)]
     best = float("inf")
     with torch.inference_mode():
         for _ in range(5):

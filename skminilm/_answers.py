@@ -152,12 +152,10 @@ def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, in
         references = [item if _is_located(item) else (item, None) for item in value]
         if all(isinstance(text, str) for text, _ in references):
             return [(text, start) for text, start in references if text]
-    is_code = isinstance(value, int)
+    hint = " cross_val_predict(method='predict_proba') numbers y, as for classes: it is not for answers."
     raise TypeError(
         f"{name} has no answer in row {row}: it is {shorten(value)} ({type(value).__name__}). Expected a str, "
-        "(text, start), a list of either, or None for no answer."
-        + " cross_val_predict(method='predict_proba') numbers y, as for classes: it is not for answers."
-        * is_code
+        f"(text, start), a list of either, or None for no answer.{hint if isinstance(value, int) else ''}"
     )
 
 

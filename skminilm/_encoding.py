@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,7 +14,6 @@ from ._disk_cache import DiskVectorCache
 from ._validation import Texts, shorten
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
-from .checkpoints.embedded import digest_of, open_embedded
 
 if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
@@ -47,19 +45,6 @@ def open_checkpoint(
             "again, or restore the checkpoint that it was fitted with."
         )
     return checkpoint
-
-
-def open_embedded_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
-    """Return a checkpoint that is kept inside an estimator, opened once a process."""
-    # As long as an estimator uses it, and no longer: it holds on to the arrays.
-    digest = digest_of(state)
-    checkpoint = _opened.get(digest)
-    if checkpoint is None:
-        checkpoint = _opened[digest] = open_embedded(state)
-    return checkpoint
-
-
-_opened: weakref.WeakValueDictionary[str, Checkpoint] = weakref.WeakValueDictionary()
 
 
 def resolve_settings(
@@ -120,28 +105,11 @@ def encode_texts(
     depends_on = [_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace]
     if compute.is_calibrated:
         depends_on.append(checkpoint.defaults)
-    namespace = repr(tuple(depends_on))
-    position: dict[bytes, int] = {}
-    first_rows = []
-    index = np.empty(len(texts), np.int64)
-    for row, key in enumerate(vector_keys(namespace, texts.first, texts.second)):
-        known = position.setdefault(key, len(position))
-        if known == len(first_rows):
-            first_rows.append(row)
-        index[row] = known
-    keys = list(position)
+    keys, first_rows, index = _unique(vector_keys(repr(tuple(depends_on)), texts.first, texts.second))
     # An entry is the vector and, behind it, the tokens of the text before truncation.
     entries = np.zeros((len(keys), settings.vector_size(checkpoint.hidden_size) + 1), np.float32)
-    missing = list(range(len(keys)))
-    if cache is not None:
-        is_known = np.zeros(len(keys), bool)
-        for i, entry in enumerate(cache.get(keys)):
-            if entry is not None and entry.shape == entries.shape[1:]:
-                entries[i], is_known[i] = entry, True
-        with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
-            is_known &= np.isfinite(entries.sum(axis=1))
-        missing = np.flatnonzero(~is_known).tolist()
-    if missing:
+    missing = np.flatnonzero(~_look_up(cache, keys, entries))
+    if len(missing):
         if tuned:
             model = get_tuned_model(checkpoint, compute, tuned, state_cache)
         else:
@@ -154,23 +122,40 @@ def encode_texts(
             # Slice by slice, so that an interrupted call leaves what it had computed in the cache.
             for start in range(0, len(missing), _SLICE_TEXTS):
                 some = missing[start : start + _SLICE_TEXTS]
-                rows = [first_rows[i] for i in some]
-                selected = texts.take(rows)
+                selected = texts.take(first_rows[some])
                 vectors, lengths = model.encode(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
-                _check_finite(vectors, texts, rows)
-                computed = np.column_stack([vectors, lengths.astype(np.float32)])
-                entries[some] = computed
+                _check_finite(vectors, texts, first_rows[some])
+                entries[some] = np.column_stack([vectors, lengths.astype(np.float32)])
                 if cache is not None:
-                    cache.put([keys[i] for i in some], computed)
+                    cache.put([keys[i] for i in some], entries[some])
     return entries[index, :-1], entries[index, -1].astype(np.int64)
 
 
-def _check_finite(vectors: np.ndarray, texts: Texts, rows: Sequence[int]) -> None:
+def _unique(keys: Sequence[bytes]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Return the different keys, the first row of each, and which of them each row has."""
+    numbers: dict[bytes, int] = {}
+    index = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    return list(numbers), np.unique(index, return_index=True)[1], index
+
+
+def _look_up(
+    cache: VectorCache | DiskVectorCache | None, keys: Sequence[bytes], entries: np.ndarray
+) -> np.ndarray:
+    """Fill in the entries that the cache has, and return which these are, bool (n_keys,)."""
+    is_known = np.zeros(len(keys), bool)
+    for i, entry in enumerate(cache.get(keys) if cache is not None else ()):
+        if entry is not None and entry.shape == entries.shape[1:]:
+            entries[i], is_known[i] = entry, True
+    with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
+        return is_known & np.isfinite(entries.sum(axis=1))
+
+
+def _check_finite(vectors: np.ndarray, texts: Texts, rows: np.ndarray) -> None:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        row = rows[int(np.flatnonzero(~finite)[0])]
+        row = rows[np.flatnonzero(~finite)[0]]
         raise FloatingPointError(
             f"The vector of row {row}, {shorten(texts.first[row])}, is not finite: the weights are damaged or the "
             "precision is too low for them. Try precision='fp32'."

@@ -18,7 +18,6 @@ from ._callbacks import FitProgress
 from ._encoding import (
     encode_texts,
     open_checkpoint,
-    open_embedded_checkpoint,
     resolve_settings,
     warn_of_truncation,
 )
@@ -30,7 +29,7 @@ from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
-from .checkpoints.embedded import check_embeddable, is_embedded
+from .checkpoints.embedded import check_embeddable, is_embedded, open_embedded
 
 if TYPE_CHECKING:
     from .engine import Compute
@@ -100,8 +99,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         earlier = self._earlier_fit(checkpoint, settings, targets)
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
-            learned = self._attributes(result, targets, checkpoint, settings, earlier)
-            return {**learned, **self._column_attributes(texts)}
+            return {
+                **self._target_attributes(targets, result.coef, result.intercept),
+                **self._network_attributes(result, checkpoint, settings, earlier),
+                **self._column_attributes(texts),
+            }
 
         n_epochs = self._n_epochs(len(data.training))
 
@@ -184,7 +186,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         embedded = getattr(self, "checkpoint_", None)
         # Where `model` or `revision` was changed since, the new one is opened and compared.
         if self.warm_start and embedded is not None and is_embedded(embedded, self.model, self.revision):
-            return open_embedded_checkpoint(embedded)
+            return open_embedded(embedded)
         return open_checkpoint(self.model, self.revision)
 
     def _earlier_fit(
@@ -285,19 +287,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             return int(self.epochs)
         steps = math.ceil(n_texts / self.batch_size)
         return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps)))
-
-    def _attributes(
-        self,
-        result: TrainingResult,
-        targets: Targets,
-        checkpoint: Checkpoint,
-        settings: EncodingSettings,
-        earlier: EarlierFit | None,
-    ) -> dict[str, Any]:
-        return {
-            **self._target_attributes(targets, result.coef, result.intercept),
-            **self._network_attributes(result, checkpoint, settings, earlier),
-        }
 
     def encode(self, X: Any) -> np.ndarray:
         """Return the vectors that the head sees.

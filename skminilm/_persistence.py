@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 
+from .checkpoints.digests import arrays_digest, file_sha256
+from .checkpoints.embedded import content_digest
+
 FORMAT_VERSION = 1
 _STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
 _TEMPORARY_FILES = {
@@ -40,18 +43,8 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
 
 
-def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
-    """Write an estimator to a folder; one that is there already stays whole until the new one is.
-
-    Nothing but a folder that holds an estimator alone is ever replaced.
-
-    Raises
-    ------
-    TypeError
-        A parameter cannot be written (a RandomState instance, say); it is named.
-    FileExistsError
-        `path` is something else than a folder of :func:`save_estimator`.
-    """
+def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
+    """Write an estimator to a folder; nothing but a folder that holds an estimator alone is ever replaced."""
     path = Path(path).expanduser().resolve()  # through links, so that they stay links
     is_empty = path.is_dir() and {file.name for file in path.iterdir()} <= _TEMPORARY_FILES
     if path.exists() and not is_empty and not is_saved_estimator(path):
@@ -94,7 +87,7 @@ def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.nda
         file.unlink(missing_ok=True)  # of an ended process, or a link to elsewhere
     try:
         _write_arrays(temporary[_ARRAYS_FILE], arrays)
-        content["arrays_sha256"] = _sha256(temporary[_ARRAYS_FILE])
+        content["arrays_sha256"] = file_sha256(temporary[_ARRAYS_FILE])
         content.pop("digest", None)
         content["digest"] = _digest(content)
         # In ASCII: a path need not be valid Unicode.
@@ -145,7 +138,7 @@ def _swap(first: Path, second: Path) -> bool:
 
 
 def is_saved_estimator(path: Path) -> bool:
-    """Tell whether a folder holds what `save_estimator` writes, and nothing else."""
+    """Tell whether a folder holds what :meth:`PersistenceMixin.save` writes, and nothing else."""
     names = {_STATE_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES}
     if not path.is_dir() or not {file.name for file in path.iterdir()} <= names:
         return False
@@ -156,22 +149,8 @@ def is_saved_estimator(path: Path) -> bool:
     return isinstance(content, dict) and {"format_version", "class", "parameters", "digest"} <= content.keys()
 
 
-def load_estimator(path: str | os.PathLike[str], kind: type) -> Any:
-    """Read an estimator of a class that :func:`save_estimator` wrote.
-
-    Parameters
-    ----------
-    path : path
-    kind : type
-        The class.
-
-    Raises
-    ------
-    FileNotFoundError
-        Nothing is there.
-    ValueError
-        It was changed or cut off, comes from a newer version, or holds another class.
-    """
+def _load(path: str | os.PathLike[str], kind: type) -> Any:
+    """Read an estimator of the class `kind`, again where another process replaces it meanwhile."""
     path = Path(path).expanduser()
     while True:
         folder = _identity(path)
@@ -179,7 +158,7 @@ def load_estimator(path: str | os.PathLike[str], kind: type) -> Any:
             return _read_estimator(path, kind)
         except (OSError, ValueError):
             if _identity(path) == folder:
-                raise  # otherwise another process has replaced it meanwhile
+                raise
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -207,7 +186,7 @@ def _read_estimator(path: Path, kind: type) -> Any:
         )
     if content.pop("digest", None) != _digest(content):
         raise _damaged(path, f"{_STATE_FILE} is not as it was written")
-    if not (path / _ARRAYS_FILE).is_file() or content["arrays_sha256"] != _sha256(path / _ARRAYS_FILE):
+    if not (path / _ARRAYS_FILE).is_file() or content["arrays_sha256"] != file_sha256(path / _ARRAYS_FILE):
         raise _damaged(path, f"{_ARRAYS_FILE} is missing or not as it was written")
     if content["class"] != kind.__name__:
         raise ValueError(f"{path} holds a {content['class']}, expected {kind.__name__}.")
@@ -241,7 +220,7 @@ class PersistenceMixin:
         FileExistsError
             Something else is there.
         """
-        save_estimator(self, path)
+        _save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]):
@@ -263,7 +242,7 @@ class PersistenceMixin:
             It was changed or cut off, comes from a newer version, or holds
             another class.
         """
-        return load_estimator(path, cls)
+        return _load(path, cls)
 
     def __getstate__(self):
         # A copy: what BaseEstimator returns may be the live attributes.
@@ -314,9 +293,6 @@ def _decode_estimator(content: dict[str, Any], kind: type, arrays: dict[str, np.
 
 def _renew_digests(estimator: Any) -> None:
     """Compute what models and vectors go by: a file that was changed on purpose could name another's."""
-    from .checkpoints.checkpoint import arrays_digest
-    from .checkpoints.embedded import content_digest
-
     if getattr(estimator, "weights_", None):
         estimator.weights_digest_ = arrays_digest(estimator.weights_)
     if getattr(estimator, "checkpoint_", None):
@@ -399,12 +375,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    from .checkpoints.checkpoint import file_sha256
-
-    return file_sha256(path)
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -207,8 +207,6 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         "max_length": [NumberInterval(Integral, 16, None, closed="left")],
         "stride": [NumberInterval(Integral, 0, None, closed="left")],
         "max_answer_length": [NumberInterval(Integral, 1, None, closed="left")],
-        "early_stopping": ["boolean"],
-        "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
         "no_answer_threshold": [NumberInterval(Real, None, None, closed="neither"), None],
     }
 

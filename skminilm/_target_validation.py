@@ -210,6 +210,25 @@ def _unnest(y: Any) -> Any:
 
 def label_array(y: Any, name: str = "y") -> np.ndarray:
     """Return y as an array of shape (n,) whose labels are of one type; errors call it `name`."""
+    y = _one_column(y, name)
+    labels = y.tolist()
+    for row, label in enumerate(labels):
+        if is_missing(label):
+            raise ValueError(
+                f"{name} has a missing label: row {row} is {label!r}. Drop the row from the texts too."
+            )
+    if y.dtype == object or y.dtype.kind == "T":  # scikit-learn does not know NumPy's StringDType
+        y = _array_of_one_type(labels, name)
+    if y.dtype.kind in "mM":
+        raise ValueError(f"{name} holds dates or times: convert them to str.")
+    if y.dtype == object:  # dates of pandas, Decimal, ints of more than 64 bits
+        kind = type(labels[0]).__name__
+        raise ValueError(f"{name} has labels of the type {kind} that no array keeps: convert them to str.")
+    return y
+
+
+def _one_column(y: Any, name: str) -> np.ndarray:
+    """Return the labels of any container as an array of shape (n,), of whatever type they are."""
     check_given(y, name, "one label a text")
     y = view(y)
     if isinstance(y, nw.Series):
@@ -246,32 +265,25 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1:
         raise ValueError(f"{name} has the shape {y.shape}: expected one label a text, shape (n_texts,).")
-    labels = y.tolist()
-    for row, label in enumerate(labels):
-        if is_missing(label):
-            raise ValueError(
-                f"{name} has a missing label: row {row} is {label!r}. Drop the row from the texts too."
-            )
-    if y.dtype == object or y.dtype.kind == "T":  # scikit-learn does not know NumPy's StringDType
-        kinds = {kind_of_label(label) for label in labels}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"{name} mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
-            )
-        if kinds == {"str"}:  # of an Enum NumPy would take the name, cut off at the length of the value
-            labels = [str.__str__(label) for label in labels]
-        y = np.array(labels)
-        for row, (label, kept) in enumerate(zip(labels, y.tolist(), strict=True)):
-            if isinstance(label, str | bytes) and label != kept:
-                raise ValueError(
-                    f"{name} has a label that ends in NUL, which arrays do not keep: row {row} is {label!r}."
-                )
-    if y.dtype.kind in "mM":
-        raise ValueError(f"{name} holds dates or times: convert them to str.")
-    if y.dtype == object:  # dates of pandas, Decimal, ints of more than 64 bits
-        kind = type(labels[0]).__name__
-        raise ValueError(f"{name} has labels of the type {kind} that no array keeps: convert them to str.")
     return y
+
+
+def _array_of_one_type(labels: list, name: str) -> np.ndarray:
+    """Return labels as an array that keeps them."""
+    kinds = {kind_of_label(label) for label in labels}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{name} mixes labels of the types {', '.join(sorted(kinds))}: convert them to one, such as str."
+        )
+    if kinds == {"str"}:  # of an Enum NumPy would take the name, cut off at the length of the value
+        labels = [str.__str__(label) for label in labels]
+    array = np.array(labels)
+    for row, (label, kept) in enumerate(zip(labels, array.tolist(), strict=True)):
+        if isinstance(label, str | bytes) and label != kept:
+            raise ValueError(
+                f"{name} has a label that ends in NUL, which arrays do not keep: row {row} is {label!r}."
+            )
+    return array
 
 
 def _plain(label: object) -> object:

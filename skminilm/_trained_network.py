@@ -15,14 +15,14 @@ from tqdm.auto import tqdm
 
 from ._cache import state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
-from ._encoding import open_checkpoint, open_embedded_checkpoint
+from ._encoding import open_checkpoint
 from ._parameters import TRAINING_PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings
-from .checkpoints.checkpoint import arrays_digest
-from .checkpoints.embedded import embed_checkpoint
+from .checkpoints.digests import arrays_digest
+from .checkpoints.embedded import embed_checkpoint, open_embedded
 
 if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
@@ -186,6 +186,7 @@ class TrainedNetworkEstimator(
             Returns what this estimator's attributes are after a training result.
         """
         from .engine import own_modes
+        from .finetuning import TrainingDivergedError
 
         progress = FitProgress(self, X, y, sample_weight, n_epochs, n_rows, attributes)
         is_interrupted = False
@@ -199,10 +200,9 @@ class TrainedNetworkEstimator(
                 learned, is_interrupted = attributes(result), True
             self._set_attributes(learned)
             progress.end_fit()
-        except FloatingPointError as error:
-            last_good = getattr(error, "last_good", None)
-            if last_good is not None:
-                self._set_attributes(attributes(last_good))
+        except TrainingDivergedError as error:
+            if error.last_good is not None:
+                self._set_attributes(attributes(error.last_good))
             raise
         finally:
             if self.trainable != "head":
@@ -245,7 +245,7 @@ class TrainedNetworkEstimator(
 
     def _fitted_checkpoint(self) -> Checkpoint:
         if self.checkpoint_ is not None:
-            return open_embedded_checkpoint(self.checkpoint_)
+            return open_embedded(self.checkpoint_)
         return open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
 
     def __sklearn_tags__(self):

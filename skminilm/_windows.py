@@ -146,7 +146,7 @@ def cut_windows(
     return Windows(batch, *places, contexts, n_cut)
 
 
-def window_starts(n_tokens: int, size: int, stride: int) -> range | list[int]:
+def window_starts(n_tokens: int, size: int, stride: int) -> range:
     """Return where windows of `size` tokens begin that share `stride` tokens and reach the end."""
     step = max(1, size - stride)
     n_windows = 1 + max(0, -(-(n_tokens - size) // step))

@@ -285,11 +285,8 @@ class MiniLMZeroShotClassifier(
             In the order of `classes_`. Rows add up to 1, unless
             ``multi_label=True``.
         """
-        scores = self._scores(X)
-        if self.multi_label:
-            return expit(scores / self._temperature())
-        with np.errstate(over="ignore"):  # next to no probability
-            return softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
+        logits = self._logits(X)
+        return expit(logits) if self.multi_label else softmax(logits, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of the probability of each label.
@@ -304,11 +301,8 @@ class MiniLMZeroShotClassifier(
         ndarray of float64 (with `nli` float32), shape (n_texts, n_labels)
             In the order of `classes_`.
         """
-        scores = self._scores(X)
-        if self.multi_label:
-            return log_expit(scores / self._temperature())
-        with np.errstate(over="ignore"):
-            return log_softmax((scores - scores.max(axis=1, keepdims=True)) / self._temperature(), axis=1)
+        logits = self._logits(X)
+        return log_expit(logits) if self.multi_label else log_softmax(logits, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the label of each text.
@@ -327,6 +321,14 @@ class MiniLMZeroShotClassifier(
         """
         scores = self._scores(X)
         return (scores > 0).astype(np.int64) if self.multi_label else self.classes_[scores.argmax(axis=1)]
+
+    def _logits(self, X: Any) -> np.ndarray:
+        """Return the scores divided by the temperature; for a softmax less the greatest of each row."""
+        scores = self._scores(X)
+        if self.multi_label:
+            return scores / self._temperature()
+        with np.errstate(over="ignore"):  # minus infinity: next to no probability
+            return (scores - scores.max(axis=1, keepdims=True)) / self._temperature()
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

@@ -361,7 +361,7 @@ def test_links_that_lead_nowhere_do_not_count(folder, distilbert_folder, tmp_pat
 def test_other_files_in_a_folder_do_not_count(folder, distilbert_folder, tmp_path, monkeypatch):
     other = shutil.copytree(distilbert_folder, tmp_path / "other")
     read = []
-    monkeypatch.setattr("skminilm.checkpoints.checkpoint.file_sha256", read.append)
+    monkeypatch.setattr("skminilm.checkpoints.digests.file_sha256", read.append)
     monkeypatch.setattr("skminilm.checkpoints.folder.file_sha256", lambda path: read.append(path) or "")
     for place in (folder, other):
         MiniLMEncoder(place, cache=place / "vectors").transform(["a"])
@@ -445,8 +445,8 @@ def test_a_wrong_tokenizer_beside_xlmr_weights_is_refused(xlmr_folder, tmp_path,
 
 def test_presets_are_found_by_name_and_by_hub_id():
     assert find_preset("microsoft/Multilingual-MiniLM-L12-H384") is PRESETS["multilingual-minilm"]
-    assert PRESETS["multilingual-e5-small"].normalize
-    assert PRESETS["paraphrase-multilingual-minilm"].max_length == 128
+    assert PRESETS["multilingual-e5-small"].settings.normalize
+    assert PRESETS["paraphrase-multilingual-minilm"].settings.max_length == 128
     assert find_preset("somebody/else") is None
 
 

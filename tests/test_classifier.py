@@ -17,7 +17,7 @@ from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import compute_sample_weight
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache
-from skminilm.checkpoints.checkpoint import arrays_digest
+from skminilm.checkpoints.digests import arrays_digest
 from skminilm.engine import release_models
 
 
@@ -128,7 +128,7 @@ def test_gradients_of_the_packed_forward(split):
         name: tensor.double() if tensor.is_floating_point() else tensor
         for name, tensor in read_trainable_weights(checkpoint, 0, None)
     }
-    pack = make_pack(batch, batch.offsets, rows, torch.device("cpu"), 0.25)
+    pack = make_pack(batch, rows, torch.device("cpu"), 0.25)
     generator = torch.Generator().manual_seed(0)
     direction = {
         name: 1e-2 * torch.randn(t.shape, generator=generator, dtype=torch.float64)

@@ -17,7 +17,7 @@ from sklearn.base import clone
 from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
 from skminilm._cache import VectorCache, state_cache
 from skminilm.checkpoints import load_checkpoint, tokenize
-from skminilm.checkpoints.checkpoint import arrays_digest
+from skminilm.checkpoints.digests import arrays_digest
 from skminilm.checkpoints.token_batch import TokenBatch
 from skminilm.engine import (
     Compute,
@@ -110,7 +110,7 @@ def test_padding_inside_attention_changes_nothing(texts, max_padding, grad, monk
     found = []
     for waste in (0.0, max_padding):
         with torch.set_grad_enabled(grad):
-            pack = make_pack(batch, batch.offsets, rows, CPU, waste)
+            pack = make_pack(batch, rows, CPU, waste)
             hidden = plain_hidden_states(weights, pack, checkpoint.config)
             found.append(pool(hidden, pack, "mean").detach().numpy())
     assert np.abs(found[1] - found[0]).max() <= 2e-5
@@ -130,7 +130,7 @@ def test_attention_and_its_gradients_are_those_of_the_definition(
     lengths = sorted(lengths, reverse=True)
     n_tokens = sum(lengths)
     batch = TokenBatch(np.zeros(n_tokens, np.int32), np.array(lengths), np.array(lengths))
-    pack = make_pack(batch, batch.offsets, np.arange(len(lengths)), CPU, max_padding, length_step)
+    pack = make_pack(batch, np.arange(len(lengths)), CPU, max_padding, length_step)
     generator = torch.Generator().manual_seed(n_tokens)
     values = torch.randn(len(pack.input_ids), 3 * hidden_size, generator=generator)
     weights = torch.randn(n_tokens, hidden_size, generator=generator)
@@ -388,9 +388,9 @@ def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):
     computed = []
     original = PackedModel.start
 
-    def counting(self, batch, offsets, rows, *args):
+    def counting(self, batch, rows, *args):
         computed.extend((id(self), row) for row in rows)
-        return original(self, batch, offsets, rows, *args)
+        return original(self, batch, rows, *args)
 
     monkeypatch.setattr(PackedModel, "start", counting)
     found, _ = shared.encode(many_texts, None, short, batch_tokens=256)
@@ -668,10 +668,10 @@ def test_frozen_layers_of_packs_that_do_not_fit_are_computed_in_halves(small_mem
     assert 150 <= model._max_pack_tokens <= 300
 
     enough = get_model(model.checkpoint, Compute(CPU, "fp32"))
-    pack = make_pack(batch, batch.offsets, rows, CPU, 0.0)
-    expected = LayerStates(enough, Compute(CPU, "fp32"), 2, VectorCache()).of_pack(pack, batch, batch.offsets)
+    pack = make_pack(batch, rows, CPU, 0.0)
+    expected = LayerStates(enough, Compute(CPU, "fp32"), 2, VectorCache()).of_pack(pack)
     model.fits = 0  # all of them are kept
-    torch.testing.assert_close(found.of_pack(pack, batch, batch.offsets), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.of_pack(pack), expected, rtol=0, atol=2e-5)
     with pytest.raises(MemoryError, match=r"One text of .* tokens does not fit"):
         LayerStates(model, Compute(CPU, "fp32"), 2, VectorCache()).prepare(batch)
 
@@ -696,7 +696,13 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
     kernels = {"right": _attend_one_by_one, "wrong": wrong, "missing": None}
     monkeypatch.setattr(varlen, "_may_have_kernel", lambda *_: True)
     monkeypatch.setattr(varlen, "_works", {})
-    monkeypatch.setattr(varlen, "_kernel", lambda device: varlen._flash_attention)
+    monkeypatch.setattr(
+        varlen.kernels,
+        "attention",
+        lambda qkv, cu_seqlens, n_heads: varlen._flash_attention(
+            qkv, cu_seqlens, int(cu_seqlens.diff().max()), n_heads
+        ),
+    )
     monkeypatch.setattr(varlen, "_torch_kernel", lambda: kernels[kernel])
     checkpoint = load_checkpoint("bundled")
     weights = read_trainable_weights(checkpoint, 0, None)
@@ -728,7 +734,7 @@ def test_pairs_are_compared_by_means_and_by_what_is_unmatched(texts):
     checkpoint = load_checkpoint("bundled")
     batch = tokenize(checkpoint.tokenizer, [*texts[:6], ""], [*texts[6:12], ""], checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
-    pack = make_pack(batch, batch.offsets, rows, torch.device("cpu"), 0.0)
+    pack = make_pack(batch, rows, torch.device("cpu"), 0.0)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(pack.input_ids), 32, generator=generator, requires_grad=True)
     expected = []
@@ -770,9 +776,9 @@ def test_a_gpu_computes_while_the_next_pack_is_prepared(texts, precision, poolin
     model = get_model(checkpoint, resolve_compute("torch", "cuda", precision))
     batch = tokenize(checkpoint.tokenizer, texts, texts[::-1], checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
-    expected = model.start(batch, batch.offsets, rows, pooling, True)()  # prepares what is prepared once
+    expected = model.start(batch, rows, pooling, True)()  # prepares what is prepared once
     with without_waiting():
-        result = model.start(batch, batch.offsets, rows, pooling, True)
+        result = model.start(batch, rows, pooling, True)
     np.testing.assert_allclose(result(), expected, atol=1e-3)
 
 

@@ -20,7 +20,7 @@ from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
 from skminilm._targets import MultilabelTargets
 from skminilm.checkpoints import load_checkpoint, tokenize
-from skminilm.checkpoints.checkpoint import arrays_digest
+from skminilm.checkpoints.digests import arrays_digest
 from skminilm.engine import read_trainable_weights
 from skminilm.engine.interrupts import deferred_interrupts
 from skminilm.engine.layer_states import LayerStates
@@ -52,9 +52,9 @@ def states_computed(monkeypatch):
     seen = []
     original = LayerStates._compute
 
-    def counting(self, batch, offsets, rows):
-        seen.extend(batch.input_ids[offsets[row] : offsets[row + 1]].tobytes() for row in rows)
-        return original(self, batch, offsets, rows)
+    def counting(self, batch, rows):
+        seen.extend(batch.ids_of(row).tobytes() for row in rows)
+        return original(self, batch, rows)
 
     monkeypatch.setattr(LayerStates, "_compute", counting)
     return seen

@@ -15,11 +15,13 @@ from conftest import edit_json
 from skminilm import MiniLMEncoder, clear_cache
 from skminilm._cache import memory_cache
 from skminilm.checkpoints import load_checkpoint
-from skminilm.engine import openvino_model, release_models
+from skminilm.engine import release_models
 from skminilm.engine.hardware import cpu_has_bf16
 
 if importlib.util.find_spec("nncf") is None:
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
+
+from skminilm.engine import openvino_model
 
 
 @pytest.fixture(autouse=True)
@@ -144,8 +146,6 @@ def test_int8_is_near_fp32_in_every_language(requests):
 
 
 def test_the_quantised_graph_is_kept_and_found_again(transformers_folder, texts, own_folder, monkeypatch):
-    from skminilm.engine import openvino_graph
-
     options = dict(model=transformers_folder, calibration_texts=texts[:4])
     first = encode(texts, "int8", **options)
     release_models()
@@ -153,7 +153,7 @@ def test_the_quantised_graph_is_kept_and_found_again(transformers_folder, texts,
     def fail(*args):
         raise AssertionError("quantised again")
 
-    monkeypatch.setattr(openvino_graph, "quantize_graph", fail)
+    monkeypatch.setattr(openvino_model, "quantize_graph", fail)
     np.testing.assert_array_equal(encode(texts, "int8", **options), first)
     release_models()
     with pytest.raises(AssertionError, match="quantised again"):  # other texts, another graph

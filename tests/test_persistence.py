@@ -317,7 +317,7 @@ def rewrite(folder, change, change_arrays=lambda arrays: None):
     del content["digest"]
     change_arrays(arrays)
     save_file(arrays, folder / "arrays.safetensors")
-    content["arrays_sha256"] = _persistence._sha256(folder / "arrays.safetensors")
+    content["arrays_sha256"] = _persistence.file_sha256(folder / "arrays.safetensors")
     change(content)
     (folder / "estimator.json").write_text(json.dumps({**content, "digest": _persistence._digest(content)}))
 

@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from .checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings, tokenize
+from .checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings
 from .presets import BUNDLED, PRESETS, Preset, find_preset
+from .token_batch import tokenize
 
 __all__ = [
     "BUNDLED",

@@ -20,11 +20,9 @@ from .checkpoint import (
     WORD_EMBEDDINGS,
     BertConfig,
     Checkpoint,
-    EncodingSettings,
     LazyWeights,
-    combine_digests,
-    file_sha256,
 )
+from .digests import combine_digests, file_sha256
 from .presets import BUNDLED, PRESETS
 from .q4 import BLOCK, BLOCK_BYTES, dequantize_q4
 from .sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
@@ -127,12 +125,11 @@ def load_bundled() -> Checkpoint:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     config, tokenizer, tensors = _parse(_Reader(buffer))
     verify_golden_ids(tokenizer, BUNDLED)
-    preset = PRESETS[BUNDLED]
     return Checkpoint(
         name=BUNDLED,
         fingerprint=combine_digests({"format": 1, "file": FILE_SHA256, "config": config}),
         hidden_size=config.hidden_size,
-        defaults=EncodingSettings(preset.pooling, preset.normalize, preset.prompt, preset.max_length),
+        defaults=PRESETS[BUNDLED].settings,
         config=config,
         tokenizer=tokenizer,
         read_weights=lambda: LazyWeights(_tensor_readers(buffer, tensors, config)),

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
-    from .token_batch import TokenBatch, Tokenizer
+    from .token_batch import Tokenizer
 
 POOLINGS = ("mean", "cls", "max")
 PAIR = "pair"  # compares the two texts of a pair; for fine-tuning
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
-SHARD_INDEX = "model.safetensors.index.json"
-WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")  # in the order of preference
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 
@@ -142,21 +137,6 @@ class LazyWeights(Mapping[str, "torch.Tensor"]):
         return len(self._readers)
 
 
-def combine_digests(parts: Mapping[str, object]) -> str:
-    """Return one sha256 over named parts (digests, configurations)."""
-    canonical = json.dumps(parts, sort_keys=True, default=asdict)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the hexadecimal sha256 of named arrays."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
-    return digest.hexdigest()
-
-
 def read_json(path: Path) -> Any:
     """Return what a file holds, or None where there is none.
 
@@ -171,64 +151,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise OSError(f"{path} is not valid JSON ({error}). Download it again.") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def tokenize(
-    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, settings: EncodingSettings
-) -> TokenBatch:
-    """Return the token ids of texts or pairs, the prompt before each (first) text.
-
-    Raises
-    ------
-    ValueError
-        The prompt is as long as a text may be, or no valid Unicode.
-    """
-    limits = {"max_length": settings.max_length, "long_text": settings.long_text}
-    if settings.prompt:
-
-        def lengths(text: str) -> int:
-            return tokenizer.encode([text], None if second is None else [""], **limits).full_lengths[0]
-
-        n_tokens = check_prompt(settings.prompt, settings.max_length, lengths)
-        if second is not None or settings.long_text == "head_tail":  # else the beginning is kept anyway
-            limits["n_kept"] = n_tokens - lengths("")
-        first = [settings.prompt + text for text in first]
-    batch = tokenizer.encode(first, second, **limits)
-    check_some_tokens(batch.full_lengths, first)
-    return batch
-
-
-def check_some_tokens(n_tokens: np.ndarray, texts: Sequence[str]) -> None:
-    """Raise ValueError where a text has no token, for which there are no states."""
-    if len(n_tokens) and not n_tokens.all():
-        text = texts[int(np.flatnonzero(n_tokens == 0)[0])]
-        raise ValueError(
-            f"The tokenizer of this checkpoint makes no token of the text {text!r}, so that it has no vector: leave it "
-            "out."
-        )
-
-
-def check_prompt(prompt: str, max_length: int, count_tokens: Callable[[str], int]) -> int:
-    """Return the tokens of a prompt; raise ValueError if it is as long as a text may be, or no valid Unicode."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"prompt={prompt!r} is not valid Unicode: it holds a lone surrogate at position {error.start}."
-        ) from error
-    n_tokens = count_tokens(prompt)
-    if n_tokens >= max_length:
-        raise ValueError(
-            f"max_length={max_length} leaves no room for text behind the prompt {prompt!r}, which takes {n_tokens} "
-            "tokens with the special ones: raise max_length, or set another prompt (None for none)."
-        )
-    return n_tokens

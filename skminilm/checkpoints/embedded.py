@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -15,10 +16,8 @@ from .checkpoint import (
     Checkpoint,
     EncodingSettings,
     LazyWeights,
-    arrays_digest,
-    combine_digests,
 )
-from .library_tokenizer import LibraryTokenizer
+from .digests import arrays_digest, combine_digests
 from .tokenizer import restore_tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def check_embeddable(checkpoint: Checkpoint) -> None:
     ValueError
         It has another architecture than BERT's.
     """
-    if checkpoint.read_weights is None:
+    if checkpoint.foreign_reason:
         raise ValueError(
             f"save_weights='full' needs a BERT-shaped checkpoint: {checkpoint.name!r} runs through "
             f"sentence-transformers because {checkpoint.foreign_reason}."
@@ -79,26 +78,31 @@ def is_embedded(state: Mapping[str, Any], model: str | os.PathLike[str], revisio
     return state["name"] == os.fspath(model) and state.get("revision", revision) == revision
 
 
-def digest_of(state: Mapping[str, Any]) -> str:
-    """Return the :func:`content_digest`, which earlier versions did not keep."""
-    return state.get("digest") or content_digest(state)
+# As long as an estimator uses one, and no longer: it holds on to the arrays.
+_opened: WeakValueDictionary[str, Checkpoint] = WeakValueDictionary()
 
 
 def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint that :func:`embed_checkpoint` took in."""
+    """Return the checkpoint that :func:`embed_checkpoint` took in, opened once a process."""
+    digest = state.get("digest") or content_digest(state)  # which earlier versions did not keep
+    checkpoint = _opened.get(digest)
+    if checkpoint is None:
+        checkpoint = _opened[digest] = _open(state, digest)
+    return checkpoint
+
+
+def _open(state: Mapping[str, Any], digest: str) -> Checkpoint:
     readers = {name: functools.partial(_to_tensor, array) for name, array in state["weights"].items()}
     config = BertConfig(**state["config"])
-    tokenizer = restore_tokenizer(state["tokenizer_kind"], np.array(state["tokenizer"]).tobytes())
-    if isinstance(tokenizer, LibraryTokenizer):
-        tokenizer.n_rows = config.vocab_size
+    tokenizer_state = np.array(state["tokenizer"]).tobytes()
     return Checkpoint(
         name=state["name"],
-        fingerprint=digest_of(state),
+        fingerprint=digest,
         copy_of=state["fingerprint"],
         hidden_size=config.hidden_size,
         defaults=EncodingSettings(**state["defaults"]),
         config=config,
-        tokenizer=tokenizer,
+        tokenizer=restore_tokenizer(state["tokenizer_kind"], tokenizer_state, config.vocab_size),
         read_weights=lambda: LazyWeights(readers),
     )
 

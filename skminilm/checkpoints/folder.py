@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoint import BertConfig, Checkpoint, EncodingSettings, combine_digests, file_sha256, read_json
+from .checkpoint import BertConfig, Checkpoint, EncodingSettings, read_json
+from .digests import combine_digests, file_sha256
 from .layout import Layout, has_adapter, kind_of, read_modules, transformer_folder
-from .library_tokenizer import LibraryTokenizer
 from .presets import Preset
 from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer
 from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
@@ -78,7 +78,7 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
         raise _without_config(folder, transformer, modules)
     try:
         layout = Layout(folder, modules, transformer, raw_config)
-        defaults = layout.settings() if preset is None else _settings_of(preset)
+        defaults = layout.settings() if preset is None else preset.settings
         reason = layout.why_foreign()
         weight_files = find_weights(transformer)
         if reason:
@@ -89,7 +89,7 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
             f"A configuration file in {folder} lacks or garbles a field ({type(error).__name__}: {error}). "
             "Download the folder again."
         ) from error
-    tokenizer = read_tokenizer(transformer)
+    tokenizer = read_tokenizer(transformer, config.vocab_size)
     if XLMR_VOCABULARY <= config.vocab_size <= XLMR_VOCABULARY + _MAX_PADDING_ROWS:
         verify_golden_ids(tokenizer, name)
     elif isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.n_ids > config.vocab_size:
@@ -97,8 +97,6 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
             f"The tokenizer in {transformer} has {tokenizer.n_ids} ids, and the network {config.vocab_size} word "
             "embeddings: they do not belong together. Download both from one repository."
         )
-    elif isinstance(tokenizer, LibraryTokenizer):  # which may know more tokens than ever occur
-        tokenizer.n_rows = config.vocab_size
     digests = {path.name: file_sha256(path) for path in tokenizer_files(transformer, tokenizer)}
     weight_digests = [file_sha256(path) for path in weight_files]
     digests["weights"] = weight_digests[0] if len(weight_digests) == 1 else weight_digests
@@ -136,10 +134,6 @@ def _without_config(folder: Path, transformer: Path, modules: list[dict]) -> Exc
         "Transformer, or compute vectors with sentence_transformers.SentenceTransformer(folder) and pass "
         "them to scikit-learn."
     )
-
-
-def _settings_of(preset: Preset) -> EncodingSettings:
-    return EncodingSettings(preset.pooling, preset.normalize, preset.prompt, preset.max_length)
 
 
 def _foreign(

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .._warnings import warn
-from .checkpoint import SHARD_INDEX, WEIGHT_FILES
 from .layout import read_modules, transformer_folder
 from .presets import BUNDLED, PRESETS
 from .tokenizer import TOKENIZER_FILES
-from .weight_files import find_weights
+from .weight_files import SHARD_INDEX, WEIGHT_FILES, find_weights
 
 # Safetensors where a repository has them; other formats and frameworks are never fetched.
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]

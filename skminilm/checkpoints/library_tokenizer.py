@@ -13,22 +13,24 @@ _PROBES = ("a", "1", ".", "の", "я")
 class LibraryTokenizer:
     """Any ``tokenizer.json``, run by the ``tokenizers`` library. Single texts only.
 
-    Attributes
+    Parameters
     ----------
+    serialized : str
+        The content of the file.
     n_rows : int or None
         Word embeddings of the network: an id that has none is an error.
     """
 
     pair_template = None
-    n_rows: int | None = None
 
-    def __init__(self, serialized: str) -> None:
+    def __init__(self, serialized: str, n_rows: int | None = None) -> None:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._prefix, self._suffix = self._special_ids()
+        self._n_rows = n_rows
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         for text in _PROBES:
@@ -58,9 +60,9 @@ class LibraryTokenizer:
         ids = [encoding.ids for encoding in encodings]
         batch = assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text, n_kept)
         largest = int(batch.input_ids.max(initial=0))
-        if self.n_rows is not None and largest >= self.n_rows:
+        if self._n_rows is not None and largest >= self._n_rows:
             raise ValueError(
-                f"The tokenizer gives the id {largest}, and the network has {self.n_rows} word embeddings: they do not "
+                f"The tokenizer gives the id {largest}, and the network has {self._n_rows} word embeddings: they do not "
                 "belong together. Download both from one repository."
             )
         return batch

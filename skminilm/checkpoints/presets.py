@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .checkpoint import EncodingSettings
+
 BUNDLED = "bundled"
 
 
@@ -15,26 +17,20 @@ class Preset:
     """How to read and use one published checkpoint.
 
     ``revision`` is a commit of the hub repository, or None for its newest
-    state. ``pooling``, ``normalize``, ``prompt`` and ``max_length`` are what
-    ``"auto"`` stands for in the estimators; ``hidden_size`` is the family's.
+    state. ``settings`` are what ``"auto"`` stands for in the estimators. ``hidden_size`` is
+    the family's.
     """
 
     repo_id: str
     revision: str | None
-    pooling: str
-    normalize: bool
-    prompt: str
-    max_length: int
+    settings: EncodingSettings
     hidden_size: int = 384
 
 
 _E5_SMALL = Preset(
     repo_id="intfloat/multilingual-e5-small",
     revision="fd1525a9fd15316a2d503bf26ab031a61d056e98",
-    pooling="mean",
-    normalize=True,
-    prompt="text: ",
-    max_length=512,
+    settings=EncodingSettings(pooling="mean", normalize=True, prompt="text: ", max_length=512),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -43,18 +39,12 @@ PRESETS: dict[str, Preset] = {
     "multilingual-minilm": Preset(
         repo_id="microsoft/Multilingual-MiniLM-L12-H384",
         revision=None,
-        pooling="mean",
-        normalize=False,
-        prompt="",
-        max_length=512,
+        settings=EncodingSettings(pooling="mean", normalize=False, prompt="", max_length=512),
     ),
     "paraphrase-multilingual-minilm": Preset(
         repo_id="sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
         revision="e8f8c211226b894fcb81acc59f3b34ba3efd5f42",
-        pooling="mean",
-        normalize=False,
-        prompt="",
-        max_length=128,
+        settings=EncodingSettings(pooling="mean", normalize=False, prompt="", max_length=128),
     ),
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+
+from .checkpoint import EncodingSettings
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,19 @@ class TokenBatch:
     text_of_sequence: np.ndarray | None = None
     second_starts: np.ndarray | None = None
 
-    @property
+    @cached_property
     def offsets(self) -> np.ndarray:
         """Where each sequence begins and the last ends, int64 (n_sequences + 1,)."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     def take(self, sequences: np.ndarray) -> TokenBatch:
         """Return some sequences, each as a text of its own."""
-        offsets = self.offsets
-        parts = [self.input_ids[offsets[i] : offsets[i + 1]] for i in sequences]
-        return TokenBatch(np.concatenate(parts), self.lengths[sequences], self.lengths[sequences])
+        lengths = self.lengths[sequences]
+        return TokenBatch(np.concatenate([self.ids_of(i) for i in sequences]), lengths, lengths)
+
+    def ids_of(self, sequence: int) -> np.ndarray:
+        """Return the token ids of a sequence."""
+        return self.input_ids[self.offsets[sequence] : self.offsets[sequence + 1]]
 
     def join(self, other: TokenBatch) -> TokenBatch:
         """Return the sequences of both, each as a text of its own."""
@@ -98,3 +104,55 @@ class Tokenizer(Protocol):
         several sequences (``"chunk_mean"``). Pairs are truncated always. The
         first `n_kept` tokens, those of a prompt, are kept.
         """
+
+
+def tokenize(
+    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, settings: EncodingSettings
+) -> TokenBatch:
+    """Return the token ids of texts or pairs, the prompt before each (first) text.
+
+    Raises
+    ------
+    ValueError
+        The prompt is as long as a text may be, or no valid Unicode.
+    """
+    limits = {"max_length": settings.max_length, "long_text": settings.long_text}
+    if settings.prompt:
+
+        def lengths(text: str) -> int:
+            return tokenizer.encode([text], None if second is None else [""], **limits).full_lengths[0]
+
+        n_tokens = check_prompt(settings.prompt, settings.max_length, lengths)
+        if second is not None or settings.long_text == "head_tail":  # else the beginning is kept anyway
+            limits["n_kept"] = n_tokens - lengths("")
+        first = [settings.prompt + text for text in first]
+    batch = tokenizer.encode(first, second, **limits)
+    _check_some_tokens(batch.full_lengths, first)
+    return batch
+
+
+def _check_some_tokens(n_tokens: np.ndarray, texts: Sequence[str]) -> None:
+    """Raise ValueError where a text has no token, for which there are no states."""
+    if len(n_tokens) and not n_tokens.all():
+        text = texts[int(np.flatnonzero(n_tokens == 0)[0])]
+        raise ValueError(
+            f"The tokenizer of this checkpoint makes no token of the text {text!r}, so that it has no vector: leave it "
+            "out."
+        )
+
+
+def check_prompt(prompt: str, max_length: int, count_tokens: Callable[[str], int]) -> int:
+    """Return the tokens of a prompt; raise ValueError if it is as long as a text may be, or no valid Unicode."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"prompt={prompt!r} is not valid Unicode: it holds a lone surrogate at position {error.start}."
+        ) from error
+    n_tokens = count_tokens(prompt)
+    if n_tokens >= max_length:
+        raise ValueError(
+            f"max_length={max_length} leaves no room for text behind the prompt {prompt!r}, which takes {n_tokens} "
+            "tokens with the special ones: raise max_length, or set another prompt (None for none)."
+        )
+    return n_tokens

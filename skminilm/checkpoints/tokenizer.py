@@ -20,13 +20,13 @@ _MASK = "<mask>"
 _NORMALIZERS_LIKE_XLMR = {"Precompiled", "Nmt", "NFKC", "Replace", "Strip"}
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path, n_rows: int | None = None) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder.
 
     XLM-R's runs on SentencePiece: from ``sentencepiece.bpe.model``, or as
     ``tokenizer.json`` holds it; where both are there and differ, the latter
     counts, as in transformers. Any other is what transformers makes of the
-    folder's files.
+    folder's files; `n_rows` is that of :class:`LibraryTokenizer`.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = None if _adds_tokens(folder, content) else _read_sentencepiece(folder, content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(folder / "tokenizer.json", error) from error
-    return tokenizer or _read_with_transformers(folder)
+    return tokenizer or _read_with_transformers(folder, n_rows)
 
 
 def tokenizer_files(folder: Path, tokenizer: Tokenizer) -> list[Path]:
@@ -69,13 +69,13 @@ def _read_sentencepiece(folder: Path, content: dict) -> SentencePieceTokenizer |
     return _unigram_from_json(content)
 
 
-def _read_with_transformers(folder: Path) -> LibraryTokenizer:
+def _read_with_transformers(folder: Path, n_rows: int | None) -> LibraryTokenizer:
     # Settings beside the vocabulary count too: transformers knows which, and for which class.
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return LibraryTokenizer(tokenizer.backend_tokenizer.to_str())
+        return LibraryTokenizer(tokenizer.backend_tokenizer.to_str(), n_rows)
     except Exception as error:  # the library raises plain Exception
         found = next(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
         raise _unreadable(found, error) from error
@@ -157,8 +157,8 @@ def _golden_ids() -> dict:
     return json.loads(Path(__file__).with_name("golden_token_ids.json").read_text(encoding="utf-8"))
 
 
-def restore_tokenizer(kind: str, state: bytes) -> Tokenizer:
-    """Return the tokenizer whose ``state()`` this is."""
+def restore_tokenizer(kind: str, state: bytes, n_rows: int) -> Tokenizer:
+    """Return the tokenizer whose ``state()`` this is; `n_rows` is that of :class:`LibraryTokenizer`."""
     if kind == "sentencepiece":
         return SentencePieceTokenizer(state)
-    return LibraryTokenizer(state.decode())
+    return LibraryTokenizer(state.decode(), n_rows)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import (
-    SHARD_INDEX,
-    WEIGHT_FILES,
     WORD_EMBEDDINGS,
     BertConfig,
     LazyWeights,
@@ -20,7 +18,11 @@ from .checkpoint import (
 if TYPE_CHECKING:
     import torch
 
-_SAFETENSORS, _, _BIN = WEIGHT_FILES
+SHARD_INDEX = "model.safetensors.index.json"
+_SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
+WEIGHT_FILES = (_SAFETENSORS, SHARD_INDEX, _BIN)
+"""What a folder may hold, in the order of preference."""
+
 _OLD_NAMES = {
     "LayerNorm.gamma": "LayerNorm.weight",
     "LayerNorm.beta": "LayerNorm.bias",

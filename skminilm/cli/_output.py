@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._persistence import is_saved_estimator, package_versions
-from ..checkpoints.checkpoint import file_sha256
+from ..checkpoints.digests import file_sha256
 
 _RESULTS, _MODEL = "results.json", "model"
 

@@ -48,13 +48,13 @@ class LayerStates:
         self._cache = cache
         self._namespace = repr((model.checkpoint.fingerprint, compute.namespace, n_layers)).encode()
 
-    def of_pack(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
+    def of_pack(self, pack: Pack) -> torch.Tensor:
         """Return the states of a pack, (n_slots, hidden_size); slots that fill up are 0."""
-        keys = self._keys(batch, offsets, pack.rows)
+        keys = self._keys(pack.batch, pack.rows)
         states = self._cache.get(keys)
         missing = [i for i, array in enumerate(states) if array is None]
         if missing:
-            computed = self._compute(batch, offsets, pack.rows[missing])
+            computed = self._compute(pack.batch, pack.rows[missing])
             self._cache.put([keys[i] for i in missing], computed)
             for i, array in zip(missing, computed, strict=True):
                 states[i] = array
@@ -72,30 +72,29 @@ class LayerStates:
         progress : callable, default=None
             Called with numbers of texts that are done.
         """
-        offsets = batch.offsets
         for rows in plan_packs(batch.lengths, self.model.default_batch_tokens):
-            keys = self._keys(batch, offsets, rows)
+            keys = self._keys(batch, rows)
             missing = [i for i, array in enumerate(self._cache.get(keys)) if array is None]
             if missing:
-                self._cache.put([keys[i] for i in missing], self._compute(batch, offsets, rows[missing]))
+                self._cache.put([keys[i] for i in missing], self._compute(batch, rows[missing]))
             if progress:
                 progress(len(rows))
 
-    def _compute(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    def _compute(self, batch: TokenBatch, rows: np.ndarray) -> list[np.ndarray]:
         def of_part(part: np.ndarray) -> list[np.ndarray]:
             with own_modes(inference=True):
-                pack = self.model.make_pack(batch, offsets, part)
+                pack = self.model.make_pack(batch, part)
                 hidden = self.model.hidden_states(pack, n_layers=self.n_layers)[: pack.n_tokens].cpu()
             return [_to_array(states) for states in hidden.split(batch.lengths[part].tolist())]
 
-        return list(chain.from_iterable(self.model.in_parts_that_fit(offsets, rows, of_part)))
+        return list(chain.from_iterable(self.model.in_parts_that_fit(batch, rows, of_part)))
 
-    def _keys(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> list[bytes]:
+    def _keys(self, batch: TokenBatch, rows: np.ndarray) -> list[bytes]:
         base = hashlib.blake2b(self._namespace, digest_size=16)
         keys = []
         for row in rows:
             digest = base.copy()
-            digest.update(batch.input_ids[offsets[row] : offsets[row + 1]].tobytes())
+            digest.update(batch.ids_of(row).tobytes())
             keys.append(digest.digest())
         return keys
 
@@ -124,8 +123,6 @@ class TopTunedModel(PackedModel):
         super().__init__(model.checkpoint, weights, model.device, model.weights_dtype)
         self._states = states
 
-    def last_hidden_state(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
-        """Return the last hidden states of a pack, (n_slots, hidden_size)."""
-        return self.run_layers(
-            self._states.of_pack(pack, batch, offsets), pack, first_layer=self._states.n_layers
-        )
+    def last_hidden_state(self, pack: Pack) -> torch.Tensor:
+        """See :class:`PackedModel`."""
+        return self.run_layers(self._states.of_pack(pack), pack, first_layer=self._states.n_layers)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import torch
 
 from .._warnings import warn
@@ -229,8 +230,14 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def quantized_folder(cache_folder: Path, fingerprint: str, calibration: tuple) -> Path:
-    """Return where graphs quantised with this and these library versions are kept."""
+def quantized_folder(fingerprint: str, calibration: tuple) -> Path:
+    """Return where graphs quantised with this and these library versions are kept.
+
+    In the folder of the environment variable ``SKMINILM_CACHE``, else in the
+    user's cache folder as the system defines it.
+    """
+    chosen = os.environ.get("SKMINILM_CACHE")
+    cache_folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("skminilm")
     versions = [importlib.metadata.version(package) for package in ("openvino", "nncf")]
     parts = (_QUANTIZATION_VERSION, fingerprint, *versions, calibration)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -12,15 +12,23 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from .._folders import cache_folder
 from ..checkpoints import Checkpoint, EncodingSettings, tokenize
 from ..checkpoints.token_batch import TokenBatch
 from . import kernels
-from ._openvino_import import check_installed, import_silently
 from .attention import attention
 from .forward import gather_word_embeddings
 from .interrupts import deferred_interrupts
 from .modes import own_modes
+from .openvino_graph import (
+    AttentionNodes,
+    build_graphs,
+    join_graphs,
+    ov,
+    quantize_graph,
+    quantized_folder,
+    read_graphs,
+    write_graphs,
+)
 from .packing import Pack, make_pack, plan_packs
 from .pooling import pool, unit_length
 from .streaming import StreamingModel
@@ -61,7 +69,6 @@ class OpenVINOModel(StreamingModel):
         precision: str,
         calibration: Sequence[str] | None = None,
     ) -> None:
-        check_installed(precision)
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
         self.hidden_size = checkpoint.hidden_size
@@ -88,11 +95,9 @@ class OpenVINOModel(StreamingModel):
     def _compute_once(self) -> None:
         """Compute a text on this thread: two workers that use NumPy through OpenVINO for the first time can lock up."""
         batch = tokenize(self.tokenizer, ["a"], None, self.checkpoint.defaults)
-        self._compute(self._pack(batch, batch.offsets, np.arange(1)), "mean", normalize=False)
+        self._compute(self._pack(batch, np.arange(1)), "mean", normalize=False)
 
     def _graphs(self, weights: Mapping[str, torch.Tensor], precision: str, calibration: Sequence[str] | None):
-        from .openvino_graph import build_graphs, quantized_folder, read_graphs, write_graphs
-
         config = self.checkpoint.config
         if precision != "int8":
             return build_graphs(weights, config, self._dtype)
@@ -100,7 +105,7 @@ class OpenVINOModel(StreamingModel):
         defaults = self.checkpoint.defaults
         settings = replace(defaults, max_length=min(_CALIBRATION_TOKENS, defaults.max_length))
         parts = settings.prompt, settings.max_length, tuple(texts)
-        folder = quantized_folder(cache_folder(), self.checkpoint.fingerprint, parts)
+        folder = quantized_folder(self.checkpoint.fingerprint, parts)
         graphs = read_graphs(folder, config.num_hidden_layers + 1)
         if graphs is None:
             graphs = self._quantized(build_graphs(weights, config, self._dtype), texts, settings)
@@ -110,10 +115,8 @@ class OpenVINOModel(StreamingModel):
     @own_modes(inference=True)
     def _quantized(self, graphs: Sequence, texts: Sequence[str], settings: EncodingSettings) -> list:
         """Quantise each graph by what it gets where those before it compute in float32."""
-        from .openvino_graph import quantize_graph
-
         batch = tokenize(self.tokenizer, texts, None, settings)
-        packs = [self._pack(batch, batch.offsets, rows) for rows in plan_packs(batch.lengths, _BATCH_TOKENS)]
+        packs = [self._pack(batch, rows) for rows in plan_packs(batch.lengths, _BATCH_TOKENS)]
         inputs = [self._inputs(pack) for pack in packs]
         quantized = []
         for graph in graphs:
@@ -137,12 +140,10 @@ class OpenVINOModel(StreamingModel):
         return plan_packs(lengths, min(max_tokens, share))
 
     def start(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+        self, batch: TokenBatch, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
         """Begin to compute a pack. See :meth:`StreamingModel.start`."""
-        return self._workers.submit(
-            self._compute, self._pack(batch, offsets, rows), pooling, normalize
-        ).result
+        return self._workers.submit(self._compute, self._pack(batch, rows), pooling, normalize).result
 
     @own_modes(inference=True)
     def _compute(self, pack: Pack, pooling: str, normalize: bool) -> np.ndarray:
@@ -154,8 +155,8 @@ class OpenVINOModel(StreamingModel):
             self._idle.put(network)
         return (unit_length(pooled) if normalize else pooled).numpy()
 
-    def _pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
-        return make_pack(batch, offsets, rows, _CPU, self._max_padding)
+    def _pack(self, batch: TokenBatch, rows: np.ndarray) -> Pack:
+        return make_pack(batch, rows, _CPU, self._max_padding)
 
     def _inputs(self, pack: Pack) -> list[torch.Tensor]:
         """Return what the first graph takes."""
@@ -166,8 +167,6 @@ class _Network:
     """The layers as one compiled graph, for one pack at a time."""
 
     def __init__(self, graphs: Sequence, dtype: torch.dtype, n_threads: int, attend: _Attend) -> None:
-        from .openvino_graph import AttentionNodes, join_graphs
-
         self._attend = attend
         self._nodes = AttentionNodes()
         with deferred_interrupts():  # inside OpenVINO it would leak the graph, and come out as RuntimeError
@@ -203,7 +202,7 @@ def _compiled(graph, dtype: torch.dtype, n_threads: int):
         "INFERENCE_NUM_THREADS": n_threads,
         "ENABLE_CPU_PINNING": False,  # other processes and packs need the same processors
     }
-    return import_silently("openvino").Core().compile_model(graph, "CPU", options)
+    return ov.Core().compile_model(graph, "CPU", options)
 
 
 def calibration_texts() -> list[str]:

@@ -73,9 +73,9 @@ class PackedModel(StreamingModel):
             else:
                 self.weights[name] = tensor.to(device)
 
-    def make_pack(self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray) -> Pack:
+    def make_pack(self, batch: TokenBatch, rows: np.ndarray) -> Pack:
         """Gather texts, sorted longest first, into a pack on this model's device."""
-        return make_pack(batch, offsets, rows, self.device, self._max_padding)
+        return make_pack(batch, rows, self.device, self._max_padding)
 
     def hidden_states(self, pack: Pack, *, n_layers: int | None = None) -> torch.Tensor:
         """Return the hidden states of a pack after all layers or the first few, (n_slots, hidden_size)."""
@@ -89,12 +89,12 @@ class PackedModel(StreamingModel):
         stop = self.config.num_hidden_layers if stop_layer is None else stop_layer
         return self._layers.run(hidden, pack, range(first_layer, stop))
 
-    def last_hidden_state(self, pack: Pack, batch: TokenBatch, offsets: np.ndarray) -> torch.Tensor:
-        """Return the hidden states after the last layer; `batch` and `offsets` are what `pack` is made of."""
+    def last_hidden_state(self, pack: Pack) -> torch.Tensor:
+        """Return the hidden states of a pack after the last layer, (n_slots, hidden_size)."""
         return self.hidden_states(pack)
 
     def start(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+        self, batch: TokenBatch, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
         """Compute the vectors of a pack; see :meth:`StreamingModel.start`."""
 
@@ -102,11 +102,9 @@ class PackedModel(StreamingModel):
             vectors = pool(hidden, pack, pooling)
             return unit_length(vectors) if normalize else vectors
 
-        return self.start_reduced(batch, offsets, rows, pooled)
+        return self.start_reduced(batch, rows, pooled)
 
-    def start_reduced(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, reduce: Reduce
-    ) -> Callable[[], np.ndarray]:
+    def start_reduced(self, batch: TokenBatch, rows: np.ndarray, reduce: Reduce) -> Callable[[], np.ndarray]:
         """Begin to compute what `reduce` makes of the hidden states of the sequences `rows`.
 
         A GPU computes on while the next pack is prepared.
@@ -114,8 +112,6 @@ class PackedModel(StreamingModel):
         Parameters
         ----------
         batch : TokenBatch
-        offsets : ndarray of int64
-            Those of `batch`.
         rows : ndarray of int64
             Longest first.
         reduce : callable
@@ -130,14 +126,14 @@ class PackedModel(StreamingModel):
 
         def start_part(part: np.ndarray) -> Callable[[], np.ndarray]:
             with own_modes(inference=True):
-                pack = self.make_pack(batch, offsets, part)
-                return _copy_to_host(reduce(self.last_hidden_state(pack, batch, offsets), pack))
+                pack = self.make_pack(batch, part)
+                return _copy_to_host(reduce(self.last_hidden_state(pack), pack))
 
-        started = self.in_parts_that_fit(offsets, rows, start_part)
+        started = self.in_parts_that_fit(batch, rows, start_part)
         return started[0] if len(started) == 1 else lambda: np.concatenate([result() for result in started])
 
     def in_parts_that_fit(
-        self, offsets: np.ndarray, rows: np.ndarray, compute: Callable[[np.ndarray], Result]
+        self, batch: TokenBatch, rows: np.ndarray, compute: Callable[[np.ndarray], Result]
     ) -> list[Result]:
         """Return what `compute` returns of the sequences `rows`, all at once where they fit in the memory.
 
@@ -146,8 +142,7 @@ class PackedModel(StreamingModel):
 
         Parameters
         ----------
-        offsets : ndarray of int64
-            Those of the batch.
+        batch : TokenBatch
         rows : ndarray of int64
         compute : callable
             Takes some of `rows`.
@@ -162,7 +157,7 @@ class PackedModel(StreamingModel):
         MemoryError
             One sequence alone does not fit.
         """
-        n_tokens = int(offsets[rows + 1].sum() - offsets[rows].sum())
+        n_tokens = int(batch.lengths[rows].sum())
         if len(rows) == 1 or not self._max_pack_tokens or n_tokens <= self._max_pack_tokens:
             try:
                 return [compute(rows)]
@@ -177,7 +172,7 @@ class PackedModel(StreamingModel):
             self._max_pack_tokens = n_tokens // 2
         middle = (len(rows) + 1) // 2
         halves = (rows[:middle], rows[middle:])
-        return [result for half in halves for result in self.in_parts_that_fit(offsets, half, compute)]
+        return [result for half in halves for result in self.in_parts_that_fit(batch, half, compute)]
 
 
 def _copy_to_host(vectors: torch.Tensor) -> Callable[[], np.ndarray]:

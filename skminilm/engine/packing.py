@@ -62,8 +62,9 @@ class Pack:
 
     Attributes
     ----------
+    batch : TokenBatch
     rows : ndarray of int64, shape (n_sequences,)
-        Which texts these are.
+        Which sequences of `batch` these are.
     input_ids, position_ids : Tensor of int64, shape (n_slots,)
         The tokens of the sequences, then a few that fill up (see :func:`round_up`).
     lengths : Tensor of int64, shape (n_sequences,)
@@ -78,6 +79,7 @@ class Pack:
         As in ``TokenBatch``.
     """
 
+    batch: TokenBatch
     rows: np.ndarray
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -123,7 +125,6 @@ def _count_packs(lengths: np.ndarray, max_tokens: int) -> int:
 
 def make_pack(
     batch: TokenBatch,
-    offsets: np.ndarray,
     rows: np.ndarray,
     device: torch.device,
     max_padding: float | None,
@@ -135,8 +136,6 @@ def make_pack(
     ----------
     batch : TokenBatch
         All texts.
-    offsets : ndarray of int64, shape (n_texts + 1,)
-        Those of `batch`.
     rows : ndarray of int64
         Texts of the pack, longest first.
     device : torch.device
@@ -145,20 +144,21 @@ def make_pack(
     length_step : int, default=1
         See :func:`group_by_length`.
     """
-    lengths = offsets[rows + 1] - offsets[rows]
+    lengths = batch.lengths[rows]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     n_tokens = int(cu_seqlens[-1])
     # What needs no groups on a GPU takes no slots that fill up either.
     n_padding = 0 if max_padding is None and device.type != "cpu" else round_up(n_tokens) - n_tokens
     sequence_ids = np.repeat(np.arange(len(rows)), lengths)
     position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
-    tokens = offsets[rows][sequence_ids] + position_ids
+    tokens = batch.offsets[rows][sequence_ids] + position_ids
 
     groups = None if max_padding is None else list(group_by_length(lengths, max_padding, device, length_step))
     if groups is not None and n_padding:
         groups.append(AttentionGroup(n_tokens, n_tokens + n_padding, n_padding, 0))
 
     return Pack(
+        batch=batch,
         rows=rows,
         input_ids=to_device(batch.input_ids[tokens], device, n_padding=n_padding),
         position_ids=to_device(position_ids, device, n_padding=n_padding),

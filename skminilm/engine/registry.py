@@ -13,6 +13,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ..checkpoints import Checkpoint
 from ..checkpoints.checkpoint import WORD_EMBEDDINGS
+from ._openvino_import import check_installed
 from .hardware import Compute, return_free_memory
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
 from .packed_model import PackedModel
@@ -21,9 +22,10 @@ from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
 from .weights import WORD, TunedWeights, fused_weights, replaced_weights
 
+Model = StreamingModel | SentenceTransformersModel
 # Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
 _MAX_MODELS = 6
-_models: OrderedDict[tuple, StreamingModel | SentenceTransformersModel] = OrderedDict()
+_models: OrderedDict[tuple, Model] = OrderedDict()
 _lost_in_fork: list[
     StreamingModel
 ] = []  # never freed: to end, they would wait for threads that are not there
@@ -51,7 +53,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | SentenceTransformersModel:
+def get_model(checkpoint: Checkpoint, compute: Compute) -> Model:
     """Return the loaded model of a checkpoint.
 
     Raises
@@ -64,8 +66,8 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
         The weights are not complete.
     """
 
-    def build() -> StreamingModel | SentenceTransformersModel:
-        if checkpoint.read_weights is None:
+    def build() -> Model:
+        if checkpoint.foreign_reason:
             if compute.backend != "torch" or not compute.dtype.is_floating_point:
                 is_torch = compute.backend == "torch"
                 asked = f"precision={compute.precision!r}" if is_torch else f"backend={compute.backend!r}"
@@ -76,6 +78,7 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> StreamingModel | Sent
                 )
             return SentenceTransformersModel(checkpoint, compute.device, compute.dtype)
         if compute.backend == "openvino":
+            check_installed(compute.precision)  # before what imports them
             from .openvino_model import OpenVINOModel
 
             weights = dict(read_weights(checkpoint))
@@ -192,7 +195,7 @@ def _shared_word_table(
         return table
 
 
-def get_or_build(key: tuple, build: Callable):
+def get_or_build(key: tuple, build: Callable[[], Model]) -> Model:
     """Return the model under `key`, building it at first use and dropping the least recently used."""
     model = _find(key)
     if model is None:
@@ -207,7 +210,7 @@ def get_or_build(key: tuple, build: Callable):
     return model
 
 
-def _find(key: tuple) -> StreamingModel | SentenceTransformersModel | None:
+def _find(key: tuple) -> Model | None:
     with _lock:
         if key in _models:
             _models.move_to_end(key)

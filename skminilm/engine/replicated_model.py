@@ -35,16 +35,16 @@ class ReplicatedModel(StreamingModel):
         self._turn = itertools.count()
 
     def start(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+        self, batch: TokenBatch, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
         """Compute a pack on the device whose turn it is. See :meth:`StreamingModel.start`."""
         replicas = self._replicas
         replica = replicas[next(self._turn) % len(replicas)]
         try:
-            return replica.start(batch, offsets, rows, pooling, normalize)
+            return replica.start(batch, rows, pooling, normalize)
         except MemoryError:
             others = [other for other in self._replicas if other is not replica]
             if not others:
                 raise
         self._replicas = others
-        return self.start(batch, offsets, rows, pooling, normalize)
+        return self.start(batch, rows, pooling, normalize)

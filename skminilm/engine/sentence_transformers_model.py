@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint, EncodingSettings
-from ..checkpoints.checkpoint import check_prompt, read_json
+from ..checkpoints.checkpoint import read_json
 from ..checkpoints.layout import read_modules
+from ..checkpoints.token_batch import check_prompt
 from .modes import own_modes
 from .pooling import unit_length
 

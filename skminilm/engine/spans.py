@@ -141,9 +141,8 @@ def find_best_spans(
         return best_spans(mask_outside(begin, first, own), mask_outside(end, first, last), max_tokens, n_best)
 
     found = np.empty((len(batch.lengths), 2 + 3 * n_best), np.float32)
-    offsets = batch.offsets
     started = (
-        (rows, model.start_reduced(batch, offsets, rows, spans))
+        (rows, model.start_reduced(batch, rows, spans))
         for rows in model.plan(batch.lengths, model.default_batch_tokens)
     )
     for rows, values in model.in_order(started):

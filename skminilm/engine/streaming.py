@@ -47,9 +47,9 @@ class StreamingModel(ABC):
 
     @abstractmethod
     def start(
-        self, batch: TokenBatch, offsets: np.ndarray, rows: np.ndarray, pooling: str, normalize: bool
+        self, batch: TokenBatch, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
-        """Begin to compute the vectors of the texts `rows`, longest first; the result waits for them."""
+        """Begin to compute the vectors of the sequences `rows`, longest first; the result waits for them."""
 
     def plan(self, lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
         """Yield the rows that are computed together, longest first."""
@@ -126,10 +126,9 @@ class StreamingModel(ABC):
             for chunk, batch in _one_ahead(tokenize_chunk, iter(chunks)):
                 full_lengths[chunk] = batch.full_lengths
                 owners, shares = _windows_of(batch)
-                offsets = batch.offsets
                 for rows in self.plan(batch.lengths, budget):
                     place = chunk[owners[rows]], shares[rows]
-                    yield place, self.start(batch, offsets, rows, settings.pooling, normalize)
+                    yield place, self.start(batch, rows, settings.pooling, normalize)
 
         finished, reported = 0.0, 0
         for (rows, shares), found in self.in_order(started()):

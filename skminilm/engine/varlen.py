@@ -6,8 +6,6 @@ it in ``torch.nn.attention.varlen``; on a CPU our own, see :mod:`.kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
@@ -36,7 +34,9 @@ def varlen_attention(
     -------
     Tensor, shape (n_slots, hidden_size)
     """
-    return _kernel(qkv.device)(qkv, cu_seqlens, max_length, n_heads)
+    if qkv.device.type == "cpu":
+        return kernels.attention(qkv, cu_seqlens, n_heads)
+    return _flash_attention(qkv, cu_seqlens, max_length, n_heads)
 
 
 def can_use_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
@@ -53,16 +53,6 @@ def _may_have_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -
     if device.type == "cpu":
         return kernels.has_attention(dtype, head_size)
     return device.type == "cuda" and dtype in _HALF
-
-
-def _kernel(device: torch.device) -> Callable[..., torch.Tensor]:
-    return _compiled_attention if device.type == "cpu" else _flash_attention
-
-
-def _compiled_attention(
-    qkv: torch.Tensor, cu_seqlens: torch.Tensor, _max_length: int, n_heads: int
-) -> torch.Tensor:
-    return kernels.attention(qkv, cu_seqlens, n_heads)
 
 
 def _flash_attention(

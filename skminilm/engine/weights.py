@@ -115,7 +115,7 @@ class TunedWeights:
         Weights by name, and for the embedding table the changed rows
         (:data:`WORD`) and their numbers (:data:`WORD_ROWS`).
     digest : str
-        Their :func:`~skminilm.checkpoints.checkpoint.arrays_digest`.
+        Their :func:`~skminilm.checkpoints.digests.arrays_digest`.
     """
 
     arrays: Mapping[str, np.ndarray]

@@ -124,7 +124,8 @@ class _Training:
                 if patience is None:
                     self._keep(epoch)
                 else:
-                    ranks.append(_rank(*self._validation_of(-1)))
+                    last = self._history[-1]
+                    ranks.append(_rank(last["validation_loss"], last["validation_score"]))
                     if ranks[-1] > max(ranks[:-1]):
                         self._keep(epoch)
                 stops = hooks.end_epoch(self._result)
@@ -283,9 +284,6 @@ class _Training:
                 losses.append(self._objective.losses(outputs, targets).cpu().numpy())
                 predictions.append(self._objective.predictions(outputs, targets).float().cpu().numpy())
         return np.concatenate(order), np.concatenate(losses), np.concatenate(predictions)
-
-    def _validation_of(self, epoch: int) -> tuple[float, float]:
-        return self._history[epoch]["validation_loss"], self._history[epoch]["validation_score"]
 
     def _rate(self) -> float:
         return learning_rate_factor(self._step, self._n_steps, self._options.warmup_ratio)

@@ -155,7 +155,6 @@ class TrainableEncoder(TrainableNetwork):
             self._word_rows, compact_ids = np.unique(batch.input_ids, return_inverse=True)
             batch = replace(batch, input_ids=compact_ids.astype(np.int32))
         self._batch = batch
-        self._offsets = batch.offsets
         self._frozen, trained = self._split(weights)
         if options.trainable == LORA:
             layers = AdaptedLayers(self._frozen, options.seed)
@@ -179,7 +178,8 @@ class TrainableEncoder(TrainableNetwork):
         first_trained = n_frozen_layers(trainable, self._config.num_hidden_layers)
         frozen, trained = {}, {}
         for name, tensor in weights:
-            if name.startswith("layers."):
+            is_layer = name.startswith("layers.")
+            if is_layer:
                 is_trained = trainable != LORA and int(name.split(".")[1]) >= first_trained
             else:
                 is_trained = trainable == "all"
@@ -188,11 +188,8 @@ class TrainableEncoder(TrainableNetwork):
             if is_trained:
                 trained[name] = tensor.to(self.device)
             else:
-                frozen[name] = tensor.to(self.device, self._dtype_of(name))
+                frozen[name] = tensor.to(self.device, self._options.dtype if is_layer else None)
         return frozen, trained
-
-    def _dtype_of(self, name: str) -> torch.dtype | None:
-        return self._options.dtype if name.startswith("layers.") else None
 
     def _parameters(self, trained: dict[str, torch.Tensor]) -> list[FlatParameters]:
         options = self._options
@@ -211,7 +208,7 @@ class TrainableEncoder(TrainableNetwork):
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield pooled vectors, or the states of all tokens, longest texts first."""
         for some in plan_packs(self._batch.lengths[rows], self._max_tokens):
-            pack = make_pack(self._batch, self._offsets, rows[some], self.device, *self._padding())
+            pack = make_pack(self._batch, rows[some], self.device, *self._padding())
             yield pack.rows, self._pool(self._last_hidden_state(pack), pack)
 
     def _padding(self) -> tuple[float | None, int]:
@@ -234,7 +231,7 @@ class TrainableEncoder(TrainableNetwork):
     def _last_hidden_state(self, pack: Pack) -> torch.Tensor:
         options, config = self._options, self._config
         if self._states:
-            hidden = self._states.of_pack(pack, self._batch, self._offsets)
+            hidden = self._states.of_pack(pack)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and options.trainable == "all"):
                 hidden = embed(self._weights, pack, config.layer_norm_eps, options.dtype)

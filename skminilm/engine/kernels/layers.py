@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 
@@ -28,7 +29,7 @@ def is_available(dtype: torch.dtype) -> bool:
 
 def sums_in_16_bits() -> bool:
     """Tell whether :class:`Matrix` rounds int8 more coarsely, for a processor that sums in 16 bits."""
-    return _layout(torch.int8)[4] > 1
+    return _layout(torch.int8).n_steps > 1
 
 
 def takes_sizes(*sizes: int) -> bool:
@@ -41,10 +42,19 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return _STATES.get(dtype, dtype)
 
 
-def _layout(dtype: torch.dtype) -> tuple[int, int, int, int, int] | None:
-    """Return what ``layer_layout`` of ``layers.cpp`` tells."""
-    layout = (ctypes.c_int * 5)()
-    return None if _library.load().layer_layout(_KINDS[dtype], layout) else tuple(layout)
+class _Layout(NamedTuple):
+    """What ``layer_layout`` of ``layers.cpp`` tells."""
+
+    n_parts: int
+    n_tiles: int
+    groups: int
+    columns: int
+    n_steps: int
+
+
+def _layout(dtype: torch.dtype) -> _Layout | None:
+    layout = (ctypes.c_int * len(_Layout._fields))()
+    return None if _library.load().layer_layout(_KINDS[dtype], layout) else _Layout(*layout)
 
 
 class Matrix:
