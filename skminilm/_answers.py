@@ -14,8 +14,8 @@ from ._rows import as_rows, check_given, check_same_length
 from ._validation import Texts, check_texts, is_missing, shorten
 from ._warnings import warn
 
-# Signs that say where a line may break, how letters join, and in which direction to read, and control characters. The
-# tokenizer drops them, so that they belong to some token beside them.
+# Invisible characters: line-break hints, joiners, direction marks and control characters. The tokenizer drops them, so
+# that they count to a token beside them.
 _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
     chr(code)
     for first, last in (

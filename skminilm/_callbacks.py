@@ -73,7 +73,7 @@ class FitProgress:
             self._bar.close()
 
     def begin_epoch(self) -> None:
-        """Hear of an epoch that begins."""
+        """Called when an epoch begins."""
         if self._verbose and self._bar is None:
             self._bar = self._new_bar()
         if self._fit:
@@ -81,13 +81,13 @@ class FitProgress:
             self._epoch.call_on_fit_task_begin(**self._data)
 
     def end_step(self, n_texts: int, loss: float) -> None:
-        """Hear of a step."""
+        """Called after each step."""
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             self._bar.update(n_texts)
 
     def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
-        """Hear of an epoch that ended; return whether a callback wants to stop."""
+        """Called when an epoch has ended; return whether a callback wants to stop."""
         if not self._fit:
             return False
         return self._epoch.call_on_fit_task_end(
@@ -95,6 +95,6 @@ class FitProgress:
         )
 
     def end_fit(self) -> None:
-        """Hear of a fit that ended; the estimator has what it learned."""
+        """Called when the fit has ended and the estimator has what it learned."""
         if self._fit:
             self._fit.call_on_fit_task_end(**self._data, reconstruction_attributes={})

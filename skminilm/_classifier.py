@@ -66,7 +66,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     label_smoothing : float, default=0.0
         Share of the target probability spread over all classes; of several
         labels a text, how far each target is moved towards one half. In
-        training and ``validation_loss``: the head that ``refit_head=True`` fits knows none.
+        training and ``validation_loss``: the head that ``refit_head=True`` fits is not smoothed.
     max_length : int, default=128
         Tokens a text may have; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
@@ -91,7 +91,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         proportion to the classes, unless `fit` gets `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
-        stops. Of equal scores that with the lower loss is better.
+        stops. Between equal scores the lower loss wins.
     warm_start : bool, default=False
         Go on from the earlier fit with all its weights. The texts may be
         others; classes, model, revision, `trainable`, pooling, prompt and

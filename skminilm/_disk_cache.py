@@ -177,7 +177,7 @@ class DiskVectorCache:
 
     def _address_for_reading(self) -> str:
         """Return a URI for a folder that may only be read, where SQLite can make no log beside the file."""
-        # Where there is none, nobody else writes, which has to be said.
+        # Without a log nobody else is writing, which SQLite has to be told (immutable=1).
         options = "mode=ro" if Path(f"{self._path}-wal").exists() else "mode=ro&immutable=1"
         uri = self._path.absolute().as_uri()
         if not uri.startswith("file:///"):  # a server on Windows

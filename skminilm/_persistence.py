@@ -81,7 +81,7 @@ def _is_inside(path: Path) -> bool:
 
 
 def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write the two files of an estimator; what is between the old and the new is told by their digests."""
+    """Write the two files of an estimator; an end between the two renames is noticed by their digests."""
     temporary = {name: folder / f".{name}" for name in (_ARRAYS_FILE, _STATE_FILE)}
     for file in temporary.values():
         file.unlink(missing_ok=True)  # of an ended process, or a link to elsewhere
@@ -112,7 +112,7 @@ def _copy_rights(old: Path, new: Path) -> None:
 
 
 def _replace_folder(path: Path, new: Path) -> None:
-    """Rename `new` to `path`; what was there before ends beside `new`, or as it."""
+    """Rename `new` to `path`; what was at `path` is left in `new`, or in a folder `old` beside it."""
     if _swap(path, new):
         return
     old = new.with_name("old")

@@ -109,7 +109,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         the best epoch. The untrained start is a candidate too. Needs `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
-        stops. Of equal scores that with the lower loss is better.
+        stops. Between equal scores the lower loss wins.
     gradient_checkpointing : bool, default=False
         Compute each layer a second time for its gradients instead of keeping
         what is inside: a third more time, several times less memory a window.

@@ -74,7 +74,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         unless `fit` gets `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
-        stops. Of equal scores that with the lower loss is better.
+        stops. Between equal scores the lower loss wins.
     warm_start : bool, default=False
         Go on from the earlier fit with all its weights. The texts may be
         others; the number of targets, model, revision, `trainable`, pooling,

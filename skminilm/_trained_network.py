@@ -177,7 +177,7 @@ class TrainedNetworkEstimator(
         Parameters
         ----------
         training : callable
-            Trains, and tells the progress of it.
+            Trains, and tells the hooks that it gets of its progress.
         X, y, sample_weight : array-like
             As `fit` got them.
         n_epochs, n_rows : int

@@ -185,7 +185,7 @@ def is_missing(value: object) -> bool:
 
 
 def _check_encodable(texts: list[str], name: str, place: str) -> None:
-    """Refuse half surrogate pairs, which no tokenizer can read."""
+    """Refuse lone surrogates, which no tokenizer can read."""
     for row, text in enumerate(texts):
         position = lone_surrogate(text)
         if position is not None:

@@ -14,7 +14,7 @@ from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer
 from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
 from .weight_files import check_weights, find_weights, read_weights, safetensors_shapes
 
-_MAX_PADDING_ROWS = 64  # beyond the pieces: the family has 35
+_MAX_PADDING_ROWS = 64  # rows of embeddings beyond the vocabulary, of which the family has 35
 _MAX_DEPTH = 2  # of what modules.json does not name
 _VOCABULARIES = ("vocab.txt", "merges.txt", "dict.txt", "bpe.codes")
 _WEIGHTS_IN_BIN = ("pytorch_model", "adapter_model")

@@ -102,7 +102,7 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # Of the weights one format is enough, which the hub's library cannot know.
+        # One format of the weights is enough, which snapshot_download cannot know.
         folder = snapshot(_SMALL_FILES, cached_only=True)
         transformer = transformer_folder(folder, read_modules(folder))
         find_weights(transformer)

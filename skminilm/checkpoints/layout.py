@@ -133,7 +133,7 @@ class Layout:
                 pooling = _pooling_of(settings) or "other"
         prompts = self._vectors.get("prompts") or {}
         prompt = prompts.get(self._vectors.get("default_prompt_name")) or ""
-        # Cut off, vectors are not scaled again.
+        # Vectors that are truncated are not normalised again.
         is_cut = bool(self._vectors.get("truncate_dim"))
         normalize = bool(self._modules) and self._modules[-1][0] == "Normalize" and not is_cut
         return EncodingSettings(pooling, normalize, prompt, self._max_length())

@@ -38,7 +38,7 @@ def _truncate_pair(
 def _head_and_tail(ids: list[int], room: int, n_kept: int) -> list[int]:
     """Keep a quarter of the room from the beginning, the rest from the end (arXiv:1905.05583, 5.3.1).
 
-    Of the room that `n_kept` tokens leave, which are kept before that.
+    The first `n_kept` tokens are kept besides; the quarter is of the room that they leave.
     """
     n_kept = min(n_kept, room)
     head = n_kept + (room - n_kept) // 4

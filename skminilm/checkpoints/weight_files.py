@@ -65,7 +65,7 @@ def _damaged(path: Path, error: Exception | str) -> OSError:
 
 
 def check_weights(paths: Sequence[Path], config: BertConfig) -> None:
-    """Look at the weight files' tables of contents, so that a damaged file is refused early."""
+    """Read the headers of the weight files, so that a damaged file is refused early."""
     folder = paths[0].parent
     if config.hidden_size % config.num_attention_heads:
         raise _damaged(

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from .packing import AttentionGroup, Pack
 from .varlen import varlen_attention
 
-# torch's fused attention computes what is left after whole vectors of keys number by number: on short
-# sequences a few hidden keys more take half the time.
+# torch's fused attention takes the keys after the last whole vector one by one: with a few masked keys more, short
+# sequences take half the time.
 _VECTOR_LENGTH = 16
 _MAX_FILLED_LENGTH = 384
 _MAX_PLAIN_LENGTH = 192

@@ -116,7 +116,9 @@ class Attention(ov.Op):
     class_type_info = ov.DiscreteTypeInfo("Attention", "skminilm")
 
     def __init__(self, qkv: ov.Output, attend: Attend, nodes: AttentionNodes) -> None:
-        super().__init__(None)  # what stands here is held by the node; usual is the node itself
+        super().__init__(
+            None
+        )  # the node keeps what stands here: itself, as is usual, it would never be freed
         nodes.append(self)
         self._attend, self._nodes = attend, weakref.ref(nodes)
         self.set_arguments([qkv])

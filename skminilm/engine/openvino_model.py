@@ -206,7 +206,7 @@ def _compiled(graph, dtype: torch.dtype, n_threads: int):
 
 
 def calibration_texts() -> list[str]:
-    """Return real texts: requests in 16 languages, alone and joined, and prose with all the signs of prose.
+    """Return real texts: requests in 16 languages, alone and joined, and prose with all its punctuation.
 
     Signs matter: without percentages, parentheses and quotation marks among
     these texts, those that have them were the ones with the worst vectors.

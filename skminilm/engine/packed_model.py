@@ -74,7 +74,7 @@ class PackedModel(StreamingModel):
                 self.weights[name] = tensor.to(device)
 
     def make_pack(self, batch: TokenBatch, rows: np.ndarray) -> Pack:
-        """Gather texts, sorted longest first, into a pack on this model's device."""
+        """Gather sequences, longest first, into a pack on this model's device."""
         return make_pack(batch, rows, self.device, self._max_padding)
 
     def hidden_states(self, pack: Pack, *, n_layers: int | None = None) -> torch.Tensor:

@@ -36,7 +36,7 @@ def _check_no_own_code(checkpoint: Checkpoint) -> None:
 
 
 class SentenceTransformersModel:
-    """The same interface as :class:`~skminilm.engine.packed_model.PackedModel`."""
+    """`encode` as :class:`~skminilm.engine.streaming.StreamingModel` has it, computed by sentence-transformers."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         from sentence_transformers import SentenceTransformer

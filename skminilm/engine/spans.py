@@ -69,7 +69,7 @@ def best_spans(start: torch.Tensor, end: torch.Tensor, max_tokens: int, n_best: 
     ----------
     start, end : Tensor of float32, shape (n_sequences, length)
         Logits; minus infinity where no answer begins or ends, see
-        :func:`between`.
+        :func:`mask_outside`.
     max_tokens : int
         That a span may have.
     n_best : int

@@ -77,13 +77,13 @@ class TrainingHooks:
     """What is called on the way; this one does nothing."""
 
     def end_step(self, n_texts: int, loss: float) -> None:
-        """Hear of a step: its texts and its loss."""
+        """Called after each step with its number of texts and its loss."""
 
     def begin_epoch(self) -> None:
-        """Hear of an epoch that begins."""
+        """Called when an epoch begins."""
 
     def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
-        """Hear of an epoch that ended; `result` returns the state. True ends the training."""
+        """Called when an epoch has ended; `result` returns the state. True ends the training."""
         return False
 
 

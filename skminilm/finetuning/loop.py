@@ -61,7 +61,7 @@ def train(
         Processes that train together; None: this one alone.
     hooks : TrainingHooks, default=None
     refit : callable, default=None
-        Called in the end with the vectors of the training texts, float32
+        Called at the end with the vectors of the training texts, float32
         (n_training, hidden_size); returns another head for the trained
         network. Where training is stopped by validation, it has to be as good.
 

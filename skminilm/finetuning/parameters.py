@@ -160,7 +160,7 @@ class LossScale:
         return self.enabled and self.value >= _LEAST_SCALE
 
     def update(self, overflowed: bool) -> None:
-        """Hear of a step."""
+        """Adjust the scale after a step."""
         if not self.enabled:
             return
         self._n_good = 0 if overflowed else self._n_good + 1

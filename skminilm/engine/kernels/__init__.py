@@ -52,7 +52,7 @@ def gather_q4(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     ----------
     table : Tensor of uint8, shape (n_rows, n_blocks, 18)
     ids : Tensor of int64, shape (n_ids,)
-        Rows; whether there are such is not checked.
+        Rows of the table; IndexError where there are none such.
 
     Returns
     -------
