@@ -7,17 +7,24 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import edit_json, tiny_bert
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
-from skminilm.checkpoints import PRESETS, _loaded, bundled, hub, load_checkpoint
+from skminilm._encoding import _check_finite
+from skminilm._validation import Texts
+from skminilm.checkpoints import PRESETS, BertConfig, _loaded, _states, bundled, hub, load_checkpoint
+from skminilm.checkpoints.embedded import content_digest, embed_checkpoint, open_embedded
+from skminilm.checkpoints.folder import model_files
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
 from skminilm.engine import read_trainable_weights
@@ -175,6 +182,12 @@ def test_weights_that_make_no_finite_vector_are_an_error(folder):
         MiniLMEncoder(folder).transform(["a"])
 
 
+def test_the_row_of_a_vector_that_is_not_finite_is_that_of_the_user():
+    vectors = np.array([[1.0], [np.nan]], np.float32)  # of a call in which two rows are the same text
+    with pytest.raises(FloatingPointError, match="vector of row 2, 'b', is not finite"):
+        _check_finite(vectors, Texts(["a", "a", "b"], None), [0, 2])
+
+
 def test_a_table_in_4_bits_of_another_shape_is_refused(folder):
     from safetensors.torch import load_file
 
@@ -270,6 +283,14 @@ def test_shards_that_are_missing_or_damaged_are_named(folder):
         load_checkpoint(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(OSError, match=r"index\.json is damaged"):
+        load_checkpoint(folder)
+
+
+def test_shards_outside_of_the_folder_are_refused(folder, tmp_path):
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    index = {"weight_map": {"embeddings.word_embeddings.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OSError, match=r"lists \.\./model\.safetensors, which are not in the folder"):
         load_checkpoint(folder)
 
 
@@ -373,6 +394,26 @@ def test_other_files_in_a_folder_do_not_count(folder, distilbert_folder, tmp_pat
         assert len(read) == n_read > 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vocab.txt", "merges.txt", "dict.txt", "bpe.codes", "spiece.model", "source.spm", "adapter_model.bin",
+        "pytorch_model-00001-of-00002.bin", "1_Dense/model.safetensors", "a/b/model.safetensors",
+    ],
+)  # fmt: skip
+def test_files_of_every_kind_of_model_count(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert model_files(tmp_path) == [path]
+
+
+def test_a_file_that_is_removed_meanwhile_is_no_error(tmp_path):
+    (tmp_path / "config.json").touch()
+    states = _states([tmp_path / "config.json", tmp_path / "removed"])
+    assert [state[0] for state in states] == ["config.json"]
+
+
 def test_missing_layers_are_refused(folder):
     edit_json(folder / "config.json", num_hidden_layers=3)
     with pytest.raises(OSError, match=r"lack .*encoder\.layer\.2"):
@@ -414,6 +455,14 @@ def test_a_garbled_config_is_named(folder):
         load_checkpoint(folder)
 
 
+def test_fields_that_a_config_leaves_out_are_those_of_transformers():
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    original = transformers.BertConfig()
+    config = BertConfig.from_dict({name: getattr(original, name) for name in names})
+    for name in ("max_position_embeddings", "type_vocab_size", "layer_norm_eps"):
+        assert getattr(config, name) == getattr(original, name)
+
+
 def test_the_fingerprint_follows_weights_tokenizer_and_config(folder):
     seen = {load_checkpoint(folder).fingerprint}
     path = folder / "model.safetensors"
@@ -428,6 +477,16 @@ def test_the_fingerprint_follows_weights_tokenizer_and_config(folder):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     seen.add(load_checkpoint(folder).fingerprint)
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"])
+def test_the_fingerprint_follows_each_file_of_settings(folder, name):
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    before = load_checkpoint(folder).fingerprint
+    changes = {"[CLS]": 2} if name == "added_tokens.json" else {"mask_token": "[MASK]", "x": "y"}
+    edit_json(folder / name, **changes)
+    assert load_checkpoint(folder).fingerprint != before
 
 
 def test_a_checkpoint_with_xlmr_vocabulary_runs_on_its_own_sentencepiece_model(xlmr_folder, texts):
@@ -461,6 +520,12 @@ def test_a_path_that_does_not_exist(tmp_path):
         load_checkpoint(tmp_path / "nothing")
 
 
+def test_home_is_found_in_the_path_of_a_checkpoint(transformers_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(transformers_folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(transformers_folder.parent))
+    assert load_checkpoint(f"~/{transformers_folder.name}").folder == transformers_folder
+
+
 def test_model_of_another_type():
     with pytest.raises(TypeError, match="model must be a str or a path, got int: 3"):
         MiniLMEncoder(3).transform(["a"])
@@ -485,6 +550,14 @@ def test_an_uncached_hub_model_fails_soon_and_says_what_to_do(tmp_path, monkeypa
     assert not [
         path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".bin", ".safetensors")
     ]
+
+
+def test_offline_the_hub_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "_wanted_files", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(OSError, match=r"revision v7.* downloads are off"):
+        load_checkpoint("somebody/some-model", "v7")
 
 
 def hub_cache(root, source, repo_id, revision):
@@ -517,6 +590,30 @@ def test_a_preset_uses_its_pinned_commit_and_settings(tmp_path, monkeypatch, xlm
     checkpoint = load_checkpoint("paraphrase-multilingual-minilm")
     assert checkpoint.defaults.max_length == 128
     assert preset.revision in str(checkpoint.folder)
+
+
+@pytest.mark.parametrize("model", ["multilingual-e5-small", "intfloat/multilingual-e5-small"])
+def test_a_revision_goes_before_that_of_the_preset(monkeypatch, model):
+    seen = []
+
+    def download(repo_id, revision, **options):
+        seen.append((repo_id, revision))
+        raise OSError("enough")
+
+    monkeypatch.setattr("skminilm.checkpoints.hub.download", download)
+    with pytest.raises(OSError, match="enough"):
+        load_checkpoint(model, "my-branch")
+    assert seen == [("intfloat/multilingual-e5-small", "my-branch")]
+
+
+def test_a_cached_preset_is_neither_asked_for_nor_warned_of(tmp_path, monkeypatch, transformers_folder):
+    preset = PRESETS["multilingual-e5-small"]  # its settings are known without modules.json
+    hub_cache(tmp_path, transformers_folder, preset.repo_id, preset.revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_wanted_files", lambda *_: pytest.fail("it was asked"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_checkpoint("multilingual-e5-small").defaults.prompt == "text: "
 
 
 def test_a_cache_that_may_lack_its_settings_is_not_trusted(
@@ -795,8 +892,6 @@ def test_a_real_download(tmp_path):
     ],
 )
 def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, wanted):
-    from types import SimpleNamespace
-
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import filter_repo_objects
 
@@ -819,6 +914,19 @@ def test_one_format_of_the_weights_is_downloaded(monkeypatch, tmp_path, files, w
     assert list(filter_repo_objects(files, allow_patterns=patterns)) == wanted
 
 
+def test_the_hub_is_asked_for_the_files_of_a_revision(monkeypatch):
+    seen = []
+    files = [SimpleNamespace(rfilename="model.safetensors")]
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.repo_info",
+        lambda self, repo_id, **options: (
+            seen.append((repo_id, options["revision"])) or SimpleNamespace(siblings=files)
+        ),
+    )
+    assert "model.safetensors" in hub._wanted_files("somebody/some-model", "v7", 5.0)
+    assert seen == [("somebody/some-model", "v7")]
+
+
 def test_a_cached_checkpoint_whose_network_is_a_folder_of_its_own(tmp_path, monkeypatch, folder, texts):
     expected = MiniLMEncoder(folder, precision="fp32").transform(texts)
     repository = tmp_path / "repository"
@@ -837,8 +945,6 @@ def test_a_cached_checkpoint_whose_network_is_a_folder_of_its_own(tmp_path, monk
 
 
 def test_a_repository_without_torch_weights_says_so(monkeypatch):
-    from types import SimpleNamespace
-
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=[]))
     with pytest.raises(OSError, match=r"has none of model\.safetensors, .*pytorch_model\.bin"):
         load_checkpoint("somebody/empty")
@@ -863,3 +969,17 @@ def test_an_id_without_a_word_embedding_is_named(folder):
         MiniLMEncoder(folder).transform(["zzz"])
     with pytest.raises(ValueError, match="gives the id 5000"):
         MiniLMClassifier(folder, max_length=32, trainable=1).fit(["zzz", "where"], [0, 1])
+
+
+def test_an_embedded_tokenizer_knows_how_many_embeddings_there_are(transformers_folder):
+    state = embed_checkpoint(load_checkpoint(transformers_folder), transformers_folder, None)
+    opened = open_embedded({**state, "config": {**state["config"], "vocab_size": 5}})
+    with pytest.raises(ValueError, match="the network has 5 word embeddings"):
+        opened.tokenizer.encode(["Where is my parcel?"], max_length=9)
+
+
+def test_the_digest_of_an_embedded_checkpoint_follows_its_settings(transformers_folder):
+    state = embed_checkpoint(load_checkpoint(transformers_folder), transformers_folder, None)
+    for name, changes in (("defaults", {"pooling": "cls"}), ("config", {"layer_norm_eps": 0.5})):
+        assert content_digest({**state, name: {**state[name], **changes}}) != state["digest"]
+    assert content_digest({**state, "tokenizer_kind": "sentencepiece"}) != state["digest"]

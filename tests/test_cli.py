@@ -1,9 +1,12 @@
 """The command line on tiny files and a tiny checkpoint."""
 
 import gzip
+import io
 import json
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +14,24 @@ import pytest
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 
+from rich.console import Console  # noqa: E402
+from sklearn.utils import Bunch  # noqa: E402
+
 import skminilm  # noqa: E402
 from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer  # noqa: E402
 from skminilm.cli import _xnli  # noqa: E402
 from skminilm.cli._app import app  # noqa: E402
-from skminilm.cli._evaluation import means_of, printable, warmup_ratio  # noqa: E402
-from skminilm.cli._output import describe_files  # noqa: E402
+from skminilm.cli._evaluation import (  # noqa: E402
+    finish,
+    first_of_each_language,
+    fit_and_save,
+    means_of,
+    printable,
+    table_of,
+    warmup_ratio,
+)
+from skminilm.cli._output import check_output_dir, describe_files, write_model, write_results  # noqa: E402
+from skminilm.cli._published import MLQA_AVERAGE, MLQA_F1, XNLI_ACCURACY, XNLI_AVERAGE  # noqa: E402
 from skminilm.cli._xnli import split_dev  # noqa: E402
 from skminilm.datasets import load_xnli  # noqa: E402
 
@@ -186,6 +201,26 @@ def test_xnli_from_dev_alone(compact, xlmr_folder, tmp_path):
     assert "no pair may be in both" in result.output
 
 
+def test_from_dev_alone_divides_into_2000_and_490_pairs(compact, xlmr_folder, tmp_path, monkeypatch):
+    seen = []
+
+    def stop(dev, language, train_rows, test_rows):
+        seen.append((language, train_rows, test_rows))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("skminilm.cli._xnli.split_dev", stop)
+    command = ["xnli", "--data-dir", compact, "--model", xlmr_folder, "--output-dir", tmp_path / "out", *FAST]
+    call(*command, "--from-dev")
+    assert seen == [("en", 2000, 490)]
+
+
+def test_the_title_says_what_was_trained_on_and_scored(compact, xlmr_folder, tmp_path):
+    command = ["xnli", "--data-dir", compact, "--model", xlmr_folder, "--output-dir", tmp_path / "out", *FAST]
+    result = call(*command, "--from-dev", "--train-rows", 30, "--test-rows", 12, "--epochs", 1)
+    title = "the last 12 pairs of XNLI dev: accuracy in %, trained on 30 pairs in 'en'"
+    assert title in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(("train_rows", "test_rows", "n_dev"), [(40, 20, 0), (30, 20, 10), (1, 1, 58)])
 def test_no_pair_is_in_two_parts(compact, requests, train_rows, test_rows, n_dev):
     dev = load_xnli(compact, split="dev")
@@ -239,6 +274,16 @@ def test_a_folder_with_something_else_is_left_alone(official, tmp_path, content)
     result = call("xnli", "--data-dir", official, "--output-dir", out / content)
     assert result.exit_code == 1
     assert "is a file" in result.output
+
+
+def test_what_an_ended_process_left_is_no_harm(tmp_path):
+    (tmp_path / "results.json").write_text('{"skminilm_command": "xnli"}')
+    (tmp_path / ".results.json").write_text("{")
+    check_output_dir(tmp_path, "xnli")
+    write_results(tmp_path, "xnli", MiniLMClassifier(epochs=7), {"scores": []})
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["scores"] == []
+    assert results["settings"]["epochs"] == 7
 
 
 @pytest.mark.parametrize(
@@ -333,6 +378,25 @@ def test_mlqa_with_compact_files(tmp_path, xlmr_folder):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["train"]["languages"] == ["de"]
     assert [row["language"] for row in results["scores"]] == ["zh"]
+
+
+def test_mlqa_and_squad_1_come_first_where_others_are_there_too(tmp_path, xlmr_folder, monkeypatch):
+    seen = []
+
+    def stop(folder, command, estimator, X, y, **options):
+        seen.append(len(y))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("skminilm.cli._mlqa.fit_and_save", stop)
+    monkeypatch.setattr("skminilm.cli._mlqa.load_xquad", stop)
+    data = tmp_path / "data"
+    for n, name in enumerate(
+        ["tydiqa-goldp-v1.1-train.json", "train-v2.0.json", "train-v1.1.json", "xquad.de.json"], start=1
+    ):
+        squad(data / name, ["de"], n=n)
+    squad(data / "MLQA_V1/test/test-context-de-question-de.json", ["de"])
+    call("mlqa", "--data-dir", data, "--model", xlmr_folder, "--output-dir", tmp_path / "out", *FAST_QA)
+    assert seen == [3]
 
 
 def test_data_sets_of_the_hub(tmp_path, xlmr_folder, requests, write_xnli_copy, write_questions_copy):
@@ -478,6 +542,43 @@ def test_every_option_of_a_command_arrives(monkeypatch, tmp_path, command, optio
     assert seen == expected | ({"refit_head": False} if command == "xnli" else {})
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            "xnli",
+            {
+                "trainable": "all", "init_head": "random", "pooling": "auto", "refit_head": False, "epochs": 5,
+                "batch_size": 128, "learning_rate": 5e-5, "head_learning_rate": 1e-2, "weight_decay": 0.001,
+                "max_length": 128, "precision": "auto", "device": "auto", "random_state": 42, "verbose": 1,
+            },
+        ),
+        (
+            "mlqa",
+            {
+                "trainable": "all", "epochs": 3, "batch_size": 32, "learning_rate": 3e-5,
+                "head_learning_rate": 1e-2, "weight_decay": 0.0, "max_length": 384, "stride": 128,
+                "max_answer_length": 30, "precision": "auto", "device": "auto", "random_state": 42, "verbose": 1,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_defaults_of_a_command(monkeypatch, tmp_path, command, expected):
+    seen = {}
+    monkeypatch.setattr(
+        f"skminilm.cli._{command}.run_{command}", lambda *_, **k: seen.update(k["parameters"])
+    )
+    assert call(command, "--data-dir", tmp_path, "--output-dir", tmp_path / "out").exit_code == 0
+    assert seen == expected
+
+
+def test_the_head_is_fitted_anew_where_it_is_asked_for(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("skminilm.cli._xnli.run_xnli", lambda *_, **k: seen.update(k["parameters"]))
+    call("xnli", "--data-dir", tmp_path, "--output-dir", tmp_path / "out", "--refit-head")
+    assert seen["refit_head"] is True
+
+
 def test_steps_of_warmup_are_counted_in_windows(tmp_path, xlmr_folder, monkeypatch):
     qas = [{"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}]
     content = json.dumps({"data": [{"paragraphs": [{"context": "Ada comes today. " * 50, "qas": qas}]}]})
@@ -495,6 +596,22 @@ def test_steps_of_warmup_are_counted_in_windows(tmp_path, xlmr_folder, monkeypat
     assert call(*command).exit_code == 1
     assert counted
     assert counted[0] > 3
+
+
+def test_steps_of_warmup_reach_the_estimator(official, xlmr_folder, tmp_path, monkeypatch):
+    seen = []
+
+    def stop(folder, command, estimator, *arguments, **options):
+        seen.append(estimator.warmup_ratio)
+        raise ValueError("enough")
+
+    squad(tmp_path / "data" / "train-v1.1.json", ["en"], n=24)
+    squad(tmp_path / "data" / "xquad.de.json", ["de"], n=24)
+    for command in ("xnli", "mlqa"):  # 24 rows in steps of 8, twice
+        monkeypatch.setattr(f"skminilm.cli._{command}.fit_and_save", stop)
+        folders = ["--data-dir", official, "--output-dir", tmp_path / "out", "--model", xlmr_folder]
+        call(command, *folders, *FAST, *(["--stride", 8] if command == "mlqa" else []), "--warmup-steps", 3)
+    assert seen == [0.5, 0.5]
 
 
 def test_a_terminal_that_fails_costs_no_training(compact, xlmr_folder, tmp_path, monkeypatch):
@@ -520,6 +637,13 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, command):
     result = call(command, "--data-dir", tmp_path, "--output-dir", tmp_path / "file" / "deeper" / "out")
     assert result.exit_code == 1
     assert "lies below the file" in result.stderr
+
+
+def test_a_folder_without_the_right_to_write_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    result = call("xnli", "--data-dir", tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"{tmp_path} cannot be written. Choose another --output-dir" in " ".join(result.stderr.split())
 
 
 def test_brackets_in_paths_are_no_markup(compact, xlmr_folder, tmp_path):
@@ -593,6 +717,16 @@ def test_what_cannot_be_scored_is_found_before_training(tmp_path, xlmr_folder, m
     assert "empty question: row 0" in " ".join(result.stderr.split())
 
 
+def test_a_language_without_a_name_is_found_before_training(official, xlmr_folder, tmp_path, monkeypatch):
+    test = official / "XNLI-1.0" / "xnli.test.tsv"
+    test.write_text(test.read_text(encoding="utf-8").replace("\nsw\t", "\n\t"), encoding="utf-8")
+    monkeypatch.setattr(MiniLMClassifier, "fit", lambda *_, **__: pytest.fail("this came too late"))
+    folders = ["--data-dir", official, "--model", xlmr_folder, "--output-dir", tmp_path / "out"]
+    result = call("xnli", *folders, *FAST)
+    assert result.exit_code == 1
+    assert "languages has a missing value: row 24 is ''" in " ".join(result.stderr.split())
+
+
 def test_a_model_is_kept_where_scoring_fails(official, xlmr_folder, tmp_path, monkeypatch):
     def failing(*arguments):
         raise OSError("the disk is full")
@@ -606,6 +740,15 @@ def test_a_model_is_kept_where_scoring_fails(official, xlmr_folder, tmp_path, mo
     assert "not computed yet" in (out / "results.json").read_text()
     assert call(*command).exit_code == 0
     assert "not computed yet" not in (out / "results.json").read_text()
+
+
+def test_a_save_that_fails_leaves_word_that_the_model_is_of_an_earlier_run(tmp_path):
+    def failing(path):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write_model(tmp_path / "out", "xnli", SimpleNamespace(save=failing))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["model"] == "not written yet"
 
 
 def test_mlqa_counts_the_best_of_several_answers(tmp_path, xlmr_folder, monkeypatch):
@@ -625,6 +768,48 @@ def test_mlqa_counts_the_best_of_several_answers(tmp_path, xlmr_folder, monkeypa
 
 def test_means_are_over_languages():
     assert means_of([{"n": 1, "f1": 1.0}, {"n": 9, "f1": 0.0}], ["f1"]) == {"f1": 0.5}
+
+
+def test_the_first_rows_stay_in_the_order_of_the_file():
+    data = Bunch(data=np.arange(5), languages=np.array(["sw", "en", "sw", "en", "en"]), files=["x"])
+    assert first_of_each_language(data, 2).data.tolist() == [0, 1, 2, 3]
+
+
+def shown(scores, published, average):
+    console = Console(width=100, record=True, file=io.StringIO())
+    means = {"accuracy": np.mean([row["accuracy"] for row in scores])}
+    console.print(table_of(scores, means, {"accuracy": "accuracy"}, published, average, "title", "caption"))
+    return [line.split() for line in console.export_text().replace("│", " ").splitlines()]
+
+
+def test_a_table_shows_percent_beside_what_is_published():
+    scores = [
+        {"language": "sw", "n": 1234, "accuracy": 0.5, "low": 0.4321, "high": 0.5678},
+        {"language": "en", "n": 9, "accuracy": 0.75, "low": 0.5, "high": 1.0},
+    ]
+    rows = shown(scores, {"en": 81.5, "sw": 63.3}, 71.1)
+    assert ["en", "9", "75.0", "50.0", "to", "100.0", "81.5"] in rows
+    assert ["sw", "1,234", "50.0", "43.2", "to", "56.8", "63.3"] in rows
+    assert ["mean", "62.5", "71.1"] in rows
+    assert ["mean", "62.5"] in shown(scores, {"en": 81.5, "sw": 63.3, "th": 67.8}, 71.1)
+
+
+def test_what_is_published_of_languages_has_the_published_mean():
+    assert len(XNLI_ACCURACY) == 15
+    assert np.mean(list(XNLI_ACCURACY.values())) == pytest.approx(XNLI_AVERAGE, abs=0.051)
+    assert np.mean(list(MLQA_F1.values())) == pytest.approx(MLQA_AVERAGE, abs=0.051)
+
+
+def test_results_say_which_epoch_was_best(tmp_path, monkeypatch, capsys):
+    estimator = SimpleNamespace(fit=lambda *_, **__: None, n_iter_=3, best_epoch_=1, history_=[{}] * 3)
+    monkeypatch.setattr("skminilm.cli._evaluation.write_model", lambda *_: None)
+    monkeypatch.setattr("skminilm.cli._evaluation.write_results", lambda folder, *_: folder / "results.json")
+    fitted = fit_and_save(tmp_path, "xnli", estimator, ["x"], ["y"])
+    assert (fitted["n_epochs"], fitted["best_epoch"]) == (3, 1)
+    for best, is_said in ((1, False), (0, True)):
+        estimator.best_epoch_ = best
+        finish(tmp_path, "xnli", estimator, {}, "table")
+        assert ("No epoch was better than the untrained start" in capsys.readouterr().out) is is_said
 
 
 def test_what_steers_a_terminal_is_spelt_out():

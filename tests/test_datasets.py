@@ -68,3 +68,11 @@ def test_return_x_y_and_frame(requests):
     assert (bunch.frame.intent == np.array(requests.target_names)[y]).all()
     X, y = load_support_requests(return_X_y=True, as_frame=True)
     assert (X.name, y.name) == ("text", "target")
+
+
+def test_columns_of_the_frame_are_those_of_the_bunch():
+    bunch = load_support_requests(as_frame=True)
+    assert bunch.frame.group.tolist() == bunch.groups.tolist()
+    assert bunch.frame.language.tolist() == bunch.languages.tolist()
+    assert bunch.frame.text.tolist() == bunch.data.tolist()
+    assert bunch.frame.target.tolist() == bunch.target.tolist()

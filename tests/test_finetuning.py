@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from sklearn.linear_model import LogisticRegression
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
-from skminilm._targets import MultilabelTargets
-from skminilm.checkpoints import load_checkpoint, tokenize
+from skminilm._encoding import warn_of_truncation
+from skminilm._targets import ClassTargets, MultilabelTargets
+from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.digests import arrays_digest
 from skminilm.engine import read_trainable_weights
 from skminilm.engine.interrupts import deferred_interrupts
@@ -37,6 +39,7 @@ from skminilm.finetuning import (
     train,
 )
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
+from skminilm.finetuning.lora import AdaptedLayers
 from skminilm.finetuning.parameters import FlatParameters, LossScale
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora is missing")
@@ -175,6 +178,15 @@ def test_float16_with_a_scaled_loss_learns_what_float32_learns(split, monkeypatc
         assert moved @ should > 0.9 * np.linalg.norm(moved) * np.linalg.norm(should)
 
 
+@pytest.mark.parametrize(
+    ("trainable", "precision", "is_scaled"), [(1, "fp16", True), (1, "fp32", False), ("head", "fp16", False)]
+)
+def test_the_loss_is_scaled_in_float16_alone(trainable, precision, is_scaled):
+    model = MiniLMClassifier(trainable=trainable)
+    options = model._training_options(1, SimpleNamespace(precision=precision), np.random.RandomState(0))
+    assert options.loss_scaling is is_scaled
+
+
 @needs_peft
 def test_lora_trains_adapters_only(split):
     X, y, X_new, y_new = split
@@ -239,6 +251,15 @@ def test_adapters_in_several_threads(split, transformers_folder):
     assert torch.nn.Module.register_parameter is register
     for seed in range(3):
         np.testing.assert_allclose(found[seed], fit(seed), atol=1e-4)
+
+
+@needs_peft
+def test_adapters_start_at_what_their_seed_draws():
+    weights = {"layers.0.qkv.weight": torch.zeros(6, 4), "layers.0.qkv.bias": torch.zeros(6)}
+    first, again, other = (AdaptedLayers(weights, seed).adapters() for seed in (1, 1, 2))
+    name = "layers.0.qkv.weight.lora_A"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
 
 
 def test_lora_without_peft_says_what_to_install(split, monkeypatch):
@@ -332,6 +353,12 @@ def test_one_warning_a_fit_counts_all_texts_that_were_cut(split, transformers_fo
     with pytest.warns(UserWarning, match="3 of 10 texts .* the longest, row 1 of X_val, has") as caught:
         classifier.fit(X, y, X_val=X_val, y_val=y[:2])
     assert len(caught) == 1
+
+
+def test_the_first_text_set_aside_is_told_from_those_trained_on():
+    settings = EncodingSettings("mean", True, "", 8)
+    with pytest.warns(UserWarning, match=r"1 of 3 texts .* the longest, row 0 of X_val, has 9\."):
+        warn_of_truncation(np.array([3, 4, 9]), settings, n_rows=2)
 
 
 def test_warm_start_keeps_rows_of_the_table_that_do_not_occur_again(split):
@@ -615,6 +642,20 @@ def test_the_learning_rate_rises_and_falls():
     assert (np.diff(rates[10:]) < 0).all()
 
 
+@pytest.mark.parametrize("trainable", [1, "head"])
+def test_the_history_tells_rate_and_speed_of_each_epoch(split, transformers_folder, trainable):
+    X, y, _, _ = split
+    rates = dict(learning_rate=1e-3, head_learning_rate=4e-3)
+    options = dict(
+        trainable=trainable, epochs=2, batch_size=4, warmup_ratio=0.0, max_length=64, random_state=0
+    )
+    model = MiniLMClassifier(transformers_folder, **rates, **options).fit(X[:8], y[[0, 5] * 4])
+    peak = 4e-3 if trainable == "head" else 1e-3
+    assert [record["learning_rate"] for record in model.history_] == pytest.approx([peak / 2, 0.0])
+    for record in model.history_:
+        assert record["texts_per_s"] * record["seconds"] == pytest.approx(8)
+
+
 def train_head(vectors, objective=None, *, row_weights=None, n_training=None, **options):
     """Train a head alone on two classes that take turns; rows from `n_training` on are set aside."""
     n_rows = len(vectors)
@@ -696,8 +737,6 @@ def test_the_head_is_fitted_anew_to_the_trained_network(split):
 
 
 def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatch):
-    from skminilm._targets import ClassTargets
-
     X, y, X_new, y_new = split
     original, starts = ClassTargets.fit_head, []
 
@@ -727,8 +766,6 @@ def test_processes_that_train_together_need_an_int(split, monkeypatch):
 
 
 def test_an_interruption_while_the_head_is_fitted_anew_keeps_what_was_trained(split, monkeypatch):
-    from skminilm._targets import ClassTargets
-
     X, y, _, _ = split
     original, calls = ClassTargets.fit_head, []
 
@@ -943,6 +980,15 @@ def test_a_label_that_only_rows_of_weight_zero_have(split):
     assert (classifier.predict(X)[:, 1] == 0).all()
 
 
+@pytest.mark.parametrize("n_absent", [1, 2, 3])
+def test_classes_of_weight_zero_are_together_as_likely_as_one(n_absent):
+    y = np.arange(3 + n_absent)
+    weights = (y < 3).astype(float)
+    vectors = np.eye(len(y), dtype=np.float32)
+    _, intercept = ClassTargets(y, len(y)).fit_head(vectors, y, weights)
+    assert np.exp(intercept[3:]).sum() == pytest.approx(np.exp(-8))
+
+
 def test_figures_of_texts_set_aside_are_weighted():
     random = np.random.default_rng(0)
     vectors, targets = random.standard_normal((20, 4)).astype(np.float32), np.arange(20) % 2
@@ -1046,6 +1092,21 @@ def test_the_head_is_fitted_anew_to_the_network_of_the_best_epoch(split, monkeyp
     np.testing.assert_allclose(
         refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=1e-2
     )
+
+
+def test_the_head_of_an_untrained_start_is_not_fitted_anew(split, transformers_folder, monkeypatch):
+    X, y, X_new, y_new = split
+    options = dict(
+        trainable=1, init_head="random", epochs=1, early_stopping=True, max_length=64, random_state=0
+    )
+    heads = []
+    for refit_head in (False, True):
+        figures = iter([(0.1, 1.0), (0.9, 0.5), (0.1, 1.0)])
+        monkeypatch.setattr(loop._Training, "_validate", lambda self, figures=figures: next(figures))
+        model = MiniLMClassifier(transformers_folder, refit_head=refit_head, **options)
+        heads.append(model.fit(X, y, X_val=X_new[:8], y_val=y_new[:8]).coef_)
+        assert model.best_epoch_ == 0
+    np.testing.assert_array_equal(*heads)
 
 
 def test_kept_states_of_other_checkpoints_are_apart(split, two_folders):

@@ -62,6 +62,13 @@ def test_rows_without_a_label_are_named(tmp_path, write_xnli_copy):
         load_xnli(folder)
 
 
+def test_rows_of_the_hub_are_counted_from_0(tmp_path, write_questions_copy):
+    rows = [(GERMAN, "?", MUR, "a"), (GERMAN, "?", MUR, None)]
+    folder = write_questions_copy(tmp_path / "squad", {"plain_text": {"train": rows}})
+    with pytest.raises(ValueError, match="squad, plain_text train, row 1: the field 'id' is None"):
+        load_squad(folder)
+
+
 def test_mlqa(tmp_path, write_questions_copy):
     pairs = [(context, question) for context in ("de", "zh") for question in ("de", "en", "zh")]
     configs = {
@@ -111,6 +118,16 @@ def test_xquad_squad_and_tydiqa(tmp_path, write_questions_copy):
     assert load_tydiqa_goldp(folder, split="dev", languages="ko").target.tolist() == [("上海", 9)]
     with pytest.raises(ValueError, match=r"several configurations \(primary_task, secondary_task\)"):
         load_squad(folder)
+
+
+def test_split_and_languages_of_a_hub_data_set_count(tmp_path, write_questions_copy):
+    rows = {
+        "train": [(GERMAN, "?", MUR, "swahili-1-0")],
+        "validation": [(CHINESE, "?", SHANGHAI, "korean-5"), (GERMAN, "?", MUR, "thai-1")],
+    }
+    folder = write_questions_copy(tmp_path / "squad", {"plain_text": rows})
+    assert load_squad(folder, split="validation").languages.tolist() == ["ko", "th"]
+    assert load_squad(folder, split="validation", languages="th").target.tolist() == [("Mur", 43)]
 
 
 def test_answers_that_are_elsewhere_are_named(tmp_path, write_questions_copy):
@@ -164,8 +181,10 @@ def test_what_is_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\n---\nconfigs: none\n")
     for name in ("facebook/xnli", "rajpurkar/squad_v2", "a.b-c/d.1"):
         assert is_hub_dataset(name)
-    for path in ("data", "data/xnli", "squad", "nowhere/train-v1.1.json", "/a/b", "a/b/c", "../a/b"):
+    for path in ("data", "data/xnli", "squad", "/a/b", "a/b/c", "../a/b"):
         assert not is_hub_dataset(path)
+    for name in ("dev.tsv", "train.tsv.gz", "train.jsonl", "train-v1.1.json"):
+        assert not is_hub_dataset(f"nowhere/{name}")
 
 
 @pytest.mark.network

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from skminilm import MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints.layout import Layout
 from skminilm.checkpoints.tokenizer import read_tokenizer
 
 try:
@@ -375,3 +376,79 @@ def test_a_module_behind_a_link_to_elsewhere_is_refused(make_sentence_transforme
     place.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="or a link to elsewhere"):
         load_checkpoint(folder)
+
+
+MODULES = [{"type": "sentence_transformers.models.Transformer", "path": ""}]
+
+
+def layout(folder, config=(), **files):
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return Layout(folder, MODULES, folder, {"model_type": "bert", **dict(config)})
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "dim", "d_model", "n_embd"])
+def test_the_width_of_every_architecture_is_found(tmp_path, name):
+    assert Layout(tmp_path, [], tmp_path, {name: 7}).vector_size() == 7
+
+
+@pytest.mark.parametrize(("cut", "size"), [(16, 16), (99, 32)])
+def test_vectors_are_cut_to_no_more_than_they_are(tmp_path, cut, size):
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": cut}))
+    assert Layout(tmp_path, MODULES, tmp_path, {"hidden_size": 32}).vector_size() == size
+
+
+def test_a_decoder_is_not_run_as_an_encoder(tmp_path):
+    assert layout(tmp_path).why_foreign() == ""
+    assert layout(tmp_path, {"is_decoder": True}).why_foreign() == "its attention is not BERT's"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs"],
+)
+def test_arguments_for_transformers_are_left_to_it(tmp_path, name):
+    files = {"sentence_bert_config": {name: {"x": 1}}}
+    assert layout(tmp_path, **files).why_foreign() == "it has settings of its own for transformers"
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "gpt2", "n_positions": 99}, 99),
+        ({"model_type": "bert"}, 512),
+    ],
+)
+def test_texts_are_as_long_as_an_architecture_takes_them(tmp_path, config, length):
+    assert layout(tmp_path, config).settings().max_length == length
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"]
+)
+def test_settings_under_every_older_name_count(tmp_path, name):
+    assert layout(tmp_path, **{f"sentence_{name}_config": {"max_seq_length": 7}}).settings().max_length == 7
+
+
+@pytest.mark.parametrize(
+    ("pooling", "size", "is_foreign"),
+    [
+        ({"embedding_dimension": 48, "pooling_mode": "mean"}, 48, False),
+        ({"word_embedding_dimension": 48, "pooling_mode": ["mean"]}, 48, False),
+        ({"embedding_dimension": 48, "pooling_mode": ["mean", "max"]}, 96, True),
+    ],
+)
+def test_poolings_as_newer_releases_write_them(tmp_path, pooling, size, is_foreign):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    modules = [*MODULES, {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    found = Layout(tmp_path, modules, tmp_path, {"model_type": "bert", "hidden_size": 32})
+    assert found.vector_size() == size
+    assert bool(found.why_foreign()) is is_foreign
+
+
+@pytest.mark.parametrize(("side", "is_foreign"), [("right", False), ("Right", False), ("Left", True)])
+def test_the_side_that_is_cut_may_be_in_capitals(tmp_path, side, is_foreign):
+    assert bool(layout(tmp_path, tokenizer_config={"truncation_side": side}).why_foreign()) is is_foreign

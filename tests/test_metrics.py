@@ -62,6 +62,14 @@ def test_answers_score_as_in_the_official_evaluation(language, reference, answer
         ("arb_Arab", "ar"),
         ("DE", "de"),
         ("es-419", "es"),
+        ("ara", "ar"),
+        ("chi", "zh"),
+        ("deu", "de"),
+        ("eng", "en"),
+        ("ger", "de"),
+        ("spa", "es"),
+        ("vie", "vi"),
+        ("zho", "zh"),
     ],
 )
 def test_long_codes_have_the_rules_of_the_language(code, short):
@@ -70,6 +78,21 @@ def test_long_codes_have_the_rules_of_the_language(code, short):
         assert mlqa_f1([reference], [answer], code) == pytest.approx(f1)
     plain = [mlqa_f1([reference], [answer], "xx") for _, reference, answer, _, _ in rows]
     assert plain != pytest.approx([f1 for *_, f1, _ in rows])
+
+
+ARTICLES = {
+    "ar": "ال",
+    "de": "ein eine einen einem eines einer der die das den dem des",
+    "en": "a an the",
+    "es": "un una unos unas el la los las",
+    "vi": "của là cái chiếc những",
+}
+
+
+@pytest.mark.parametrize("language", ARTICLES)
+def test_each_article_of_a_language_counts_for_nothing(language):
+    for article in ARTICLES[language].split():
+        assert mlqa_exact_match([f"{article} x1"], ["x1"], language) == 1, article
 
 
 def test_a_language_without_rules_keeps_its_articles_and_splits_at_whitespace():
@@ -148,12 +171,15 @@ def test_sample_weight_weights_the_mean():
         ((["x", "y"], ["x", "y"], ["en"]), ValueError, "languages has none for row 1"),
         ((["x", "y"], ["x", "y"], ["en", None]), ValueError, "row 1 is None"),
         ((["x", "y"], ["x", "y"], ["en", float("nan")]), ValueError, "row 1 is nan"),
+        ((["x", "y"], ["x", "y"], ["en", ""]), ValueError, "languages has a missing value: row 1 is ''"),
         ((["x", "y"], ["x", "y"], ["en", 7]), TypeError, "row 1 is 7"),
         ((["x", 5], ["x", "y"]), TypeError, "no answer in row 1: it is 5"),
         ((["x", ["y", 5.5]], ["x", "y"]), TypeError, "no answer in row 1"),
         ((["x", "y"], ["x", 5]), TypeError, "row 1 is 5"),
         (("x", ["x"]), TypeError, "y_true is a str"),
         ((["x"], {"0": "x"}), TypeError, "y_pred is a dict"),
+        (({"x", "y"}, ["x", "y"]), TypeError, "y_true is a set"),
+        ((frozenset("xy"), ["x", "y"]), TypeError, "y_true is a frozenset"),
         ((["x"], np.array([["x"]])), TypeError, r"shape \(1, 1\)"),
         (([], []), ValueError, "empty"),
     ],
@@ -395,11 +421,22 @@ def test_splitters_as_cv(requests, splitter):
             ["en", "en", "de", "de"],
             "Nothing is left",
         ),
+        (
+            LeaveOneLanguageOut([0, 0, 0, 1], n_folds=2),
+            ["en", "en", "de", "en"],
+            r"train on for 'en', part [01]: every other row",
+        ),
     ],
 )
 def test_bad_splits_are_named(splitter, groups, message):
     with pytest.raises(ValueError, match=message):
         list(splitter.split(["x"] * 4, groups=groups))
+
+
+@pytest.mark.parametrize("splitter", [LeaveOneLanguageOut(), TrainOneLanguageTestOthers()])
+def test_languages_of_another_number_of_rows_are_refused(splitter):
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        list(splitter.split(["x"] * 5, groups=["en", "en", "de"]))
 
 
 @pytest.mark.parametrize("kind", ["LeaveOneLanguageOut", "TrainOneLanguageTestOthers"])
@@ -447,6 +484,11 @@ def test_answers_that_are_all_right_or_all_wrong_have_wilsons_interval(answer, l
 
     frame = score_by_language(Answerer(), [("?", "yes")] * 5, [answer] * 5, ["en"] * 5)
     assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([low, high], abs=1e-6)
+
+
+def test_an_interval_begins_at_0_at_the_earliest():
+    frame = score_by_language(Answerer(), [("?", "Wien")] * 3, ["Wien", "x", "y"], ["de"] * 3)
+    assert frame["low"][0] == 0
 
 
 def test_scores_come_in_the_order_of_first_appearance():

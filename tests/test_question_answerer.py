@@ -127,6 +127,15 @@ def test_no_answer_is_learned_and_can_be_asked_for():
     assert model.set_params(no_answer_threshold=1e6).predict(questions)[1] != ""
 
 
+def test_no_answer_counts_among_those_asked_for(answerer):
+    model = clone(answerer).set_params(no_answer_threshold=-1e9)
+    vars(model).update({name: value for name, value in vars(answerer).items() if name.endswith("_")})
+    for n_best in (1, 3):
+        (spans,) = model.predict_spans(QUESTIONS[:1], n_best=n_best)
+        assert len(spans) == n_best
+        assert spans[0].text == ""
+
+
 @pytest.mark.parametrize("trainable", [1, "all"])
 def test_what_is_trained_and_kept(tmp_path, trainable):
     model = MiniLMQuestionAnswerer(trainable=trainable, epochs=1, random_state=0, precision="fp32")
@@ -200,6 +209,7 @@ def test_lora(xlmr_folder):
         ([["q", "a b a"]], [("a", 1)], ValueError, "is not at 1, where the context has ' '; it is at 0"),
         ([["q", "a b a"]], [("a", -1)], ValueError, "is not at -1"),
         ([["q", "a b"]], [3], TypeError, "no answer in row 0: it is 3"),
+        ([["q", "ba"]], [("a", True)], TypeError, "no answer in row 0"),
         ([["q", "a b"]], ["a", "b"], ValueError, "y has 2 rows, expected 1"),
         ([["q", "a b"]], None, ValueError, "the target y is None: expected one answer"),
         ([["q", "a b"]], "a", TypeError, "y is a str"),
@@ -250,6 +260,32 @@ def test_another_architecture_is_refused_with_what_helps(distilbert_folder):
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
         MiniLMQuestionAnswerer(**parameters).fit(QUESTIONS, ANSWERS)
+
+
+def test_the_largest_stride_that_is_named_is_taken(xlmr_folder):
+    options = {**WEIGHED, "epochs": 1}
+    with pytest.raises(ValueError, match=r"stride=28 leaves no room .* use at most 27"):
+        MiniLMQuestionAnswerer(str(xlmr_folder), **{**options, "stride": 28}).fit(QUESTIONS, ANSWERS)
+    MiniLMQuestionAnswerer(str(xlmr_folder), **{**options, "stride": 27}).fit(QUESTIONS[:1], ANSWERS[:1])
+
+
+@pytest.mark.parametrize("n_best", [True, 0, 1.5])
+def test_a_number_of_answers_that_is_none_is_named(answerer, n_best):
+    with pytest.raises(ValueError, match=f"n_best={n_best}: expected an int of at least 1"):
+        answerer.predict_spans(QUESTIONS[:1], n_best=n_best)
+
+
+def test_the_revision_of_a_question_answerer_arrives(monkeypatch):
+    seen = []
+
+    def stop(model, revision, **options):
+        seen.append((model, revision))
+        raise OSError("enough")
+
+    monkeypatch.setattr("skminilm._question_answerer.open_checkpoint", stop)
+    with pytest.raises(OSError, match="enough"):
+        MiniLMQuestionAnswerer("owner/name", revision="v2").fit(QUESTIONS, ANSWERS)
+    assert seen == [("owner/name", "v2")]
 
 
 def test_answers_that_are_missing_can_be_left_out(xlmr_folder):
@@ -350,12 +386,28 @@ def test_long_questions_are_cut_with_a_warning(answerer):
     assert found[1] == "Warsaw"
 
 
+def test_a_question_may_take_half_of_what_a_pair_has(tokenizer):
+    for n, is_cut in ((30, False), (31, True)):  # of 64, without 4 special ones
+        question = " ".join(["a"] * n)
+        assert len(tokenizer.locate([question])[0].ids) == n
+        windows = cut_windows(tokenizer, Texts([question], ["Ada came."]), 64, 8)
+        assert windows.n_cut_questions == is_cut
+        assert windows.context_starts[0] == 1 + 30 + 2
+
+
 def test_references_are_read():
     answers, problems = check_answers(
         ["b", ("a", 4), [("b", 2), "a"], None, "", np.nan, [], np.array(["c"])], ["a b a c"] * 8
     )
     assert answers == [("b", 2), ("a", 4), ("b", 2), None, None, None, None, ("c", 6)]
     assert problems == [""] * 8
+
+
+@pytest.mark.parametrize("empty", [("", 0), ["", ""], [("", 0), ""]])
+def test_empty_answers_are_no_answer(empty):
+    assert check_answers([empty], ["a context"]) == ([None], [""])
+    answers, _ = check_answers([["", ("context", 2)]], ["a context"])
+    assert answers == [("context", 2)]
 
 
 @pytest.mark.parametrize(
@@ -459,6 +511,24 @@ def test_scores_that_are_not_finite_are_an_error(tokenizer):
         choose_answers(windows, np.full((1, 5), np.nan, np.float32), ["a context"], 1, None)
 
 
+@pytest.mark.parametrize("total", [np.nan, np.inf])
+def test_a_sum_over_spans_that_is_not_finite_is_an_error(tokenizer, total):
+    windows = cut_windows(tokenizer, Texts(["q"], ["a context"]), 64, 16)
+    found = np.zeros((1, 5), np.float32)
+    found[0, 1] = total
+    with pytest.raises(FloatingPointError, match="context 'a context' are not finite"):
+        choose_answers(windows, found, ["a context"], 1, None)
+
+
+def test_the_first_context_without_finite_scores_is_named(tokenizer):
+    contexts = ["fine", "broken here", "broken there"]
+    windows = cut_windows(tokenizer, Texts(["q"] * 3, contexts), 64, 16)
+    found = np.full((3, 5), np.nan, np.float32)
+    found[0] = 0.0
+    with pytest.raises(FloatingPointError, match="context 'broken here' are not finite"):
+        choose_answers(windows, found, contexts, 1, None)
+
+
 def test_an_answer_that_no_window_holds_is_named(xlmr_folder):
     context = " ".join(f"word{number}" for number in range(100))
     answer = context[context.index("word20") : context.index("word60")].strip()
@@ -534,6 +604,13 @@ def test_the_longest_answer_fits_in_the_window_that_looks_for_it(max_answer_leng
     assert (windows.own_stops + max_answer_length - 1 <= windows.context_stops)[:-1].all()
 
 
+@pytest.mark.parametrize("stride", [8, 16])
+def test_tokens_belong_to_the_window_that_shows_more_round_them(tokenizer, stride):
+    context = " ".join(f"word{number}" for number in range(100))
+    windows = cut_windows(tokenizer, Texts(["q"], [context]), 64, stride)
+    assert (windows.own_stops == windows.context_stops - stride // 2)[:-1].all()
+
+
 def test_the_window_that_holds_the_answer_says_whether_there_is_one():
     context = " ".join(f"word{number}" for number in range(40))
     windows = cut_windows(load_checkpoint("bundled").tokenizer, Texts(["q"], [context]), 64, 16)
@@ -582,6 +659,12 @@ def test_a_span_is_predicted_where_it_is_likelier_than_none():
     assert objective.score(predictions.numpy(), targets.numpy(), np.ones(2)) == 1.0
 
 
+def test_the_loss_of_a_span_is_the_mean_of_both_ends():
+    targets = torch.tensor([[2, 3, 2, 5, 6]])
+    losses = SpanObjective(4).losses(torch.zeros(6, 2), targets)
+    assert losses.tolist() == pytest.approx([np.log(4)])  # 3 tokens of the context, and none
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -603,6 +686,15 @@ def test_every_training_parameter_of_answers_counts(xlmr_folder, changes):
     assert np.abs(plain.coef_ - changed.coef_).max() > 1e-6
     arrays = changed.weights_
     assert max(np.abs(arrays[name] - array).max() for name, array in plain.weights_.items()) > 0
+
+
+def test_auto_is_the_learning_rate_of_questions(xlmr_folder):
+    rates = {"auto": 2e-4, 2e-4: 2e-4}
+    fits = [
+        MiniLMQuestionAnswerer(str(xlmr_folder), learning_rate=r, **WEIGHED).fit(QUESTIONS, ANSWERS)
+        for r in rates
+    ]
+    assert fits[0].weights_digest_ == fits[1].weights_digest_
 
 
 def test_precision_counts_in_predictions_of_answers(xlmr_folder):
@@ -654,11 +746,41 @@ def test_an_answer_that_is_not_seen_is_refused():
     assert all("is only whitespace, or signs that are not seen" in problem for problem in problems)
 
 
+def test_every_sign_that_is_not_seen_is_blank():
+    codes = [
+        0xAD,
+        *range(0x200B, 0x2010),
+        *range(0x202A, 0x202F),
+        *range(0x2060, 0x2065),
+        *range(0x2066, 0x206A),
+    ]
+    assert all(is_blank(chr(code)) for code in [*codes, *range(0x20), *range(0x7F, 0xA1), 0xFEFF])
+
+
 def test_more_spans_than_there_are(answerer):
     question = [["Who?", "Ada came."]]
     every = answerer.predict_spans(question, n_best=10**9)
     assert answerer.predict_spans(question, n_best=1000) == every
     assert 1 < len(every[0]) < 50
+
+
+def test_fewer_answers_are_the_first_of_more(answerer):
+    question = [["Who came?", "１８６７ 年 ＡＢＣ 年"]]
+    (every,) = answerer.predict_spans(question, n_best=1000)
+    for n_best in range(1, 9):
+        (spans,) = answerer.predict_spans(question, n_best=n_best)
+        assert [span.text for span in spans] == [span.text for span in every[:n_best]]
+
+
+def test_of_spans_with_the_same_text_the_best_counts(tokenizer):
+    context = "Ada 年"  # tokens: Ada, the space alone, 年
+    windows = cut_windows(tokenizer, Texts(["q"], [context]), 64, 16)
+    assert len(windows.contexts[0].ids) == 3
+    year = windows.context_starts[0] + 2
+    found = np.array([[-9.0, 3.0, 2.0, 1.0, year, year - 1, year, year]], np.float32)
+    ((span,),) = choose_answers(windows, found, [context], 5, None)
+    assert span.text == "年"
+    assert span.score == pytest.approx(np.exp(2 - np.logaddexp(-9, 3)))
 
 
 def test_answers_are_scored_by_the_rules_of_their_language(xlmr_folder, monkeypatch):

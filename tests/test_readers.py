@@ -77,6 +77,15 @@ def test_xnli(tmp_path, name, end):
     assert len(y) == 4
 
 
+def test_files_in_the_folder_of_xnli_come_first(tmp_path):
+    names = ["XNLI-1.0/xnli.dev.tsv", "XNLI-1.0/xnli.dev.jsonl", "xnli.dev.tsv"]
+    for name in names:
+        write_xnli(tmp_path / name)
+    for name in names:
+        assert load_xnli(tmp_path, split="dev").files == [tmp_path / name]
+        (tmp_path / name).unlink()
+
+
 def test_compact_xnli(tmp_path):
     rows = ["\t".join([row[0], "test", *row[1:4]]) for row in XNLI_ROWS]
     write_lines(tmp_path / "xnli_test.tsv.gz", ["lang\tsplit\tlabel\tpremise\thypothesis", *rows])
@@ -127,6 +136,11 @@ def test_missing_xnli_files_are_listed(tmp_path):
             "xnli.dev.tsv",
             ["language\tgold_label\tsentence1\tsentence2", "en\t-\tx\ty"],
             "line 2: the field 'gold_label' is '-'",
+        ),
+        (
+            "xnli.dev.tsv",
+            ["language\tgold_label\tsentence1\tsentence2", "en\tneutral\tx\ty", "\t\t\t"],
+            "line 3: the field 'gold_label' is ''",
         ),
         ("xnli.dev.jsonl", ['{"language": "en"}'], "line 1: the field 'gold_label' is missing"),
         ("xnli.dev.jsonl", ["", "{"], "line 2: no valid JSON"),
@@ -251,6 +265,11 @@ def test_xquad(tmp_path, folder):
         load_xquad(tmp_path / "nowhere")
 
 
+def test_languages_may_have_three_letters(tmp_path):
+    write_json(tmp_path / "xquad.fil.json", squad((GERMAN, [("q1", "?", [("Mur", 43)])])))
+    assert load_xquad(tmp_path).languages.tolist() == ["fil"]
+
+
 def compact(language, context, answer, start, **others):
     record = {
         "lang": language,
@@ -279,6 +298,13 @@ def test_compact_files(tmp_path):
     assert load_squad(tmp_path / "tydiqa_goldp.jsonl.gz").languages.tolist() == ["sw", "ko"]
 
 
+def test_an_id_tells_the_language_of_a_line_that_does_not(tmp_path):
+    record = json.loads(compact("x", CHINESE, "上海", 9, id="korean-5"))
+    del record["lang"]
+    write_lines(tmp_path / "x.jsonl", [json.dumps(record)])
+    assert load_squad(tmp_path / "x.jsonl").languages.tolist() == ["ko"]
+
+
 def test_tydiqa(tmp_path):
     questions = [("swahili--123-4", "?", [("Mur", 43)]), ("bengali-5-0", "?", [("Graz", 25)])]
     write_json(tmp_path / "tydiqa-goldp-v1.1-train.json", squad((GERMAN, questions)))
@@ -288,6 +314,24 @@ def test_tydiqa(tmp_path):
         load_tydiqa_goldp(tmp_path, split="dev")
     with pytest.raises(ValueError, match="split is 'test'"):
         load_tydiqa_goldp(tmp_path, split="test")
+
+
+TYDI = {
+    "arabic": "ar", "bengali": "bn", "english": "en", "finnish": "fi", "indonesian": "id", "japanese": "ja",
+    "korean": "ko", "russian": "ru", "swahili": "sw", "telugu": "te", "thai": "th",
+}  # fmt: skip
+
+
+def test_ids_of_tydiqa_tell_all_its_languages(tmp_path):
+    questions = [(f"{name}-1-0", "?", [("Mur", 43)]) for name in TYDI]
+    write_json(tmp_path / "tydiqa-goldp-v1.1-train.json", squad((GERMAN, questions)))
+    assert load_tydiqa_goldp(tmp_path).languages.tolist() == list(TYDI.values())
+
+
+def test_a_training_file_does_not_stand_in_for_dev(tmp_path):
+    write_lines(tmp_path / "tydiqa_goldp.jsonl.gz", [compact("sw", GERMAN, "Mur", 43)])
+    with pytest.raises(FileNotFoundError, match=r"tydiqa-goldp-v1\.1-dev\.json"):
+        load_tydiqa_goldp(tmp_path, split="dev")
 
 
 @pytest.mark.parametrize(
@@ -334,6 +378,10 @@ def test_offsets_count_characters_of_any_text(tmp_path_factory, answer, before, 
             "article 0, paragraph 0: the field 'context' is None",
         ),
         (
+            lambda content: content["data"][0]["paragraphs"].append({"context": None, "qas": []}),
+            "article 0, paragraph 1: the field 'context' is None",
+        ),
+        (
             lambda content: content["data"][0]["paragraphs"][0]["qas"][0].pop("answers"),
             "question 'a': the field 'answers' is missing",
         ),
@@ -342,6 +390,12 @@ def test_offsets_count_characters_of_any_text(tmp_path_factory, answer, before, 
                 answer_start="3"
             ),
             "question 'a': the field 'answer_start' is '3', expected int",
+        ),
+        (
+            lambda content: content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0].update(
+                answer_start=True
+            ),
+            "question 'a': the field 'answer_start' is True, expected int",
         ),
         (lambda content: content["data"].clear(), "has no questions"),
     ],
@@ -403,11 +457,10 @@ def test_languages_are_read_once_each(tmp_path):
         load_xquad(tmp_path, languages=[])
 
 
-def test_pairs_without_an_id_are_told_by_their_place(tmp_path):
-    (tmp_path / "xnli.dev.tsv").write_text(
-        "language\tgold_label\tsentence1\tsentence2\tpairID\n"
-        "en\tneutral\ta\tb\t\nen\tneutral\tc\td\t\nde\tneutral\ta\tb\t\n"
-    )
+@pytest.mark.parametrize("name", ["xnli.dev.tsv", "xnli.dev.jsonl"])
+def test_pairs_without_an_id_are_told_by_their_place(tmp_path, name):
+    rows = [("en", "neutral", "a", "b", ""), ("en", "neutral", "c", "d", ""), ("de", "neutral", "a", "b", "")]
+    write_xnli(tmp_path / name, rows)
     assert load_xnli(tmp_path, split="dev").groups.tolist() == [0, 1, 0]
 
 

@@ -1,4 +1,5 @@
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 
 from skminilm import MiniLMRegressor
+from skminilm._targets import RealTargets
+from skminilm.finetuning import RegressionObjective
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,12 @@ def test_constant_targets_and_weights(rated):
     wrong = np.where(y < 4, y, -100)
     regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, wrong, sample_weight=weights)
     assert regressor.predict(X)[weights > 0].min() > -20
+
+
+@pytest.mark.parametrize(("found", "score"), [(2.0, 1.0), (2.5, 0.0)])
+def test_a_constant_target_scores_1_where_it_is_predicted_exactly(found, score):
+    targets = np.full((3, 1), 2.0, np.float32)
+    assert RegressionObjective().score(np.full((3, 1), found, np.float32), targets, np.ones(3)) == score
 
 
 def test_the_scale_of_the_weights_does_not_matter(rated):
@@ -176,6 +185,14 @@ def test_numbers_far_from_those_trained_on_are_refused(rated):
     regressor.fit(X, y * 1e30)
     with pytest.raises(ValueError, match=r"numbers about .*set warm_start=False"):
         regressor.fit(X, y * 1e-30)
+
+
+def test_numbers_too_far_from_the_others_warn_of_no_overflow():
+    targets = RealTargets([1e-9, 2e-9], np.ones(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"y_val has a number that is too far .* row 0 is 1e\+308"):
+            targets.encode([1e308], 1, "y_val")
 
 
 def test_what_is_masked_is_missing(rated):

@@ -17,6 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion, make_pipeline
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
+from skminilm._text_columns import check_same_columns
+from skminilm._validation import check_texts
 
 N = 8
 PAIRED = ["question", "answer"]
@@ -264,6 +266,11 @@ def test_texts_set_aside_have_the_same_columns(xlmr_folder, paired):
     with pytest.raises(ValueError, match="same columns: X has question, answer, X_val answer, question"):
         classifier.fit(frame, y, X_val=frame[PAIRED[::-1]], y_val=y)
     assert classifier.fit(frame, y, X_val=paired, y_val=y).n_iter_ == 1
+
+
+def test_the_numbers_of_columns_are_told_apart():
+    with pytest.raises(ValueError, match="same number of columns: X has 1, X_val 2"):
+        check_same_columns(check_texts(["a"]), check_texts([["a", "b"]]))
 
 
 def test_names_are_kept_by_every_way_to_save(estimator, single, tmp_path):

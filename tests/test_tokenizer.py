@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
+from skminilm.checkpoints.token_batch import check_prompt
 from skminilm.checkpoints.token_limits import assemble
 from skminilm.checkpoints.tokenizer import _adds_tokens, read_tokenizer, verify_golden_ids
 
@@ -222,6 +223,12 @@ def test_a_prompt_that_leaves_no_room_in_pairs():
         tokenize(tokenizer, ["a"], ["b"], settings)
 
 
+def test_a_prompt_leaves_room_for_one_token():
+    with pytest.raises(ValueError, match="max_length=5 leaves no room for text behind the prompt 'x'"):
+        check_prompt("x", 5, lambda text: 5)
+    assert check_prompt("x", 6, lambda text: 5) == 5
+
+
 def test_pairs_of_equal_length_lose_the_odd_token_of_the_second():
     batch = assemble([[1] * 5], [[2] * 5], [0], [8, 8], [9], 11, "truncate")  # room for 7
     assert batch.input_ids.tolist() == [0, 1, 1, 1, 1, 8, 8, 2, 2, 2, 9]
@@ -238,4 +245,10 @@ def test_added_tokens_in_a_file_of_their_own_are_seen(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<mask>": 250001}))
     assert not _adds_tokens(tmp_path, {})
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<mask>": 250001, "<user>": 250002}))
+    assert _adds_tokens(tmp_path, {})
+
+
+def test_added_tokens_in_the_settings_are_seen(tmp_path):
+    tokens = {"250001": {"content": "<mask>"}, "250002": {"content": "<user>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
     assert _adds_tokens(tmp_path, {})

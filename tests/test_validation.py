@@ -247,6 +247,7 @@ NESTED = [[0, 1, 0], [1, 0, 1]]
         NESTED,
         pd.Series(NESTED),
         pl.Series(NESTED),
+        pl.Series(NESTED, dtype=pl.Array(pl.Int64, 3)),
         pa.array(NESTED),
         np.array([*NESTED, None], dtype=object)[:-1],
         torch.tensor(NESTED),
@@ -257,6 +258,11 @@ def test_a_column_of_rows_is_a_matrix(y):
     assert is_multilabel(y)
     assert check_labels(y, 2).tolist() == NESTED
     assert check_numbers(y, 2).tolist() == NESTED
+
+
+def test_lists_of_one_label_each_are_one_column():
+    assert not is_multilabel([["a"], ["b"], ["a"]])
+    assert not is_multilabel([np.array(["a"]), np.array(["b"])])
 
 
 @pytest.mark.parametrize(
@@ -281,6 +287,7 @@ def test_a_column_of_rows_is_a_matrix(y):
         ([2**70, 1, 2**70], "of the type int that no array keeps"),
         (["a", "\ud800", "b"], "y has a label that is not valid Unicode"),
         (["a", "a\0", "b"], r"y has a label that ends in NUL, which arrays do not keep: row 1 is 'a\\x00'"),
+        ([b"a", b"a\0", b"b"], r"ends in NUL, which arrays do not keep: row 1 is b'a\\x00'"),
         (np.array(["2026-01-01", "2026-01-02", "2026-01-01"], "M8[D]"), "y holds dates or times"),
         (np.zeros((3, 2)), r"y has the shape \(3, 2\)"),
     ],
@@ -310,6 +317,11 @@ def test_bad_sample_weight(weights, message):
 def test_lists_of_names_are_told_how_they_become_columns():
     with pytest.raises(ValueError, match="MultiLabelBinarizer"):
         check_labels([["a", "b"], ["a"]], 2)
+
+
+def test_the_place_of_a_wrong_indicator_is_named():
+    with pytest.raises(ValueError, match="row 2, column 0 is 5"):
+        check_labels([[0, 1], [1, 0], [5, 1]], 3)
 
 
 def test_scalars_of_pyarrow_are_texts():
