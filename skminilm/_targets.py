@@ -25,7 +25,7 @@ _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
 _ABSENT_LOG_ODDS = 8.0  # of classes without weight together, against another class
 MAX_DEVIATIONS = 1e18  # whose square float32 can hold
-_MAX_DEVIATION = 1e290  # that leaves room for what a head multiplies it with
+_MAX_DEVIATION = 1e304  # that leaves room for what a head multiplies it with
 
 
 class Targets(ABC):
