@@ -56,8 +56,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         Texts a step.
     learning_rate : float or "auto", default="auto"
         Of the encoder, at its peak: it rises linearly over the warm-up, then
-        falls linearly to 0. ``"auto"``: 1e-4, with ``pooling="pair"`` 2e-4, and
-        1e-3 for ``"lora"``.
+        falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
     head_learning_rate : float, default=1e-2
         Of the head, likewise.
     weight_decay : float, default=0.01

@@ -20,7 +20,7 @@ from ._parameters import TRAINING_PRECISIONS, NumberInterval, ParameterValidatio
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._warnings import warn
-from .checkpoints import PAIR, Checkpoint, EncodingSettings
+from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.digests import arrays_digest
 from .checkpoints.embedded import embed_checkpoint, open_embedded
 
@@ -49,9 +49,7 @@ class TrainedNetworkEstimator(
 ):
     """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
 
-    # What "auto" is: of single texts, and where two texts are compared.
-    _encoder_learning_rate = 1e-4
-    _pair_learning_rate = 2e-4
+    _encoder_learning_rate = 1e-4  # what "auto" is
     _remedy_for_other_shapes = "Use a BERT-shaped checkpoint such as 'bundled'."
 
     _parameter_constraints = {  # noqa: RUF012
@@ -72,12 +70,10 @@ class TrainedNetworkEstimator(
         "verbose": ["verbose"],
     }
 
-    def _learning_rate(self, pooling: str | None) -> float:
+    def _learning_rate(self) -> float:
         if self.learning_rate != "auto":
             return float(self.learning_rate)
-        if self.trainable == "lora":
-            return _LORA_LEARNING_RATE
-        return self._pair_learning_rate if pooling == PAIR else self._encoder_learning_rate
+        return _LORA_LEARNING_RATE if self.trainable == "lora" else self._encoder_learning_rate
 
     def _check_trainable(self, checkpoint: Checkpoint) -> None:
         if self.trainable != "head":
@@ -138,12 +134,11 @@ class TrainedNetworkEstimator(
                 total=len(batch.lengths), desc="frozen layers", unit="text", disable=not self.verbose
             ) as bar:
                 states.prepare(batch, bar.update)
-        pooling = settings.pooling if settings else None
         options = EncoderOptions(
             trainable=self.trainable,
-            pooling=pooling,
+            pooling=settings.pooling if settings else None,
             normalize=settings.normalize if settings else False,
-            learning_rate=self._learning_rate(pooling),
+            learning_rate=self._learning_rate(),
             weight_decay=self.weight_decay,
             dtype=compute.training_dtype,
             gradient_checkpointing=self.gradient_checkpointing,

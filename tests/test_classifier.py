@@ -444,21 +444,6 @@ def test_balanced_weights_count(split):
     assert np.abs(balanced.coef_ - MiniLMClassifier(**options).fit(X, y).coef_).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("options", "rate"), [({}, 2e-4), ({"pooling": "mean"}, 1e-4), ({"trainable": "lora"}, 1e-3)]
-)
-def test_auto_is_a_higher_learning_rate_where_two_texts_are_compared(texts, options, rate):
-    if options.get("trainable") == "lora":
-        pytest.importorskip("peft")
-    X, y = [[a, b] for a, b in zip(texts[:6], texts[6:12], strict=True)], [0, 1] * 3
-    model = MiniLMClassifier(**{"trainable": 1, "epochs": 1, "random_state": 0, **options})
-    digests = [
-        clone(model).set_params(learning_rate=value).fit(X, y).weights_digest_
-        for value in ("auto", rate, 3e-4)
-    ]
-    assert digests[0] == digests[1] != digests[2]
-
-
 def test_the_head_of_pairs_is_refitted_too(texts):
     X, y = list(zip(texts[::2], texts[1::2], strict=True)), np.arange(32) % 2
     options = dict(trainable=1, epochs=1, random_state=0)
