@@ -229,6 +229,7 @@ class PersistenceMixin:
         Parameters
         ----------
         path : path
+            The folder.
 
         Returns
         -------

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .engine import Compute
     from .finetuning import TrainingResult
 
-_SPARE_SPANS = 4
+_SPANS_AN_ANSWER = 4  # with and without a token of whitespace at either end
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
 
@@ -415,8 +415,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             for rows in slices_of(texts):
                 some = texts.take(rows)
                 windows = self._windows(checkpoint, some)
-                # A few more than asked for: two may differ by whitespace alone.
-                found = self._best_spans(windows, checkpoint, n_best + _SPARE_SPANS)
+                found = self._best_spans(windows, checkpoint, _SPANS_AN_ANSWER * n_best)
                 answers += choose_answers(windows, found, some.second, n_best, self.no_answer_threshold)
                 n_cut += windows.n_cut_questions
                 bar.update(len(some))
