@@ -397,9 +397,10 @@ class MiniLMEncoder(
     @property
     def _n_features_out(self) -> int:
         # dir() and a notebook's display ask as well: nothing is downloaded for them, and what fails is not there.
-        size = getattr(self, "hidden_size_", None)
+        if hasattr(self, "hidden_size_"):
+            return self.hidden_size_
         try:
-            size = size or known_hidden_size(self.model, self.revision)
+            size = known_hidden_size(self.model, self.revision)
         except (OSError, TypeError, ValueError) as error:
             raise AttributeError(f"the size of vectors is not known: {error}") from error
         if size is None:

@@ -145,7 +145,9 @@ def _look_up(
 ) -> np.ndarray:
     """Fill in the entries that the cache has, and return which these are, bool (n_keys,)."""
     is_known = np.zeros(len(keys), bool)
-    for i, entry in enumerate(cache.get(keys) if cache is not None else ()):
+    if cache is None:
+        return is_known
+    for i, entry in enumerate(cache.get(keys)):
         if entry is not None and entry.shape == entries.shape[1:]:
             entries[i], is_known[i] = entry, True
     with np.errstate(invalid="ignore"):  # of a damaged or foreign cache

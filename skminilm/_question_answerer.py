@@ -509,14 +509,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         kept = keep_found(problems, on_missing_answer, name)
         self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
         row_of_window = windows.batch.text_of_sequence
-        chosen = np.flatnonzero(kept[row_of_window] & (row_weights[row_of_window] > 0))
+        weights = row_weights[row_of_window]
+        chosen = np.flatnonzero(kept[row_of_window] & (weights > 0))
         if not len(chosen):
             raise ValueError(
                 "sample_weight is zero in every row that is left: give some row a positive weight."
             )
-        return _Data(
-            windows.batch.take(chosen), targets[chosen], row_weights[row_of_window[chosen]], len(chosen)
-        )
+        return _Data(windows.batch.take(chosen), targets[chosen], weights[chosen], len(chosen))
 
     def _train(
         self,

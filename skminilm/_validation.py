@@ -153,7 +153,7 @@ def _split_rows(rows: list, name: str) -> list[list]:
 def _check_column(values: list, name: str, place: str, missing: str) -> list[str]:
     texts = []
     for row, value in enumerate(values):
-        if hasattr(value, "as_py"):  # a scalar of pyarrow
+        if not isinstance(value, str) and hasattr(value, "as_py"):  # a scalar of pyarrow
             value = value.as_py()
         if not isinstance(value, str):
             if not is_missing(value):

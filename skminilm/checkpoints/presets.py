@@ -17,8 +17,8 @@ class Preset:
     """How to read and use one published checkpoint.
 
     ``revision`` is a commit of the hub repository, or None for its newest
-    state. ``settings`` are what ``"auto"`` stands for in the estimators. ``hidden_size`` is
-    the family's.
+    state. ``settings`` are what ``"auto"`` stands for in the estimators.
+    ``hidden_size`` is the family's.
     """
 
     repo_id: str

@@ -116,9 +116,8 @@ class Attention(ov.Op):
     class_type_info = ov.DiscreteTypeInfo("Attention", "skminilm")
 
     def __init__(self, qkv: ov.Output, attend: Attend, nodes: AttentionNodes) -> None:
-        super().__init__(
-            None
-        )  # the node keeps what stands here: itself, as is usual, it would never be freed
+        # The node keeps what it is given here, usually itself, and would then never be freed.
+        super().__init__(None)
         nodes.append(self)
         self._attend, self._nodes = attend, weakref.ref(nodes)
         self.set_arguments([qkv])

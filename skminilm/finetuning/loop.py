@@ -289,7 +289,7 @@ class _Training:
         return learning_rate_factor(self._step, self._n_steps, self._options.warmup_ratio)
 
     def _is_finite(self) -> bool:
-        """Tell whether the weights are finite, and what they make of a few texts: it need not be with large ones."""
+        """Tell whether the weights are finite, and what they make of a few texts, which large weights may not be."""
         if not all(part.is_finite() for part in self._parameters):
             return False
         return self._in_parts_that_fit(self._compute_a_few)
