@@ -101,14 +101,20 @@ def encode_texts(
 
     if tuned:
         cache = None
-    # Everything a vector depends on but its text.
-    depends_on = [_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace]
-    if compute.is_calibrated:
-        depends_on.append(checkpoint.defaults)
-    keys, first_rows, index = _unique(vector_keys(repr(tuple(depends_on)), texts.first, texts.second))
-    # An entry is the vector and, behind it, the tokens of the text before truncation.
-    entries = np.zeros((len(keys), settings.vector_size(checkpoint.hidden_size) + 1), np.float32)
-    missing = np.flatnonzero(~_look_up(cache, keys, entries))
+    first_rows, index = _first_rows(texts)
+    unique = texts if len(first_rows) == len(texts) else texts.take(first_rows)
+    vectors = np.zeros((len(unique), settings.vector_size(checkpoint.hidden_size)), np.float32)
+    lengths = np.zeros(len(unique), np.int64)
+    missing = np.arange(len(unique))
+    slice_texts = max(1, len(unique))
+    if cache is not None:
+        # Everything a vector depends on but its text.
+        depends_on = [_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace]
+        if compute.is_calibrated:
+            depends_on.append(checkpoint.defaults)
+        keys = vector_keys(repr(tuple(depends_on)), unique.first, unique.second)
+        missing = missing[~_look_up(cache, keys, vectors, lengths)]
+        slice_texts = _SLICE_TEXTS  # so that an interrupted call leaves what it had computed in the cache
     if len(missing):
         if tuned:
             model = get_tuned_model(checkpoint, compute, tuned, state_cache)
@@ -119,39 +125,48 @@ def encode_texts(
                 bar.write(
                     f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}."
                 )
-            # Slice by slice, so that an interrupted call leaves what it had computed in the cache.
-            for start in range(0, len(missing), _SLICE_TEXTS):
-                some = missing[start : start + _SLICE_TEXTS]
-                selected = texts.take(first_rows[some])
-                vectors, lengths = model.encode(
+            for start in range(0, len(missing), slice_texts):
+                some = missing[start : start + slice_texts]
+                selected = unique.take(some)
+                found, n_tokens = model.encode(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
-                _check_finite(vectors, texts, first_rows[some])
-                entries[some] = np.column_stack([vectors, lengths.astype(np.float32)])
+                _check_finite(found, texts, first_rows[some])
+                vectors[some], lengths[some] = found, n_tokens
                 if cache is not None:
-                    cache.put([keys[i] for i in some], entries[some])
-    return entries[index, :-1], entries[index, -1].astype(np.int64)
+                    cache.put([keys[i] for i in some], _entries(found, n_tokens))
+    return (vectors, lengths) if unique is texts else (vectors[index], lengths[index])
 
 
-def _unique(keys: Sequence[bytes]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-    """Return the different keys, the first row of each, and which of them each row has."""
-    numbers: dict[bytes, int] = {}
-    index = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-    return list(numbers), np.unique(index, return_index=True)[1], index
+def _first_rows(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first row of each different text or pair, and which of these each row is."""
+    rows = texts.first if texts.second is None else zip(texts.first, texts.second, strict=True)
+    numbers: dict[object, int] = {}
+    index = np.array([numbers.setdefault(row, len(numbers)) for row in rows], np.int64)
+    return np.unique(index, return_index=True)[1], index
+
+
+def _entries(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return what a cache keeps of some texts: the vector and, behind it, the tokens before truncation."""
+    return np.column_stack([vectors, lengths.astype(np.float32)])
 
 
 def _look_up(
-    cache: VectorCache | DiskVectorCache | None, keys: Sequence[bytes], entries: np.ndarray
+    cache: VectorCache | DiskVectorCache, keys: Sequence[bytes], vectors: np.ndarray, lengths: np.ndarray
 ) -> np.ndarray:
-    """Fill in the entries that the cache has, and return which these are, bool (n_keys,)."""
+    """Fill in what the cache has, and return of which keys, bool (n_keys,)."""
     is_known = np.zeros(len(keys), bool)
-    if cache is None:
-        return is_known
-    for i, entry in enumerate(cache.get(keys)):
-        if entry is not None and entry.shape == entries.shape[1:]:
-            entries[i], is_known[i] = entry, True
-    with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
-        return is_known & np.isfinite(entries.sum(axis=1))
+    shape = (vectors.shape[1] + 1,)
+    found = {
+        i: entry for i, entry in enumerate(cache.get(keys)) if entry is not None and entry.shape == shape
+    }
+    if found:
+        entries = np.stack(list(found.values()))
+        with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
+            usable = np.isfinite(entries.sum(axis=1))
+        rows, entries = np.array(list(found))[usable], entries[usable]
+        vectors[rows], lengths[rows], is_known[rows] = entries[:, :-1], entries[:, -1], True
+    return is_known
 
 
 def _check_finite(vectors: np.ndarray, texts: Texts, rows: np.ndarray) -> None:

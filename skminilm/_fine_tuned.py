@@ -222,7 +222,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
-        from .finetuning import FixedVectors, Rows, train
+        from .finetuning import FixedVectors, Split, train
 
         workers = None
         if self.trainable != "head":
@@ -255,7 +255,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             targets.objective(),
             data.values,
             data.row_weights,
-            Rows(data.training, data.validation),
+            Split(data.training, data.validation),
             options,
             workers=workers,
             hooks=hooks,

@@ -525,7 +525,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         random: np.random.RandomState,
         hooks: FitProgress,
     ) -> TrainingResult:
-        from .finetuning import Rows, SpanObjective, train
+        from .finetuning import SpanObjective, Split, train
 
         workers, compute = self._workers(compute)
         options = self._training_options(self.epochs, compute, random)
@@ -537,7 +537,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             SpanObjective(self.max_answer_length),
             data.targets,
             data.weights,
-            Rows(np.arange(data.n_training), np.arange(data.n_training, len(data.targets))),
+            Split(np.arange(data.n_training), np.arange(data.n_training, len(data.targets))),
             options,
             workers=workers,
             hooks=hooks,

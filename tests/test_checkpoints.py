@@ -22,9 +22,10 @@ from conftest import edit_json, tiny_bert
 from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm._encoding import _check_finite
 from skminilm._validation import Texts
-from skminilm.checkpoints import PRESETS, BertConfig, _loaded, _states, bundled, hub, load_checkpoint
+from skminilm.checkpoints import PRESETS, BertConfig, bundled, hub, load_checkpoint
 from skminilm.checkpoints.embedded import content_digest, embed_checkpoint, open_embedded
 from skminilm.checkpoints.folder import model_files
+from skminilm.checkpoints.loading import _loaded, _states
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
 from skminilm.engine import read_trainable_weights

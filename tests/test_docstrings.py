@@ -75,7 +75,7 @@ def default_of(kind):
         "skminilm._question_answerer",
         "skminilm._zero_shot",
         "skminilm.datasets._support_requests",
-        "skminilm.metrics._answers",
+        "skminilm.metrics._answer_scores",
         "skminilm.metrics._by_language",
         "skminilm.metrics._splitters",
     ],

@@ -712,6 +712,38 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
     assert cosines(vectors, expected).min() >= 0.9999
 
 
+def test_a_kernel_without_its_gradients_is_for_inference_alone(monkeypatch):
+    monkeypatch.setattr(varlen, "_may_have_kernel", lambda *_: True)
+    monkeypatch.setattr(varlen, "_works", {})
+    attend = {"right": _attend_one_by_one, "no gradients": lambda *args: _attend_one_by_one(*args).detach()}
+    found = {}
+    for name, kernel in attend.items():
+        monkeypatch.setattr(
+            varlen.kernels,
+            "attention",
+            lambda qkv, cu_seqlens, n_heads: varlen._flash_attention(
+                qkv, cu_seqlens, int(cu_seqlens.diff().max()), n_heads
+            ),
+        )
+        monkeypatch.setattr(varlen, "_torch_kernel", lambda kernel=kernel: kernel)
+        varlen._works.clear()
+        with torch.inference_mode():  # whatever the caller has set
+            found[name] = [
+                varlen.can_use_varlen(CPU, torch.bfloat16, 32, gradients=gradients)
+                for gradients in (False, True)
+            ]
+    assert found == {"right": [True, True], "no gradients": [True, False]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_cuda_attends_in_one_call(dtype, gradients):
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("FlashAttention is for Ampere and later")
+    assert varlen.can_use_varlen(torch.device("cuda", 0), dtype, 32, gradients=gradients)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 0.99999), ("bf16", 0.9999), ("fp16", 0.9999)])
 def test_cuda_agrees_with_transformers(many_texts, expected, precision, bound):

@@ -28,8 +28,8 @@ from skminilm.engine.interrupts import deferred_interrupts
 from skminilm.engine.layer_states import LayerStates
 from skminilm.finetuning import (
     FixedVectors,
-    Rows,
     SoftmaxObjective,
+    Split,
     TrainableEncoder,
     TrainingDivergedError,
     TrainingHooks,
@@ -56,7 +56,7 @@ def states_computed(monkeypatch):
     original = LayerStates._compute
 
     def counting(self, batch, rows):
-        seen.extend(batch.ids_of(row).tobytes() for row in rows)
+        seen.extend(batch.ids_of([row]).tobytes() for row in rows)
         return original(self, batch, rows)
 
     monkeypatch.setattr(LayerStates, "_compute", counting)
@@ -672,7 +672,7 @@ def train_head(vectors, objective=None, *, row_weights=None, n_training=None, **
         objective or SoftmaxObjective(),
         row_numbers % 2,
         np.ones(n_rows) if row_weights is None else row_weights,
-        Rows(row_numbers[:n_training], row_numbers[n_rows if n_training is None else n_training :]),
+        Split(row_numbers[:n_training], row_numbers[n_rows if n_training is None else n_training :]),
         TrainingOptions(**defaults | options),
     )
 
@@ -1133,8 +1133,8 @@ def test_a_look_at_the_best_epoch_changes_nothing_in_training():
     options = TrainingOptions(
         epochs=6, batch_size=4, head_learning_rate=1.0, warmup_ratio=0.0, n_iter_no_change=6, seed=0
     )
-    rows = Rows(np.arange(20), np.arange(20, 40))
-    given = (*start, SoftmaxObjective(), targets, np.ones(40), rows, options)
+    split = Split(np.arange(20), np.arange(20, 40))
+    given = (*start, SoftmaxObjective(), targets, np.ones(40), split, options)
     plain, looked = (train(FixedVectors(vectors), *given, hooks=hooks) for hooks in (None, Looks()))
     assert plain.best_epoch == 0
     losses = [[e["validation_loss"] for e in result.history] for result in (plain, looked)]

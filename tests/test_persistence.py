@@ -25,7 +25,8 @@ from skminilm import (
     _persistence,
     clear_cache,
 )
-from skminilm.checkpoints import _loaded, load_checkpoint
+from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints.loading import _loaded
 from skminilm.engine import release_models
 
 SAVED = Path(__file__).parent / "data" / "saved"

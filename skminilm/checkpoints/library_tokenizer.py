@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .token_batch import LocatedTokens, TokenBatch
 from .token_limits import assemble
 
@@ -57,7 +59,7 @@ class LibraryTokenizer:
         if second is not None:
             raise _no_pairs()
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         batch = assemble(ids, None, self._prefix, [], self._suffix, max_length, long_text, n_kept)
         largest = int(batch.input_ids.max(initial=0))
         if self._n_rows is not None and largest >= self._n_rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -96,20 +97,31 @@ class SentencePieceTokenizer:
         for text in encoded:
             pieces = np.array(text["ids"], np.int32)
             places = np.array(text["offsets"], np.int64).reshape(-1, 2)
-            located.append(LocatedTokens(np.where(pieces, pieces + 1, _UNK), places[:, 0], places[:, 1]))
+            located.append(LocatedTokens(_fairseq_ids(pieces), places[:, 0], places[:, 1]))
         return located
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        # SentencePiece counts <unk> <s> </s> first, fairseq <s> <pad> </s> <unk>.
-        return [[piece + 1 if piece else _UNK for piece in pieces] for pieces in self._encode(texts, int)]
+    def _pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        pieces = self._encode(texts, "numpy")
+        if not pieces:
+            return []
+        ids = _fairseq_ids(
+            np.concatenate(pieces)
+        )  # all at once: no loop over tokens, in which a GPU would wait
+        stops = np.cumsum([len(some) for some in pieces]).tolist()
+        return [ids[start:stop] for start, stop in pairwise([0, *stops])]
 
-    def _encode(self, texts: Sequence[str], out_type: type | str) -> list:
+    def _encode(self, texts: Sequence[str], out_type: str) -> list:
         if self.is_xlmr:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
         if len(texts) < _TEXTS_PER_THREAD:  # waking a thread takes longer, milliseconds on a busy machine
             return [self._processor.encode(text, out_type=out_type) for text in texts]
         threads = min(os.cpu_count() or 1, 1 + len(texts) // _TEXTS_PER_THREAD)
         return self._processor.encode(list(texts), out_type=out_type, num_threads=threads)
+
+
+def _fairseq_ids(pieces: np.ndarray) -> np.ndarray:
+    """Return XLM-R's ids: SentencePiece counts <unk> <s> </s> first, fairseq <s> <pad> </s> <unk>."""
+    return np.where(pieces, pieces + 1, np.int32(_UNK))
 
 
 def _varint(number: int) -> bytes:

@@ -44,11 +44,13 @@ class TokenBatch:
     def take(self, sequences: np.ndarray) -> TokenBatch:
         """Return some sequences, each as a text of its own."""
         lengths = self.lengths[sequences]
-        return TokenBatch(np.concatenate([self.ids_of(i) for i in sequences]), lengths, lengths)
+        return TokenBatch(self.ids_of(sequences), lengths, lengths)
 
-    def ids_of(self, sequence: int) -> np.ndarray:
-        """Return the token ids of a sequence."""
-        return self.input_ids[self.offsets[sequence] : self.offsets[sequence + 1]]
+    def ids_of(self, sequences: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the token ids of some sequences, one after the other."""
+        starts = self.offsets[sequences]
+        places = zip(starts.tolist(), (starts + self.lengths[sequences]).tolist(), strict=True)
+        return np.concatenate([self.input_ids[start:stop] for start, stop in places])
 
     def join(self, other: TokenBatch) -> TokenBatch:
         """Return the sequences of both, each as a text of its own."""

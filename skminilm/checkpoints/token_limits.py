@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import chain, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from .token_batch import TokenBatch
 
 
 def _truncate_pair(
-    first: list[int], second: list[int], room: int, n_kept: int
-) -> tuple[list[int], list[int]]:
+    first: np.ndarray, second: np.ndarray, room: int, n_kept: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut the longer of two sequences, token by token, until both fit (longest first).
 
     Of the first no less is left than `n_kept` tokens and one more.
@@ -35,17 +36,17 @@ def _truncate_pair(
     return first[:keep_first], second[:keep_second]
 
 
-def _head_and_tail(ids: list[int], room: int, n_kept: int) -> list[int]:
+def _head_and_tail(ids: np.ndarray, room: int, n_kept: int) -> tuple[np.ndarray, ...]:
     """Keep a quarter of the room from the beginning, the rest from the end (arXiv:1905.05583, 5.3.1).
 
     The first `n_kept` tokens are kept besides; the quarter is of the room that they leave.
     """
     n_kept = min(n_kept, room)
     head = n_kept + (room - n_kept) // 4
-    return ids if len(ids) <= room else ids[:head] + ids[len(ids) - (room - head) :]
+    return (ids,) if len(ids) <= room else (ids[:head], ids[len(ids) - (room - head) :])
 
 
-def _windows(texts: list[list[int]], room: int) -> tuple[list[list[int]], np.ndarray]:
+def _windows(texts: Sequence[np.ndarray], room: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Cut each text into windows of like length; return them and which text each is of."""
     windows, owners = [], []
     for text, ids in enumerate(texts):
@@ -57,8 +58,8 @@ def _windows(texts: list[list[int]], room: int) -> tuple[list[list[int]], np.nda
 
 
 def assemble(
-    first: list[list[int]],
-    second: list[list[int]] | None,
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray] | None,
     prefix: list[int],
     middle: list[int],
     suffix: list[int],
@@ -66,25 +67,38 @@ def assemble(
     long_text: str,
     n_kept: int = 0,
 ) -> TokenBatch:
-    """Truncate or cut, put the special tokens round and flatten: the TokenBatch of some texts or pairs."""
+    """Truncate or cut, put the special tokens round and flatten: the TokenBatch of some texts or pairs.
+
+    Parameters
+    ----------
+    first, second : sequences of ndarray of int32
+        The ids of each text.
+    """
     n_special = len(prefix) + len(suffix) + (0 if second is None else len(middle))
     room = max_length - n_special
     if room < 1:
         raise ValueError(f"max_length={max_length} leaves no room for text: use at least {n_special + 1}.")
-    full = np.fromiter(map(len, first), np.int64, len(first)) + n_special
+    full = _lengths(first) + n_special
+    if second is not None:
+        full += _lengths(second)
+    before, between, behind = (np.array(ids, np.int32) for ids in (prefix, middle, suffix))
+    lengths = np.minimum(full, max_length)
     text_of_sequence, second_starts = None, None
     if second is not None:
-        full += np.fromiter(map(len, second), np.int64, len(second))
         pairs = [_truncate_pair(a, b, room, n_kept) for a, b in zip(first, second, strict=True)]
-        rows = [[*a, *middle, *b] for a, b in pairs]
-        second_starts = np.fromiter((len(a) for a, _ in pairs), np.int64, len(pairs)) + len(prefix) + 1
+        parts = [part for a, b in pairs for part in (before, a, between, b, behind)]
+        second_starts = _lengths([a for a, _ in pairs]) + len(prefix) + 1
     elif long_text == "chunk_mean" and full.max(initial=0) > max_length:
-        rows, text_of_sequence = _windows(first, room)
+        windows, text_of_sequence = _windows(first, room)
+        parts = [part for ids in windows for part in (before, ids, behind)]
+        lengths = _lengths(windows) + n_special
     elif long_text == "head_tail":
-        rows = [_head_and_tail(ids, room, n_kept) for ids in first]
+        parts = [part for ids in first for part in (before, *_head_and_tail(ids, room, n_kept), behind)]
     else:
-        rows = [ids if len(ids) <= room else ids[:room] for ids in first]
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows)) + len(prefix) + len(suffix)
-    parts = chain.from_iterable(chain(prefix, ids, suffix) for ids in rows)
-    input_ids = np.fromiter(parts, np.int32, int(lengths.sum()))
+        parts = [part for ids in first for part in (before, ids[:room], behind)]
+    input_ids = np.concatenate(parts) if parts else np.empty(0, np.int32)
     return TokenBatch(input_ids, lengths, full, text_of_sequence, second_starts)
+
+
+def _lengths(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    return np.fromiter(map(len, sequences), np.int64, len(sequences))

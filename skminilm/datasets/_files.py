@@ -103,7 +103,7 @@ def field(record: Any, name: str, kind: type, where: str) -> Any:
     return value
 
 
-def by_language(names: Iterable[str], name_of: Callable[[str], str]) -> dict[str, str]:
+def names_by_language(names: Iterable[str], name_of: Callable[[str], str]) -> dict[str, str]:
     """Return those of some names that `name_of` makes of a language, by that language."""
     # Where it names the language twice, both must be the same.
     pattern = re.escape(name_of("LANGUAGE")).replace("LANGUAGE", "([a-z]{2,3})", 1).replace("LANGUAGE", r"\1")

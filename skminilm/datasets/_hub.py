@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._files import by_language, select_languages
+from ._files import names_by_language, select_languages
 
 # The copy of a data set that the hub makes by itself: <config>/<split>/*.parquet. The library reads nothing else
 # of a repository with a loading script, such as facebook/mlqa.
@@ -52,7 +52,7 @@ def read_languages(
         A language is missing.
     """
     names = config_names(source)
-    found = by_language(names, name_of)
+    found = names_by_language(names, name_of)
     if not found:
         raise FileNotFoundError(
             f"{source} has no configuration {name_of('<language>')!r}; there are {', '.join(names[:20])}. Give "

@@ -12,10 +12,10 @@ from sklearn.utils import Bunch
 
 from .._validation import shorten
 from ._files import (
-    by_language,
     field,
     find_file,
     missing_files,
+    names_by_language,
     parse_object,
     read_jsonl,
     read_text,
@@ -279,7 +279,7 @@ def _one_file_a_language(
 ) -> Bunch:
     """Read the files of the first folder that has any."""
     for folder in folders:
-        found = by_language(sorted(file.name for file in folder.glob("*.json")), name)
+        found = names_by_language(sorted(file.name for file in folder.glob("*.json")), name)
         if found:
             chosen = select_languages(list(found), languages, folder)
             files = [folder / found[language] for language in chosen]

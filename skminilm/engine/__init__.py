@@ -9,10 +9,10 @@ from .registry import (
     get_model,
     get_tuned_model,
     new_layer_states,
-    read_trainable_weights,
     release_models,
 )
 from .spans import SpanPlaces, find_best_spans
+from .weight_reading import read_trainable_weights
 from .weights import TunedWeights, merge_weights
 
 __all__ = [

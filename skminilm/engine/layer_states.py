@@ -92,9 +92,9 @@ class LayerStates:
     def _keys(self, batch: TokenBatch, rows: np.ndarray) -> list[bytes]:
         base = hashlib.blake2b(self._namespace, digest_size=16)
         keys = []
-        for row in rows:
+        for row in rows.tolist():
             digest = base.copy()
-            digest.update(batch.ids_of(row).tobytes())
+            digest.update(batch.ids_of([row]).tobytes())
             keys.append(digest.digest())
         return keys
 

@@ -25,6 +25,7 @@ CUDA_BATCH_TOKENS = 65_536
 # On a CPU equal lengths alone measured fastest; a GPU, where each call costs more than its
 # arithmetic, gets fewer and larger ones.
 MAX_PADDING = {"cpu": 0.0, "cuda": 0.25}
+_MAX_SEQUENCES = 65_535  # of one call: what a GPU's grid of threads allows in its second dimension
 Reduce = Callable[[torch.Tensor, Pack], torch.Tensor]
 Result = TypeVar("Result")
 
@@ -158,7 +159,8 @@ class PackedModel(StreamingModel):
             One sequence alone does not fit.
         """
         n_tokens = int(batch.lengths[rows].sum())
-        if len(rows) == 1 or not self._max_pack_tokens or n_tokens <= self._max_pack_tokens:
+        fits = not self._max_pack_tokens or n_tokens <= self._max_pack_tokens
+        if len(rows) == 1 or (fits and len(rows) <= _MAX_SEQUENCES):
             try:
                 return [compute(rows)]
             except torch.OutOfMemoryError as error:

@@ -99,10 +99,10 @@ def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
     always be of another size, see :func:`round_up`.
     """
     order = np.argsort(-lengths, kind="stable")
-    rest, n_packs = int(lengths.sum()), _count_packs(lengths[order], max_tokens)
+    descending = lengths[order].tolist()
+    rest, n_packs = sum(descending), _count_packs(descending, max_tokens)
     start, total = 0, 0
-    for position, row in enumerate(order):
-        length = int(lengths[row])
+    for position, length in enumerate(descending):
         is_full = total + length > max_tokens
         if total and (is_full or (n_packs > 1 and total + length / 2 > rest / n_packs)):
             yield order[start:position]
@@ -113,10 +113,10 @@ def plan_packs(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
         yield order[start:]
 
 
-def _count_packs(lengths: np.ndarray, max_tokens: int) -> int:
+def _count_packs(lengths: list[int], max_tokens: int) -> int:
     """Return how many packs texts in this order fill."""
     n_packs, total = 0, max_tokens
-    for length in lengths.tolist():
+    for length in lengths:
         total += length
         if total > max_tokens:
             n_packs, total = n_packs + 1, length
@@ -149,9 +149,7 @@ def make_pack(
     n_tokens = int(cu_seqlens[-1])
     # What needs no groups on a GPU takes no slots that fill up either.
     n_padding = 0 if max_padding is None and device.type != "cpu" else round_up(n_tokens) - n_tokens
-    sequence_ids = np.repeat(np.arange(len(rows)), lengths)
-    position_ids = np.arange(n_tokens) - cu_seqlens[sequence_ids]
-    tokens = batch.offsets[rows][sequence_ids] + position_ids
+    position_ids = np.arange(n_tokens) - np.repeat(cu_seqlens[:-1], lengths)
 
     groups = None if max_padding is None else list(group_by_length(lengths, max_padding, device, length_step))
     if groups is not None and n_padding:
@@ -160,7 +158,7 @@ def make_pack(
     return Pack(
         batch=batch,
         rows=rows,
-        input_ids=to_device(batch.input_ids[tokens], device, n_padding=n_padding),
+        input_ids=to_device(batch.ids_of(rows), device, n_padding=n_padding),
         position_ids=to_device(position_ids, device, n_padding=n_padding),
         lengths=to_device(lengths, device),
         cu_seqlens=to_device(cu_seqlens, device, dtype=torch.int32),
@@ -180,8 +178,10 @@ def to_device(
     computed all before.
     """
     shape = (len(array) + n_padding, *array.shape[1:])
-    padded = torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
-    padded.numpy()[: len(array)] = array
+    padded = torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    # By NumPy: torch would share this out to threads, which the tokenizer keeps busy.
+    values = padded.numpy()
+    values[: len(array)], values[len(array) :] = array, 0
     return padded.to(device, non_blocking=True)
 
 

@@ -79,10 +79,9 @@ def counterparts(states: torch.Tensor, pack: Pack) -> torch.Tensor:
     pairs = torch.repeat_interleave(pairs, pack.lengths, output_size=pack.n_tokens)  # or the host would wait
     positions = pack.position_ids[: pack.n_tokens]
     slots = pairs * longest + positions
-    sides = slots.new_zeros(n_pairs * longest).index_copy(
-        0, slots, torch.where(positions < pack.second_starts[pairs], -1, 1)
-    )
-    sides = sides.view(n_pairs, longest)
+    # One byte each: there are as many products of them as scores.
+    sides = torch.where(positions < pack.second_starts[pairs], -1, 1).to(torch.int8)
+    sides = sides.new_zeros(n_pairs * longest).index_copy(0, slots, sides).view(n_pairs, longest)
     padded = states.new_zeros(n_pairs * longest, states.shape[1]).index_copy(0, slots, states)
     padded = padded.view(n_pairs, longest, -1)
     is_hidden = sides[:, :, None] * sides[:, None, :] >= 0  # of the same text, or no token

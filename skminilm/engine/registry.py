@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import ChainMap, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch.utils.weak import TensorWeakRef
 
 from ..checkpoints import Checkpoint
-from ..checkpoints.checkpoint import WORD_EMBEDDINGS
 from ._openvino_import import check_installed
 from .hardware import Compute, return_free_memory
 from .layer_states import ArrayCache, LayerStates, TopTunedModel
@@ -20,7 +18,8 @@ from .packed_model import PackedModel
 from .replicated_model import ReplicatedModel
 from .sentence_transformers_model import SentenceTransformersModel
 from .streaming import StreamingModel
-from .weights import WORD, TunedWeights, fused_weights, replaced_weights
+from .weight_reading import read_fused_weights
+from .weights import WORD, TunedWeights, replaced_weights
 
 Model = StreamingModel | SentenceTransformersModel
 # Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
@@ -29,17 +28,13 @@ _models: OrderedDict[tuple, Model] = OrderedDict()
 _lost_in_fork: list[
     StreamingModel
 ] = []  # never freed: to end, they would wait for threads that are not there
-# By fingerprint and device, as long as a model holds one: four fifths of a checkpoint, and nothing writes to it.
-_word_tables: dict[tuple[str, torch.device], TensorWeakRef] = {}
 _lock = threading.RLock()
-_table_lock = threading.RLock()
 _build_lock = threading.RLock()  # who wants a model that is there does not wait for one that is being built
-_CPU = torch.device("cpu")
 
 
 def _after_fork() -> None:
-    global _lock, _table_lock, _build_lock
-    _lock, _table_lock, _build_lock = threading.RLock(), threading.RLock(), threading.RLock()
+    global _lock, _build_lock
+    _lock, _build_lock = threading.RLock(), threading.RLock()
     for key, model in list(_models.items()):
         if isinstance(model, SentenceTransformersModel):
             model.renew_lock()
@@ -81,7 +76,7 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> Model:
             check_installed(compute.precision)  # before what imports them
             from .openvino_model import OpenVINOModel
 
-            weights = dict(read_weights(checkpoint))
+            weights = dict(read_fused_weights(checkpoint))
             return OpenVINOModel(checkpoint, weights, compute.precision, compute.calibration)
         return _packed_model(checkpoint, compute)
 
@@ -94,15 +89,17 @@ def get_tuned_model(
 ) -> StreamingModel:
     """Return the loaded model of a checkpoint that was fine-tuned.
 
-    Where only upper layers were, the output of those below is kept in `cache`.
+    Where only upper layers were, the output of those below is kept in `cache`,
+    on a CPU.
     """
 
     def build() -> StreamingModel:
         n_frozen = tuned.n_frozen_layers
-        if n_frozen == 0:
+        # A GPU computes the lower layers in less time than it takes to bring their output from the host.
+        if n_frozen == 0 or compute.device.type == "cuda":
             return _packed_model(checkpoint, compute, tuned)
         states = new_layer_states(checkpoint, compute, n_frozen, cache)
-        weights = replaced_weights(read_weights(checkpoint, first_layer=n_frozen), tuned)
+        weights = replaced_weights(read_fused_weights(checkpoint, first_layer=n_frozen), tuned)
         return TopTunedModel(states, weights)
 
     return get_or_build((checkpoint.fingerprint, compute, None, tuned.digest), build)
@@ -116,22 +113,13 @@ def new_layer_states(
     return LayerStates(get_model(checkpoint, alone), alone, n_layers, cache)
 
 
-def read_trainable_weights(
-    checkpoint: Checkpoint, n_frozen_layers: int, tuned: TunedWeights | None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read weights in float32 to train on: of the layers above the frozen ones, or all if none is frozen."""
-    weights = read_weights(checkpoint, first_layer=n_frozen_layers)
-    # Adapters go on as adapters: they are not merged.
-    return replaced_weights(weights, tuned) if tuned and not tuned.has_adapters else weights
-
-
 def _packed_model(
     checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights | None = None
 ) -> PackedModel | ReplicatedModel:
     def on(device: torch.device) -> PackedModel:
         # Rows of a table that was trained are replaced where they come from, on the CPU.
         own_table = tuned is not None and WORD in tuned.arrays
-        weights = read_weights(checkpoint, _CPU if own_table else device)
+        weights = read_fused_weights(checkpoint, torch.device("cpu") if own_table else device)
         if tuned:
             weights = replaced_weights(weights, tuned)
         return PackedModel(checkpoint, weights, device, compute.dtype)
@@ -153,46 +141,6 @@ def _buildable(
             yield model
         else:  # outside of the handler, which holds on to the tensors of the failed attempt
             torch.cuda.empty_cache()
-
-
-def read_weights(
-    checkpoint: Checkpoint, device: torch.device = _CPU, *, first_layer: int = 0
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read the fused weights of a BERT-shaped checkpoint one by one.
-
-    The embedding table is on `device` and shared with other models: not to be
-    changed. From a `first_layer` other than 0 on, there are no embeddings.
-
-    Raises
-    ------
-    OSError
-        They are damaged or not complete.
-    """
-    try:
-        weights = checkpoint.read_weights()
-        if first_layer == 0:
-            weights = ChainMap({WORD_EMBEDDINGS: _shared_word_table(checkpoint, weights, device)}, weights)
-        yield from fused_weights(weights, checkpoint.config, first_layer)
-    except KeyError as error:
-        raise OSError(
-            f"The weights of {checkpoint.name} lack {error}. Download the checkpoint again."
-        ) from error
-    except ValueError as error:
-        raise OSError(
-            f"The weights of {checkpoint.name} are unusable: {error}. Download the checkpoint again."
-        ) from error
-
-
-def _shared_word_table(
-    checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], device: torch.device
-) -> torch.Tensor:
-    key = checkpoint.fingerprint, device
-    with _table_lock:
-        table = _word_tables[key]() if key in _word_tables else None
-        if table is None:
-            table = weights[WORD_EMBEDDINGS].to(device)
-            _word_tables[key] = TensorWeakRef(table)
-        return table
 
 
 def get_or_build(key: tuple, build: Callable[[], Model]) -> Model:

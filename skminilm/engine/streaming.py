@@ -16,9 +16,9 @@ from .hardware import return_free_memory
 from .packing import plan_packs
 
 # A chunk of texts is tokenised while the one before it is computed. The first is small, so that the
-# computation starts at once; the last of them hold this many packs, so that packs are full and their
-# texts of like length.
-_MAX_CHUNK_PACKS = 64
+# computation starts at once; the last of them hold this many tokens, so that packs are full and their
+# texts of like length. On a GPU these are few packs: it would wait for more to be tokenised.
+_MAX_CHUNK_TOKENS = 262_144
 _CHARACTERS_PER_TOKEN = 4
 Place = TypeVar("Place")
 
@@ -173,7 +173,8 @@ def plan_chunks(
         if ends[-1] - ends[stop - 1] < size / 2:  # a small rest is no chunk of its own
             stop = len(order)
         yield order[start:stop]
-        start, done, packs = stop, int(ends[stop - 1]), min(2 * packs, _MAX_CHUNK_PACKS)
+        start, done = stop, int(ends[stop - 1])
+        packs = max(1, min(2 * packs, _MAX_CHUNK_TOKENS // batch_tokens))
 
 
 def _one_ahead(

@@ -4,7 +4,7 @@ The head starts at a linear model on the frozen vectors, then network and head
 are trained together ("LP-FT", Kumar et al., 2022, arXiv:2202.10054).
 """
 
-from .contract import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
+from .contract import Split, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
 from .loop import train
 from .networks import EncoderOptions, FixedVectors, TrainableEncoder, TrainableNetwork, n_frozen_layers
 from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective, SpanObjective
@@ -16,9 +16,9 @@ __all__ = [
     "MultilabelObjective",
     "Objective",
     "RegressionObjective",
-    "Rows",
     "SoftmaxObjective",
     "SpanObjective",
+    "Split",
     "TrainableEncoder",
     "TrainableNetwork",
     "TrainingDivergedError",

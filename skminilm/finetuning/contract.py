@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Rows:
+class Split:
     """Which texts are trained on and which are set aside.
 
     Attributes

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ..engine.interrupts import deferred_interrupts
-from .contract import Rows, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
+from ..engine.packing import to_device
+from .contract import Split, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
 from .networks import TrainableNetwork
 from .objectives import Objective
 from .parameters import FlatParameters, LossScale, norm
@@ -34,7 +35,7 @@ def train(
     objective: Objective,
     targets: np.ndarray,
     row_weights: np.ndarray,
-    rows: Rows,
+    split: Split,
     options: TrainingOptions,
     *,
     workers: Workers | None = None,
@@ -55,7 +56,7 @@ def train(
     targets : ndarray
         Of all texts, as `objective` takes them.
     row_weights : ndarray of float, shape (n_texts,)
-    rows : Rows
+    split : Split
     options : TrainingOptions
     workers : Workers, default=None
         Processes that train together; None: this one alone.
@@ -72,18 +73,18 @@ def train(
     """
     with torch.enable_grad():
         training = _Training(
-            network, coef, intercept, objective, targets, row_weights, rows, options, workers or Workers()
+            network, coef, intercept, objective, targets, row_weights, split, options, workers or Workers()
         )
         return training.run(hooks or TrainingHooks(), refit)
 
 
 class _Training:
     def __init__(
-        self, network, coef, intercept, objective, targets, row_weights, rows, options, workers
+        self, network, coef, intercept, objective, targets, row_weights, split, options, workers
     ) -> None:
         self._network: TrainableNetwork = network
         self._objective: Objective = objective
-        self._rows: Rows = rows
+        self._split: Split = split
         self._options: TrainingOptions = options
         self._workers: Workers = workers
         device = network.device
@@ -97,8 +98,8 @@ class _Training:
         self._targets = torch.from_numpy(targets).to(device)
         self._weights = torch.from_numpy(row_weights.astype(np.float32)).to(device)
         self._loss_scale = LossScale(options.loss_scaling)
-        self._mean_weight = float(row_weights[rows.training].mean())
-        self._steps_per_epoch = math.ceil(len(rows.training) / options.batch_size)
+        self._mean_weight = float(row_weights[split.training].mean())
+        self._steps_per_epoch = math.ceil(len(split.training) / options.batch_size)
         self._n_steps = self._steps_per_epoch * options.epochs
         self._step = 0
         if workers.world_size > 1:  # vectors may differ by rounding, and so does where the head starts
@@ -153,7 +154,7 @@ class _Training:
         for part in self._parameters:
             part.publish()
         vectors = self._in_parts_that_fit(self._training_vectors)
-        vectors = vectors[self._rows.training]
+        vectors = vectors[self._split.training]
         if not np.isfinite(vectors).all():
             raise self._diverged("What the weights make of a text became infinite or NaN")
         coef, intercept = refit(vectors)
@@ -167,14 +168,14 @@ class _Training:
     def _training_vectors(self) -> np.ndarray:
         vectors = np.empty((len(self._targets), self._head.views["coef"].shape[1]), np.float32)
         with torch.no_grad():
-            for rows, some in self._network.vectors(self._rows.training):
+            for rows, some in self._network.vectors(self._split.training):
                 vectors[rows] = some.float().cpu().numpy()
         return vectors
 
     def _run_epoch(self, shuffle: np.random.RandomState, hooks: TrainingHooks) -> None:
         began = time.perf_counter()
         loss_sum, weight_sum = 0.0, 0.0
-        order = shuffle.permutation(self._rows.training)
+        order = shuffle.permutation(self._split.training)
         for batch in _batches(order, self._options.batch_size):
             loss, weight = self._run_step(batch)
             loss_sum += loss * weight
@@ -191,7 +192,7 @@ class _Training:
         }
         if self._network.parameters:
             record["learning_rate"] = self._network.parameters[0].learning_rate * self._rate()
-        if len(self._rows.validation):
+        if len(self._split.validation):
             record["validation_loss"], record["validation_score"] = self._validate()
         self._history.append(record)
 
@@ -234,13 +235,13 @@ class _Training:
 
     def _backward(self, batch: np.ndarray, total_weight: float) -> float:
         """Add up the gradients of the parts of a step; return its sum of weighted losses."""
-        total = 0.0
+        parts = []
         for rows, outputs in self._outputs(batch):
             losses = self._objective.losses(outputs, self._targets[rows])
             loss = (losses * self._weights[rows]).sum()
-            total += float(loss.detach())
             (loss * (self._loss_scale.value / total_weight)).backward()
-        return total
+            parts.append(loss.detach())
+        return sum(map(float, parts))  # read at the end: for each number the host waits for a GPU
 
     def _add_up(
         self, loss: float, gradients: list[list[torch.Tensor]]
@@ -264,7 +265,7 @@ class _Training:
     def _outputs(self, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for part, vectors in self._network.vectors(rows):
             outputs = F.linear(vectors, self._head.views["coef"], self._head.views["intercept"])
-            yield torch.from_numpy(part).to(self._network.device), outputs
+            yield to_device(part, self._network.device), outputs
 
     def _validate(self) -> tuple[float, float]:
         """Return loss and score of the validation texts."""
@@ -278,7 +279,7 @@ class _Training:
     def _predict_validation(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         order, losses, predictions = [], [], []
         with torch.no_grad():
-            for part, outputs in self._outputs(self._rows.validation):
+            for part, outputs in self._outputs(self._split.validation):
                 targets = self._targets[part]
                 order.append(part.cpu().numpy())
                 losses.append(self._objective.losses(outputs, targets).cpu().numpy())
@@ -296,7 +297,7 @@ class _Training:
 
     def _compute_a_few(self) -> bool:
         with torch.no_grad():
-            outputs = [some for _, some in self._outputs(self._rows.training[:_TEXTS_TO_TRY])]
+            outputs = [some for _, some in self._outputs(self._split.training[:_TEXTS_TO_TRY])]
         return all(bool(some.isfinite().all()) for some in outputs)
 
     def _clear_gradients(self) -> None:

@@ -145,10 +145,7 @@ class TrainableEncoder(TrainableNetwork):
         self._states = states
         self._first_layer = n_frozen_layers(options.trainable, config.num_hidden_layers) if states else 0
         self._max_tokens = _MAX_TOKENS[device.type]
-        # Only the kernel for a CPU is used with gradients.
-        self._takes_any_lengths = device.type == "cpu" and can_use_varlen(
-            device, options.dtype, config.head_size
-        )
+        self._takes_any_lengths = can_use_varlen(device, options.dtype, config.head_size, gradients=True)
         self._word_rows: np.ndarray | None = None
         if options.trainable == "all":
             # Only rows that occur in the texts get a gradient, so only they are trained.

@@ -16,8 +16,9 @@ _FIRST_SCALE, _LEAST_SCALE = 2.0**16, 2.0**-14
 class FlatParameters:
     """Parameters side by side in one float32 vector, with views in the precision of the computation.
 
-    A step goes parameter by parameter, from its gradient to its new view, so
-    that no gradient is held in float32 for all of them. (torch.optim.AdamW
+    On a CPU a step goes parameter by parameter, from its gradient to its new
+    view, so that no gradient is held in float32 for all of them. A GPU takes
+    all at once: it would wait for the many small calls. (torch.optim.AdamW
     wants gradients in the precision of the parameters, and takes seconds to
     make.)
 
@@ -55,6 +56,7 @@ class FlatParameters:
         }
         self._moments: list[torch.Tensor] = []  # first, second; from the first step on
         self._n_steps = 0
+        self._steps_at_once = self.master.device.type == "cuda"
 
     def _split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = flat.split([shape.numel() for shape in self._shapes.values()])
@@ -62,11 +64,13 @@ class FlatParameters:
         return {name: part.view(shape) for (name, shape), part in named}
 
     def take_gradients(self) -> list[torch.Tensor]:
-        """Return the gradient of each view, 0 where there is none, and forget it."""
+        """Return the gradients, 0 where there is none, and forget them: one a view, or on a GPU all in one."""
         gradients = [
             torch.zeros_like(view) if view.grad is None else view.grad for view in self.views.values()
         ]
         self.clear_gradients()
+        if self._steps_at_once:
+            gradients = [torch.cat([gradient.flatten() for gradient in gradients])]
         return gradients
 
     def clear_gradients(self) -> None:
@@ -80,7 +84,7 @@ class FlatParameters:
         Parameters
         ----------
         gradients : iterable of Tensor
-            Of the views, in their order; they may be overwritten.
+            As :meth:`take_gradients` returns them; they may be overwritten.
         rate : float
             Of `learning_rate`, from 0 to 1.
         scale : float
@@ -97,9 +101,13 @@ class FlatParameters:
             n_steps=self._n_steps,
             scale=scale,
         )
-        parts = (self._split(flat).values() for flat in (self.master, *self._moments))
+        flat = (self._computed, self.master, *self._moments)
+        parts = zip(
+            *([tensor] if self._steps_at_once else self._split(tensor).values() for tensor in flat),
+            strict=True,
+        )
         with torch.no_grad():
-            for view, gradient, master, *moments in zip(self.views.values(), gradients, *parts, strict=True):
+            for gradient, (view, master, *moments) in zip(gradients, parts, strict=True):
                 same = self._computed is self.master
                 kernels.adamw(master, moments, gradient, None if same else view, **options)
 

@@ -11,7 +11,7 @@ from sklearn.base import is_classifier
 
 from .._rows import as_rows, check_languages, check_same_length
 from .._target_validation import kind_of_label, label_array
-from ._answers import answer_scores
+from ._answer_scores import answer_scores
 
 
 def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confidence: float = 0.95) -> Any:

@@ -159,6 +159,8 @@ def _kernel(operator, first):
     """Return what computes the same as an operator of a GPU, on the CPU."""
     if operator is aten._flash_attention_forward.default:
         return _flash_attention
+    if operator is aten._flash_attention_backward.default:
+        return _flash_attention_backward
     if operator in _PRODUCTS and first.dtype == torch.float16:
         return lambda *factors, **options: operator(
             *(x.float() if isinstance(x, torch.Tensor) else x for x in factors), **options
@@ -180,6 +182,20 @@ def _flash_attention(
     attended = [F.scaled_dot_product_attention(*part).transpose(0, 1) for part in zip(*heads, strict=True)]
     of_no_use = (torch.empty(0) for _ in range(4))  # here: what the backward pass and debugging need
     return torch.cat(attended).to(query.dtype), *of_no_use
+
+
+def _flash_attention_backward(gradient, query, key, value, _attended, _sums, cu_seqlens, *_, **__):
+    """What the gradient of the attended values makes of those of queries, keys and values."""
+    lengths, scale = cu_seqlens.diff().tolist(), query.shape[-1] ** -0.5
+    of_parts = []
+    heads = (x.float().transpose(0, 1).split(lengths, dim=1) for x in (gradient, query, key, value))
+    for of_attended, q, k, v in zip(*heads, strict=True):
+        weights = (scale * q @ k.transpose(1, 2)).softmax(-1)
+        of_weights = of_attended @ v.transpose(1, 2)
+        of_scores = scale * weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True))
+        parts = of_scores @ k, of_scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ of_attended
+        of_parts.append([part.transpose(0, 1).to(query.dtype) for part in parts])
+    return tuple(map(torch.cat, zip(*of_parts, strict=True)))
 
 
 class _Event:
@@ -210,6 +226,7 @@ def simulate_gpus(request, monkeypatch) -> None:
         current_device=lambda: 0,
         current_stream=lambda device=None: None,
         get_device_name=lambda device=None: "simulated",
+        get_device_capability=lambda device=None: (8, 0),
         is_bf16_supported=lambda including_emulation=True: True,
         device=lambda device: contextlib.nullcontext(),
         empty_cache=lambda: None,
