@@ -132,7 +132,10 @@ def encode_texts(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
                 _check_finite(found, texts, first_rows[some])
-                vectors[some], lengths[some] = found, n_tokens
+                if len(some) == len(vectors):  # of which there may be millions: without a copy
+                    vectors, lengths = found, n_tokens
+                else:
+                    vectors[some], lengths[some] = found, n_tokens
                 if cache is not None:
                     cache.put([keys[i] for i in some], _entries(found, n_tokens))
     return (vectors, lengths) if unique is texts else (vectors[index], lengths[index])
