@@ -28,6 +28,7 @@ from skminilm.engine import (
     get_tuned_model,
     layers,
     linear,
+    packed_model,
     read_trainable_weights,
     registry,
     resolve_compute,
@@ -507,6 +508,14 @@ def test_chunks_cover_each_text_once_longest_first(lengths, batch_tokens):
     assert (np.diff(np.array(lengths)[rows]) <= 0).all()
 
 
+@pytest.mark.parametrize(("batch_tokens", "n_packs"), [(2048, 128), (65_536, 4), (1_000_000, 1)])
+def test_chunks_grow_up_to_a_bound_of_tokens(batch_tokens, n_packs):
+    n_characters = [len(chunk) * 400 for chunk in plan_chunks(["x" * 400] * 60_000, None, batch_tokens)]
+    packs = [round(n / (4 * batch_tokens)) for n in n_characters]
+    assert packs[0] == 1
+    assert packs[:-1] == [min(2**i, n_packs) for i in range(len(packs) - 1)]  # the rest joins the last
+
+
 def test_many_chunks_give_what_one_gives(many_texts, monkeypatch):
     expected = encode(many_texts)
     monkeypatch.setattr(streaming, "_CHARACTERS_PER_TOKEN", 0.01)
@@ -649,6 +658,19 @@ def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts):
     vectors, _ = model.encode(texts, None, defaults)
     assert np.abs(vectors - encode(texts)).max() <= 2e-5
     assert 150 <= model._max_pack_tokens <= 300
+
+
+def test_more_sequences_than_a_call_of_a_gpu_takes_are_halved(texts, monkeypatch):
+    checkpoint = load_checkpoint("bundled")
+    model = get_model(checkpoint, Compute(CPU, "fp32"))
+    expected = encode(texts)
+    monkeypatch.setattr(packed_model, "_MAX_SEQUENCES", 3)
+    batch = tokenize(model.tokenizer, texts, None, checkpoint.defaults)
+    n_sequences = [len(rows) for rows in model.in_parts_that_fit(batch, np.arange(7), lambda rows: rows)]
+    assert n_sequences == [2, 2, 3]
+    vectors, _ = model.encode(texts, None, checkpoint.defaults)
+    assert np.abs(vectors - expected).max() <= 2e-5
+    assert model._max_pack_tokens is None  # the memory was not too small
 
 
 def test_one_text_that_does_not_fit_says_what_to_do(small_memory):
