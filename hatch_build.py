@@ -3,14 +3,15 @@
 import contextlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-from packaging.tags import platform_tags
 
 _FOLDER = Path("skminilm", "engine", "kernels")
 _COMPILE = [
@@ -48,35 +49,47 @@ class KernelsBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and name the platform in the wheel's tag."""
-        folder = Path(self.root) / _FOLDER
-        for old in folder.glob("_kernels_*.so"):
-            old.unlink()
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        if sys.platform != "linux" or compiler is None:
+        sources = Path(self.root) / _FOLDER
+        if version == "editable":  # whose libraries lie beside their sources
+            libraries = sources
+            for old in libraries.glob("_kernels_*.so"):
+                old.unlink()
+        else:  # the sources may be read-only, or in use by another installation
+            self._temporary = tempfile.TemporaryDirectory()
+            libraries = Path(self._temporary.name)
+        if sys.platform != "linux":
+            return
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+        if not compiler or shutil.which(compiler[0]) is None:
+            self.app.display_warning(f"No compiled kernels: there is no {shlex.join(compiler) or 'CXX'}.")
             return
         machine = platform.machine()
         for name, options in (_X86 if machine == "x86_64" else {machine: []}).items():
+            library = libraries / f"_kernels_{name}.so"
             try:
-                self._compile(compiler, folder, name, options)
+                _compile(compiler, sources, library, name, options)
             except subprocess.CalledProcessError as error:
                 self.app.display_warning(f"No compiled kernels for {name}: {error.stderr.strip()}")
                 continue
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{next(platform_tags())}"
-            build_data["artifacts"].append(f"/{(_FOLDER / f'_kernels_{name}.so').as_posix()}")
+            build_data["tag"] = f"py3-none-linux_{machine}"
+            if version != "editable":
+                build_data["force_include"][str(library)] = (_FOLDER / library.name).as_posix()
 
-    def _compile(self, compiler: str, folder: Path, name: str, options: list[str]) -> None:
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what is in the wheel now."""
+        if version != "editable":
+            self._temporary.cleanup()
+
+
+def _compile(compiler: list[str], sources: Path, library: Path, name: str, options: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
         objects = []
-        library = folder / f"_kernels_{name}.so"
-        try:
-            for source in sorted(folder.glob("*.cpp")):
-                objects.append(folder / f"{source.stem}_{name}.o")
-                command = [compiler, *_COMPILE, *options, "-c", source, "-o", objects[-1]]
-                _run_first([[*command, *more] for more in (*_OPTIONAL.get((name, source.stem), []), [])])
-            _run([compiler, *_LINK, *objects, "-o", library])
-        finally:
-            for file in objects:
-                file.unlink(missing_ok=True)
+        for source in sorted(sources.glob("*.cpp")):
+            objects.append(Path(temporary) / f"{source.stem}.o")
+            command = [*compiler, *_COMPILE, *options, "-c", source, "-o", objects[-1]]
+            _run_first([[*command, *more] for more in (*_OPTIONAL.get((name, source.stem), []), [])])
+        _run([*compiler, *_LINK, *objects, "-o", library])
 
 
 def _run_first(commands: list[list]) -> None:

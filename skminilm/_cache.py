@@ -9,12 +9,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._disk_cache import DEFAULT_DISK_CACHE_BYTES, DiskVectorCache
+if TYPE_CHECKING:
+    from ._disk_cache import DiskVectorCache
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
+DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
 DEFAULT_STATE_CACHE_BYTES = 512 * 2**20
 _ENTRY_OVERHEAD = 300  # bytes of key, array header and table slot beside the vector
 
@@ -151,6 +154,8 @@ def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVector
             f"cache={cache!r} is not known: use 'memory', None, or a folder for vectors on disk (a folder of "
             f"that name in the working directory is './{cache}')."
         )
+    from ._disk_cache import DiskVectorCache  # a Python may be built without SQLite
+
     return DiskVectorCache(path, _disk_cache_bytes)
 
 

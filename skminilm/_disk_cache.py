@@ -14,9 +14,9 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock
 
+from ._cache import DEFAULT_DISK_CACHE_BYTES
 from ._warnings import warn
 
-DEFAULT_DISK_CACHE_BYTES = 4 * 2**30
 _FILE_NAME = "vectors.sqlite3"
 _FORMAT_VERSION = 1
 _KEYS_A_QUERY = 500

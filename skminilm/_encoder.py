@@ -106,7 +106,9 @@ class MiniLMEncoder(
         estimators and bounded by ``set_config(cache_bytes=...)``, so that a
         grid search encodes each text once. A folder keeps them on disk,
         shared by processes (``n_jobs=-1``) and by runs, bounded by
-        ``set_config(disk_cache_bytes=...)``. None keeps nothing.
+        ``set_config(disk_cache_bytes=...)``; on a disk of this machine, for
+        hosts that share a network file system cannot share it. None keeps
+        nothing.
     local_files_only : bool, default=False
         Never ask a model hub.
     calibration_texts : sequence of str, default=None

@@ -10,16 +10,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ._cache import VectorCache, state_cache, vector_keys
-from ._disk_cache import DiskVectorCache
 from ._validation import Texts, shorten
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint
 
 if TYPE_CHECKING:
+    from ._disk_cache import DiskVectorCache
     from .engine import Compute, TunedWeights
 
 _SLICE_TEXTS = 32_768
-_RESULTS_VERSION = 3  # raise it when the same weights and texts begin to give other vectors
+_RESULTS_VERSION = 4  # raise it when the same weights and texts begin to give other vectors
 
 
 def open_checkpoint(

@@ -38,7 +38,7 @@ _NOT_KEPT = (
     "_metadata_request",
 )
 # A mount point, or a folder in one that may not be written.
-_CANNOT_BE_EXCHANGED = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
+_CANNOT_BE_EXCHANGED = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
 

@@ -634,6 +634,17 @@ def test_a_cache_that_may_lack_its_settings_is_not_trusted(
     assert [arguments[:2] for arguments in asked] == [("somebody/cls", "a" * 40)]
 
 
+@pytest.mark.parametrize(("asked_for", "expected"), [(10, 10.0), (45, 45.0)])
+def test_a_first_download_waits_as_long_as_the_environment_says(tmp_path, monkeypatch, asked_for, expected):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", asked_for)
+    timeouts = []
+    monkeypatch.setattr(hub, "_wanted_files", lambda *arguments: timeouts.append(arguments[2]) or 1 / 0)
+    with pytest.raises(OSError, match="could not be reached"):
+        hub.download("somebody/some-model", None, local_files_only=False)
+    assert timeouts == [expected]
+
+
 def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: time.sleep(30))

@@ -814,3 +814,9 @@ def test_results_say_which_epoch_was_best(tmp_path, monkeypatch, capsys):
 
 def test_what_steers_a_terminal_is_spelt_out():
     assert printable("e\x1b]0;title\x07\u202ex\n") == "e\\x1b]0;title\\x07\\u202ex\n"
+
+
+def test_what_is_printed_suits_the_encoding_of_the_output(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    print(printable("out/modèle-模型"))  # noqa: T201
+    assert printable("out/modèle-模型") == "out/modèle-\\u6a21\\u578b"

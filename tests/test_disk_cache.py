@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm import MiniLMEncoder, clear_cache, set_config
-from skminilm._disk_cache import DEFAULT_DISK_CACHE_BYTES, DiskVectorCache
+from skminilm._cache import DEFAULT_DISK_CACHE_BYTES
+from skminilm._disk_cache import DiskVectorCache
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 KEYS = [b"a" * 16, b"b" * 16, b"c" * 16]

@@ -1,5 +1,6 @@
 import gc
 import importlib.util
+import locale
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from skminilm.engine.hardware import cpu_has_bf16
 if importlib.util.find_spec("nncf") is None:
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
 
-from skminilm.engine import openvino_model
+from skminilm.engine import openvino_graph, openvino_model
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,45 @@ def test_agrees_with_torch(mixed, precision):
     bound = 0.99999 if precision == "fp32" else 0.9999
     expected = MiniLMEncoder(precision="fp32", cache=None, normalize=False).transform(mixed)
     assert cosines(encode(mixed, precision, normalize=False), expected).min() >= bound
+
+
+@pytest.fixture
+def decimal_commas(tmp_path, monkeypatch):
+    """Write numbers as in German."""
+    if shutil.which("localedef") is None:
+        pytest.skip("no localedef here")
+    command = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no sources of locales here")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    before = locale.setlocale(locale.LC_NUMERIC)
+    locale.setlocale(locale.LC_NUMERIC, "de_DE.UTF-8")
+    yield
+    locale.setlocale(locale.LC_NUMERIC, before)
+
+
+def test_graphs_are_kept_as_they_are_in_any_locale(decimal_commas, tmp_path):
+    ov, ops = openvino_graph.ov, openvino_graph.ops
+    numbers = ops.parameter([4], ov.Type.f32)
+    norm = ops.mvn(numbers, ops.constant([0], ov.Type.i64), True, 1e-3, "inside_sqrt")
+    openvino_graph.write_graphs([ov.Model([norm], [numbers])], tmp_path / "graphs")
+    (graph,) = openvino_graph.read_graphs(tmp_path / "graphs", 1)
+    found = ov.compile_model(graph, "CPU")(np.array([1, 2, 3, 4], np.float32))[0]
+    np.testing.assert_allclose(found, np.array([-1.5, -0.5, 0.5, 1.5]) / np.sqrt(1.25 + 1e-3), rtol=1e-5)
+    assert locale.localeconv()["decimal_point"] == ","  # the user's own again
+
+
+def test_bars_are_hidden_where_the_locale_has_no_characters_for_them():
+    code = (
+        "from skminilm.engine import openvino_graph\n"
+        "with openvino_graph._quiet(): print('\\u2022')\n"
+        "print('a')"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **plain}, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "a\n", result.stderr
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max"])

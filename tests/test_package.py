@@ -40,6 +40,17 @@ def test_names_are_loaded_when_they_are_used():
         from skminilm import MiniLMDecoder  # noqa: F401
 
 
+def test_a_python_without_sqlite_encodes_texts():
+    assert (
+        in_new_process(
+            "import sys; sys.modules['_sqlite3'] = None\n"
+            "from skminilm import MiniLMEncoder\n"
+            "print(MiniLMEncoder().fit_transform(['a', 'b', 'a']).shape)"
+        )
+        == "(3, 384)"
+    )
+
+
 def test_all_names_together_load_no_torch():
     assert in_new_process("from skminilm import *; import sys; print('torch' in sys.modules)") == "False"
 

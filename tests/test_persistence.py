@@ -593,11 +593,12 @@ def test_a_folder_that_is_there_stays_the_same_folder(tmp_path, monkeypatch):
     assert sorted(file.name for file in folder.iterdir()) == ["arrays.safetensors", "estimator.json"]
 
 
-def test_a_folder_that_cannot_be_exchanged_is_written_in_place(tmp_path, monkeypatch):
-    """A mount point, say."""
+@pytest.mark.parametrize("reason", [errno.EBUSY, errno.EROFS])
+def test_a_folder_that_cannot_be_exchanged_is_written_in_place(tmp_path, monkeypatch, reason):
+    """A mount point, say, in a container whose root is read-only."""
 
     def busy(path, new):
-        raise OSError(errno.EBUSY, "Device or resource busy")
+        raise OSError(reason, "busy")
 
     MiniLMEncoder(prompt="a").save(tmp_path / "mounted")
     monkeypatch.setattr(_persistence, "_replace_folder", busy)

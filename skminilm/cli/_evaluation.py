@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -50,7 +51,8 @@ def check_test(data: Bunch, check_rows: Callable[[Any], Any]) -> None:
 
 def printable(text: object) -> str:
     """Return text that a terminal takes: names need not be valid Unicode, and may hold what steers it."""
-    text = str(text).encode("utf-8", "backslashreplace").decode()
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 

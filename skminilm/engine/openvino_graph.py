@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import locale
 import logging
 import os
 import shutil
@@ -26,7 +27,7 @@ from .weights import layer_prefix
 ov = import_silently("openvino")
 ops = import_silently("openvino.opset13")
 
-_QUANTIZATION_VERSION = 2  # raise it when the same weights and texts begin to give other graphs
+_QUANTIZATION_VERSION = 3  # raise it when the same weights and texts begin to give other graphs
 _FLOATS = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16}
 
 
@@ -221,7 +222,12 @@ def _quiet() -> Iterator[None]:
     """Hide what NNCF logs and its progress bars, and undo its changes to logging."""
     logger = logging.getLogger("nncf")
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+    # In UTF-8: the bars hold characters that the encoding of the locale may lack.
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         try:
             import_silently("nncf").set_log_level(logging.ERROR)
@@ -276,12 +282,24 @@ def _write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
         fresh = Path(temporary) / "graphs"
         fresh.mkdir()
-        for i, graph in enumerate(graphs):
-            ov.save_model(graph, fresh / f"{i}.xml", compress_to_fp16=False)
+        with _decimal_points():
+            for i, graph in enumerate(graphs):
+                ov.save_model(graph, fresh / f"{i}.xml", compress_to_fp16=False)
         (fresh / "sha256").write_text(_digest(fresh))
         # Fails where another process has just written the same graphs, which is as good.
         with contextlib.suppress(OSError):
             os.replace(fresh, folder)
+
+
+@contextlib.contextmanager
+def _decimal_points() -> Iterator[None]:
+    """Let numbers be written as OpenVINO reads them, in any locale: elsewhere 1e-12 may become 1,0 and be read as 1."""
+    before = locale.setlocale(locale.LC_NUMERIC)
+    locale.setlocale(locale.LC_NUMERIC, "C")
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, before)
 
 
 def _digest(folder: Path) -> str:
