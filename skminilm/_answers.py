@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import narwhals as nw
 import numpy as np
@@ -174,7 +175,12 @@ def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, st
     if all(map(is_blank, text)):
         return None, f"the answer {text!r} is only whitespace, or signs that are not seen"
     if found < 0:
-        return None, f"the answer {shorten(text)} is not in its context {shorten(context)}"
+        problem = f"the answer {shorten(text)} is not in its context {shorten(context)}"
+        if normalize("NFC", text) in normalize("NFC", context):
+            problem += ", where its characters are in another Unicode normal form (see unicodedata.normalize)"
+        elif text.casefold() in context.casefold():
+            problem += ", where its letters have another case"
+        return None, problem
     if start is None:
         return Answer(text, found), ""
     if start < 0 or context[start : start + len(text)] != text:

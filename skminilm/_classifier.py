@@ -15,6 +15,7 @@ from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
 from ._target_validation import is_multilabel
 from ._targets import ClassTargets, MultilabelTargets, Targets
+from ._validation import shorten_list
 
 
 class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
@@ -88,7 +89,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         and go back to the best epoch. The untrained start is a candidate too.
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, in
-        proportion to the classes, unless `fit` gets `X_val`.
+        proportion to the classes, unless `fit` gets `X_val`. The only text of
+        a class is trained on.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
@@ -413,9 +415,12 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
                 "warm_start=False."
             )
         if not np.array_equal(now, self.classes_):
+            now, before = now.tolist(), self.classes_.tolist()
+            gone = [label for label in before if label not in set(now)]
+            new = [label for label in now if label not in set(before)]
             raise ValueError(
-                f"warm_start=True goes on with the classes of the earlier fit, {self.classes_.tolist()}, and y "
-                f"has {now.tolist()}: set warm_start=False."
+                f"warm_start=True goes on with the classes of the earlier fit, {shorten_list(before)}: y lacks "
+                f"{shorten_list(gone)} and has {shorten_list(new)} besides. Set warm_start=False."
             )
         return self.coef_, self.intercept_
 

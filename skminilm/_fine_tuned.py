@@ -153,7 +153,13 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     ) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.model_selection import train_test_split
 
-        strata = None if targets.strata is None else targets.strata[rows]
+        strata, alone = None, rows[:0]
+        if targets.strata is not None:
+            # The only text of a class is trained on.
+            is_alone = (np.bincount(targets.strata[rows]) == 1)[targets.strata[rows]]
+            rows, alone = rows[~is_alone], rows[is_alone]
+            strata = targets.strata[rows]
+            self._check_fraction(len(np.unique(strata)), len(rows), len(rows) + len(alone))
         try:
             training, validation = train_test_split(
                 rows, test_size=self.validation_fraction, stratify=strata, random_state=random
@@ -163,7 +169,20 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 f"early_stopping=True cannot set validation_fraction={self.validation_fraction} of {len(rows)} texts "
                 f"aside: {str(error).rstrip('.')}. Give more texts, another validation_fraction, or X_val and y_val."
             ) from error
-        return np.sort(training), np.sort(validation)
+        return np.sort(np.concatenate([training, alone])), np.sort(validation)
+
+    def _check_fraction(self, n_classes: int, n_texts: int, n_given: int) -> None:
+        """Raise ValueError where not every class of two texts or more can have one on either side."""
+        n_aside = math.ceil(self.validation_fraction * n_texts)
+        if min(n_aside, n_texts - n_aside) < n_classes or n_classes == 0:
+            remedy = "Give more texts, or X_val and y_val."
+            if 0 < 2 * n_classes <= n_texts:
+                least, most = n_classes / n_texts, 1 - n_classes / n_texts
+                remedy = f"Set it between {least:.3g} and {most:.3g}, or give X_val and y_val."
+            raise ValueError(
+                f"early_stopping=True cannot set validation_fraction={self.validation_fraction} of {n_given} texts "
+                f"aside: {n_classes} classes have two texts or more, and each needs one there and one to train on. {remedy}"
+            )
 
     def _settings(self, checkpoint: Checkpoint, texts: Texts) -> EncodingSettings:
         pooling = self.pooling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Number, Real
+from numbers import Integral, Number, Real
 from typing import Any
 
 import narwhals as nw
@@ -13,8 +13,10 @@ from sklearn.utils.multiclass import type_of_target
 
 from ._containers import view
 from ._rows import check_given, check_same_length
-from ._validation import is_missing, lone_surrogate, shorten
+from ._validation import is_missing, lone_surrogate, shorten, shorten_list
 from ._warnings import warn
+
+_BINARIZER = "Of several labels a text sklearn.preprocessing.MultiLabelBinarizer makes a matrix of 0 and 1."
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,6 +225,8 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
         raise ValueError(f"{name} holds dates or times: convert them to str.")
     if y.dtype == object:  # dates of pandas, Decimal, ints of more than 64 bits
         kind = type(labels[0]).__name__
+        if isinstance(labels[0], set | frozenset):
+            raise ValueError(f"{name} holds sets of labels: {_BINARIZER}")
         raise ValueError(f"{name} has labels of the type {kind} that no array keeps: convert them to str.")
     return y
 
@@ -250,10 +254,7 @@ def _one_column(y: Any, name: str) -> np.ndarray:
         y = [_plain(label) for label in y]
         widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
         if len(widths) > 1:
-            raise ValueError(
-                f"{name} is ragged: expected one label a text, shape (n_texts,). Of lists of labels "
-                "sklearn.preprocessing.MultiLabelBinarizer makes a matrix of 0 and 1."
-            )
+            raise ValueError(f"{name} is ragged: expected one label a text, shape (n_texts,). {_BINARIZER}")
         y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -278,6 +279,8 @@ def _array_of_one_type(labels: list, name: str) -> np.ndarray:
     if kinds == {"str"}:  # of an Enum NumPy would take the name, cut off at the length of the value
         labels = [str.__str__(label) for label in labels]
     array = np.array(labels)
+    if array.dtype.kind == "f" and all(isinstance(label, Integral) for label in labels):
+        raise ValueError(f"{name} holds ints that 64 bits do not keep: convert them to str.")
     for row, (label, kept) in enumerate(zip(labels, array.tolist(), strict=True)):
         if isinstance(label, str | bytes) and label != kept:
             raise ValueError(
@@ -354,6 +357,6 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
     if unknown and unweighted:
         raise ValueError(
             f"class_weight names the class {unknown[0]!r}, which y does not hold, and leaves out "
-            f"{unweighted[0]!r}: the classes of y are {labels}."
+            f"{unweighted[0]!r}: the classes of y are {shorten_list(labels)}."
         )
     return {label: class_weight.get(label, 1.0) for label in labels}

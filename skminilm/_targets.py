@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from ._target_validation import (
     check_classes,
@@ -19,8 +21,9 @@ from ._target_validation import (
 if TYPE_CHECKING:
     from .finetuning import Objective
 
-# Inverse strength of the L2 penalty of the probe that the head starts at.
-_PROBE_C = 10.0
+# Inverse strength of the L2 penalty of the probe that the head starts at; from 25 classes on 0.4 a class.
+_PROBE_C, _PROBE_C_A_CLASS = 10.0, 0.4
+_MAX_PROBE_STEPS = 50
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
 _ABSENT_LOG_ODDS = 8.0  # of classes without weight together, against another class
@@ -289,8 +292,16 @@ def _logistic_regression(
     from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
 
     counted = row_weights > 0
-    weights = _of_mean_one(row_weights[counted])
-    # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum.
-    probe = LogisticRegression(C=_PROBE_C, max_iter=2000, solver="newton-cg")
-    probe.fit(vectors[counted], codes[counted], sample_weight=weights)
+    vectors, codes, weights = vectors[counted], codes[counted], _of_mean_one(row_weights[counted])
+    of_classes = np.bincount(np.unique(codes, return_inverse=True)[1], weights=weights)
+    # The gradient that a class has part in is as small as the class.
+    tolerance = min(1e-4, 2e-3 * float(of_classes.min() / of_classes.sum()))
+    c = max(_PROBE_C, _PROBE_C_A_CLASS * len(of_classes))
+    # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum;
+    # with hundreds of classes its steps go too far, and it gives up where it began.
+    solver = "newton-cg" if c == _PROBE_C else "lbfgs"
+    probe = LogisticRegression(C=c, max_iter=_MAX_PROBE_STEPS, solver=solver, tol=tolerance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to start at
+        probe.fit(vectors, codes, sample_weight=weights)
     return probe.coef_, probe.intercept_

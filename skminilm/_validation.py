@@ -93,6 +93,12 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def shorten_list(values: Sequence, limit: int = 10) -> str:
+    """Return the first values as text, and how many there are where these are not all."""
+    some = ", ".join(map(shorten, values[:limit]))
+    return f"[{some}]" if len(values) <= limit else f"[{some}, ...] ({len(values):,} in all)"
+
+
 def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
     """Split any supported container into one or two lists of values; beside them a frame's names."""
     X = view(X)

@@ -17,6 +17,7 @@ from sklearn.model_selection import KFold, cross_val_score, train_test_split
 from sklearn.utils import compute_sample_weight
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache
+from skminilm._targets import ClassTargets
 from skminilm.checkpoints.digests import arrays_digest
 from skminilm.engine import release_models
 
@@ -604,6 +605,24 @@ def test_the_head_starts_at_a_logistic_regression_of_weights_of_mean_1(split, n_
     probe.fit(found.encode(X), y, sample_weight=weights / weights.mean())
     expected = probe.predict_proba(found.encode(X_new))
     np.testing.assert_allclose(found.predict_proba(X_new), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_thousand_classes_of_few_texts_are_told_apart(most):
+    random = np.random.default_rng(0)
+    n_classes, size = 1000, 64
+    # As of the checkpoint: all vectors have much in common.
+    centers = 3 * random.standard_normal(size) + random.standard_normal((n_classes, size))
+    y = np.repeat(np.arange(n_classes), random.integers(1, most + 1, n_classes))
+
+    def vectors(y):
+        found = centers[y] + 0.3 * random.standard_normal((len(y), size))
+        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+    targets = ClassTargets(y, len(y))
+    coef, intercept = targets.fit_head(vectors(y), targets.values, np.ones(len(y)))
+    y_new = np.arange(n_classes)
+    assert np.mean((vectors(y_new) @ coef.T + intercept).argmax(axis=1) == y_new) >= 0.9
 
 
 @pytest.mark.parametrize(("n_texts", "n_epochs"), [(32, 10), (320, 6), (321, 6), (640, 3), (1_000_000, 3)])

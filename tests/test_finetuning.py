@@ -304,6 +304,21 @@ def test_early_stopping_sets_texts_aside_by_class(split, monkeypatch):
         MiniLMClassifier(**{**options, "validation_fraction": 0.01}).fit(X, y)
 
 
+def test_the_only_text_of_a_class_is_trained_on(split):
+    X, y, _, _ = split
+    X, y = [*X, "Is there a fraud department?"], [*y, "fraud"]
+    options = dict(trainable="head", early_stopping=True, validation_fraction=0.3, random_state=0)
+    classifier = MiniLMClassifier(**options).fit(X, y)
+    assert classifier.predict(["Is there a fraud department?"]) == ["fraud"]
+    several = len(X) - 1
+    with pytest.raises(
+        ValueError, match=rf"of {several + 1} texts aside: 8 classes .* between 0\.2 and 0\.8, or"
+    ):
+        MiniLMClassifier(**{**options, "validation_fraction": 0.01}).fit(X, y)
+    with pytest.raises(ValueError, match=r"0 classes have two texts.* Give more texts, or X_val and y_val"):
+        MiniLMClassifier(**options).fit(["a", "b", "c"], [1, 2, 3])
+
+
 def test_texts_set_aside_by_the_user_are_reported(split):
     X, y, X_new, y_new = split
     classifier = MiniLMClassifier(trainable="head", epochs=3, random_state=0)
@@ -326,7 +341,9 @@ def test_warm_start_goes_on(split):
     assert classifier.n_iter_ == len(classifier.history_) == 2
     assert classifier.history_[1]["loss"] < loss
     assert any(np.abs(first[name] - classifier.weights_[name]).max() > 0 for name in first)
-    with pytest.raises(ValueError, match="goes on with the classes of the earlier fit"):
+    with pytest.raises(
+        ValueError, match=r"of the earlier fit, .*: y lacks \['delivery'\] and has \['other'\]"
+    ):
         classifier.fit(X, np.where(y == "delivery", "other", y))
     with pytest.raises(ValueError, match="had another model or revision, pooling, prompt or max_length"):
         clone(classifier).set_params(trainable="head").fit(X, y).set_params(prompt="x: ").fit(X, y)

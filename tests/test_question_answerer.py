@@ -206,6 +206,18 @@ def test_lora(xlmr_folder):
         ([["", "c"]], ["c"], ValueError, "empty question: row 0 is ''"),
         ([["q", "c"], ["q", " \n"]], ["c", "c"], ValueError, "empty context: row 1"),
         ([["q", "a b"], ["q", "a b"]], ["a", "x"], ValueError, "row 1: the answer 'x' is not in its context"),
+        (
+            [["q", "Zoe\u0308"]] * 2,
+            ["Zoe", "Zo\xeb"],
+            ValueError,
+            "row 1: .* are in another Unicode normal form",
+        ),
+        (
+            [["q", "Anna came"]] * 2,
+            ["Anna", "anna"],
+            ValueError,
+            "row 1: .* where its letters have another case",
+        ),
         ([["q", "a b a"]], [("a", 1)], ValueError, "is not at 1, where the context has ' '; it is at 0"),
         ([["q", "a b a"]], [("a", -1)], ValueError, "is not at -1"),
         ([["q", "a b"]], [3], TypeError, "no answer in row 0: it is 3"),

@@ -279,6 +279,8 @@ def test_lists_of_one_label_each_are_one_column():
         ({"b", "a", "c"}, "y is a set"),
         (3, "y is a int: 3"),
         ([["a"], ["b", "c"], ["d"]], "y is ragged.*MultiLabelBinarizer"),
+        ([{"a"}, {"b", "c"}, {"d"}], "y holds sets of labels.*MultiLabelBinarizer"),
+        ([2**63 + 5, -1, 1], "y holds ints that 64 bits do not keep: convert them to str"),
         (pd.Series([["a"], ["b", "c"], ["d"]]), "y is ragged.*MultiLabelBinarizer"),
         (
             pd.Series(pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-01"])),
