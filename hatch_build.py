@@ -49,12 +49,12 @@ class KernelsBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and name the platform in the wheel's tag."""
-        sources = Path(self.root) / _FOLDER
-        if version == "editable":  # whose libraries lie beside their sources
-            libraries = sources
+        sources = libraries = Path(self.root) / _FOLDER
+        self._temporary = None
+        if os.access(sources, os.W_OK):  # a Python that is started in a checkout imports it
             for old in libraries.glob("_kernels_*.so"):
                 old.unlink()
-        else:  # the sources may be read-only, or in use by another installation
+        else:
             self._temporary = tempfile.TemporaryDirectory()
             libraries = Path(self._temporary.name)
         if sys.platform != "linux":
@@ -73,12 +73,15 @@ class KernelsBuildHook(BuildHookInterface):
                 continue
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-linux_{machine}"
-            if version != "editable":
-                build_data["force_include"][str(library)] = (_FOLDER / library.name).as_posix()
+            place = (_FOLDER / library.name).as_posix()
+            if self._temporary:
+                build_data["force_include"][str(library)] = place
+            else:
+                build_data["artifacts"].append(f"/{place}")
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what is in the wheel now."""
-        if version != "editable":
+        if self._temporary:
             self._temporary.cleanup()
 
 

@@ -143,7 +143,7 @@ def check_labels(y: Any, n_rows: int | None, n_labels: int | None = None, name: 
     if y.ndim != 2 or (n_labels is not None and y.shape[1] != n_labels):
         expected = n_labels if n_labels is not None else "n_labels"
         raise ValueError(f"{name} has the shape {y.shape}: expected ({len(y)}, {expected}).")
-    bad = np.argwhere(~np.isin(y, (0, 1)))
+    bad = np.argwhere((y != 0) & (y != 1))
     if len(bad):
         row, column = bad[0]
         raise ValueError(
