@@ -8,4 +8,5 @@ release = version = __version__
 extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser"]
 numpydoc_show_class_members = False
 html_theme = "furo"
+myst_heading_anchors = 2
 exclude_patterns = ["_build"]
