@@ -106,7 +106,7 @@ def encode_texts(
     vectors = np.zeros((len(unique), settings.vector_size(checkpoint.hidden_size)), np.float32)
     lengths = np.zeros(len(unique), np.int64)
     missing = np.arange(len(unique))
-    slice_texts = max(1, len(unique))
+    slice_texts = len(unique)
     if cache is not None:
         # Everything a vector depends on but its text.
         depends_on = [_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace]

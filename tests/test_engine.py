@@ -709,23 +709,30 @@ def _attend_one_by_one(query, key, value, cu_seqlens, _, max_length, __):
     return torch.cat(outputs).to(query.dtype)
 
 
+@pytest.fixture
+def use_kernel(monkeypatch):
+    """Let the CPU attend from then on as a GPU would, by the kernel that is given."""
+
+    def attend(qkv, cu_seqlens, n_heads):
+        return varlen._flash_attention(qkv, cu_seqlens, int(cu_seqlens.diff().max()), n_heads)
+
+    def use(kernel):
+        monkeypatch.setattr(varlen, "_may_have_kernel", lambda *_: True)
+        monkeypatch.setattr(varlen, "_works", {})
+        monkeypatch.setattr(varlen.kernels, "attention", attend)
+        monkeypatch.setattr(varlen, "_torch_kernel", lambda: kernel)
+
+    return use
+
+
 @pytest.mark.parametrize("kernel", ["right", "wrong", "missing"])
-def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
+def test_attention_of_any_lengths_in_one_call(texts, kernel, use_kernel):
     def wrong(query, *_):
         return query
 
     expected = encode(texts)
     kernels = {"right": _attend_one_by_one, "wrong": wrong, "missing": None}
-    monkeypatch.setattr(varlen, "_may_have_kernel", lambda *_: True)
-    monkeypatch.setattr(varlen, "_works", {})
-    monkeypatch.setattr(
-        varlen.kernels,
-        "attention",
-        lambda qkv, cu_seqlens, n_heads: varlen._flash_attention(
-            qkv, cu_seqlens, int(cu_seqlens.diff().max()), n_heads
-        ),
-    )
-    monkeypatch.setattr(varlen, "_torch_kernel", lambda: kernels[kernel])
+    use_kernel(kernels[kernel])
     checkpoint = load_checkpoint("bundled")
     weights = read_trainable_weights(checkpoint, 0, None)
     model = PackedModel(checkpoint, weights, CPU, torch.bfloat16)
@@ -734,21 +741,11 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, monkeypatch):
     assert cosines(vectors, expected).min() >= 0.9999
 
 
-def test_a_kernel_without_its_gradients_is_for_inference_alone(monkeypatch):
-    monkeypatch.setattr(varlen, "_may_have_kernel", lambda *_: True)
-    monkeypatch.setattr(varlen, "_works", {})
+def test_a_kernel_without_its_gradients_is_for_inference_alone(use_kernel):
     attend = {"right": _attend_one_by_one, "no gradients": lambda *args: _attend_one_by_one(*args).detach()}
     found = {}
     for name, kernel in attend.items():
-        monkeypatch.setattr(
-            varlen.kernels,
-            "attention",
-            lambda qkv, cu_seqlens, n_heads: varlen._flash_attention(
-                qkv, cu_seqlens, int(cu_seqlens.diff().max()), n_heads
-            ),
-        )
-        monkeypatch.setattr(varlen, "_torch_kernel", lambda kernel=kernel: kernel)
-        varlen._works.clear()
+        use_kernel(kernel)
         with torch.inference_mode():  # whatever the caller has set
             found[name] = [
                 varlen.can_use_varlen(CPU, torch.bfloat16, 32, gradients=gradients)

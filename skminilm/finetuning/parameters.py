@@ -63,6 +63,10 @@ class FlatParameters:
         named = zip(self._shapes.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named}
 
+    def _stepped(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Return the parts that a step changes one after the other."""
+        return [flat] if self._steps_at_once else list(self._split(flat).values())
+
     def take_gradients(self) -> list[torch.Tensor]:
         """Return the gradients, 0 where there is none, and forget them: one a view, or on a GPU all in one."""
         gradients = [
@@ -101,14 +105,10 @@ class FlatParameters:
             n_steps=self._n_steps,
             scale=scale,
         )
-        flat = (self._computed, self.master, *self._moments)
-        parts = zip(
-            *([tensor] if self._steps_at_once else self._split(tensor).values() for tensor in flat),
-            strict=True,
-        )
+        parts = map(self._stepped, (self._computed, self.master, *self._moments))
+        same = self._computed is self.master
         with torch.no_grad():
-            for gradient, (view, master, *moments) in zip(gradients, parts, strict=True):
-                same = self._computed is self.master
+            for gradient, view, master, *moments in zip(gradients, *parts, strict=True):
                 kernels.adamw(master, moments, gradient, None if same else view, **options)
 
     def release_steps(self) -> None:
