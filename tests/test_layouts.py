@@ -8,12 +8,13 @@ import pytest
 import sentence_transformers
 import tokenizers
 import torch
+import transformers
 from conftest import edit_json, tiny_bert
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from skminilm import MiniLMEncoder
+from skminilm import MiniLMClassifier, MiniLMEncoder
 from skminilm.checkpoints import load_checkpoint
 from skminilm.checkpoints.layout import Layout
 from skminilm.checkpoints.tokenizer import read_tokenizer
@@ -198,25 +199,64 @@ def test_a_prefix_beside_a_table_that_is_no_weight(folder):
     np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(TEXTS), before)
 
 
-@pytest.mark.parametrize("architecture", ["Roberta", "XLMRoberta"])
-def test_texts_as_long_as_the_positions_reach(tmp_path, wordpiece, architecture):
-    import transformers
-
-    config = getattr(transformers, f"{architecture}Config")(
+@pytest.fixture(params=["Roberta", "XLMRoberta", "Camembert"])
+def roberta_folder(tmp_path, wordpiece, request):
+    """A network whose positions begin behind that of padding, with the names that a head gives its weights."""
+    config = getattr(transformers, f"{request.param}Config")(
         vocab_size=len(wordpiece),
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=64,
         max_position_embeddings=20,
         pad_token_id=wordpiece.pad_token_id,
+        num_labels=3,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
     )
-    getattr(transformers, f"{architecture}Model")(config).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{request.param}ForSequenceClassification")(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    network.save_pretrained(tmp_path)
     wordpiece.save_pretrained(tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", model_max_length=512)
-    assert load_checkpoint(tmp_path).defaults.max_length == 19  # positions begin behind that of padding
+    return tmp_path
+
+
+def test_roberta_runs_on_the_engine(roberta_folder):
+    assert load_checkpoint(roberta_folder).foreign_reason == ""
+    same_as_sentence_transformers(roberta_folder)
+
+
+def test_texts_as_long_as_the_positions_of_roberta_reach(roberta_folder):
+    assert load_checkpoint(roberta_folder).defaults.max_length == 19  # padding has the id 0: 1 of 20 is not used
+    texts = ["word " * 100, "good " * 17]
     with pytest.warns(UserWarning, match="max_length=19"):
-        assert MiniLMEncoder(tmp_path).transform(["word " * 100]).shape == (1, 32)
+        vectors = MiniLMEncoder(roberta_folder, precision="fp32").transform(texts)
+    edit_json(roberta_folder / "tokenizer_config.json", model_max_length=19)  # or sentence-transformers fails
+    np.testing.assert_array_equal(same_as_sentence_transformers(roberta_folder, texts), vectors)
+    with pytest.raises(ValueError, match="more than the 19 positions"):
+        MiniLMEncoder(roberta_folder, max_length=20).transform(["a"])
+
+
+@pytest.mark.filterwarnings("ignore:.*texts have more than max_length")
+def test_roberta_can_be_trained_and_kept(roberta_folder, requests, tmp_path):
+    X, y = requests.data[:40], requests.target[:40]
+    classifier = MiniLMClassifier(
+        roberta_folder, trainable="all", epochs=1, max_length=19, save_weights="full", random_state=0
+    ).fit(X, y)
+    expected = classifier.predict_proba(X)
+    classifier.save(tmp_path / "saved")
+    roberta_folder.joinpath("config.json").rename(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(MiniLMClassifier.load(tmp_path / "saved").predict_proba(X), expected)
+
+
+def test_position_embeddings_of_roberta_that_are_too_few(roberta_folder):
+    edit_json(roberta_folder / "config.json", max_position_embeddings=21)
+    with pytest.raises(OSError, match=r"has the shape \(20, 32\), config.json says \(21, 32\)"):
+        load_checkpoint(roberta_folder)
 
 
 def unigram(requests, *, mask_at_the_end=True, lower=False, space_before=True):

@@ -17,11 +17,18 @@ POOLINGS = ("mean", "cls", "max")
 PAIR = "pair"  # compares the two texts of a pair; for fine-tuning
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+POSITION_EMBEDDINGS = "embeddings.position_embeddings.weight"
+# The networks of these differ from BERT's in nothing but where positions begin.
+ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The shape of a BERT encoder, as in the ``config.json`` of transformers."""
+    """The shape of a BERT encoder, as in the ``config.json`` of transformers.
+
+    `max_position_embeddings` counts the positions that tokens can have, see
+    :func:`n_unused_positions`.
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -48,10 +55,19 @@ class BertConfig:
             num_attention_heads=int(config["num_attention_heads"]),
             intermediate_size=int(config["intermediate_size"]),
             vocab_size=int(config["vocab_size"]),
-            max_position_embeddings=int(config.get("max_position_embeddings", 512)),
+            max_position_embeddings=int(config.get("max_position_embeddings", 512))
+            - n_unused_positions(config),
             type_vocab_size=int(config.get("type_vocab_size", 2)),
             layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
         )
+
+
+def n_unused_positions(config: Mapping[str, Any]) -> int:
+    """Return how many position embeddings of a ``config.json`` no token has.
+
+    RoBERTa counts positions from behind the id of padding.
+    """
+    return int(config.get("pad_token_id", 1)) + 1 if config.get("model_type") in ROBERTA_TYPES else 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoint import BertConfig, Checkpoint, EncodingSettings, read_json
+from .checkpoint import BertConfig, Checkpoint, EncodingSettings, n_unused_positions, read_json
 from .digests import combine_digests, file_sha256
 from .layout import Layout, has_adapter, kind_of, read_modules, transformer_folder
 from .presets import Preset
@@ -83,7 +83,7 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
         weight_files = find_weights(transformer)
         if reason:
             return _foreign(folder, name, layout.vector_size(), defaults, reason, weight_files)
-        config = BertConfig.from_dict(raw_config)
+        config, n_unused = BertConfig.from_dict(raw_config), n_unused_positions(raw_config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OSError(
             f"A configuration file in {folder} lacks or garbles a field ({type(error).__name__}: {error}). "
@@ -100,7 +100,7 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
     digests = {path.name: file_sha256(path) for path in tokenizer_files(transformer, tokenizer)}
     weight_digests = [file_sha256(path) for path in weight_files]
     digests["weights"] = weight_digests[0] if len(weight_digests) == 1 else weight_digests
-    check_weights(weight_files, config)
+    check_weights(weight_files, config, n_unused)
     return Checkpoint(
         name=name,
         fingerprint=combine_digests({"format": 1, "files": digests, "config": config}),
@@ -108,7 +108,7 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
         defaults=defaults,
         config=config,
         tokenizer=tokenizer,
-        read_weights=lambda: read_weights(weight_files),
+        read_weights=lambda: read_weights(weight_files, n_unused),
         folder=folder,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import (
+    POSITION_EMBEDDINGS,
     WORD_EMBEDDINGS,
     BertConfig,
     LazyWeights,
@@ -27,6 +28,7 @@ _OLD_NAMES = {
     "LayerNorm.gamma": "LayerNorm.weight",
     "LayerNorm.beta": "LayerNorm.bias",
 }  # of Google's first BERT
+_PREFIXES = ("bert.", "roberta.")  # of a network below a head
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -64,7 +66,7 @@ def _damaged(path: Path, error: Exception | str) -> OSError:
     return OSError(f"{path} is damaged or incomplete ({error}). Download it again.")
 
 
-def check_weights(paths: Sequence[Path], config: BertConfig) -> None:
+def check_weights(paths: Sequence[Path], config: BertConfig, n_unused_positions: int = 0) -> None:
     """Read the headers of the weight files, so that a damaged file is refused early."""
     folder = paths[0].parent
     if config.hidden_size % config.num_attention_heads:
@@ -74,7 +76,10 @@ def check_weights(paths: Sequence[Path], config: BertConfig) -> None:
         )
     expected = {
         "word_embeddings.weight": (config.vocab_size, config.hidden_size),
-        "position_embeddings.weight": (config.max_position_embeddings, config.hidden_size),
+        "position_embeddings.weight": (
+            config.max_position_embeddings + n_unused_positions,
+            config.hidden_size,
+        ),
     }
     shapes = safetensors_shapes(paths)
     for name, shape in expected.items():
@@ -103,14 +108,18 @@ def _open_safetensors(path: Path, framework: str) -> Any:
         raise _damaged(path, error) from error
 
 
-def read_weights(paths: Sequence[Path]) -> Mapping[str, torch.Tensor]:
+def read_weights(paths: Sequence[Path], n_unused_positions: int = 0) -> Mapping[str, torch.Tensor]:
     """Return the weights under the names of transformers' ``BertModel``, each read when it is asked for.
 
-    A ``.bin`` of the oldest format is no archive, so it is read whole.
+    A ``.bin`` of the oldest format is no archive, so it is read whole. The
+    first `n_unused_positions` of the position embeddings are left out.
     """
     readers = {_new_name(name): reader for path in paths for name, reader in _tensor_readers(path).items()}
-    if WORD_EMBEDDINGS not in readers:
-        readers = {name.removeprefix("bert."): reader for name, reader in readers.items()}
+    prefix = next((p for p in _PREFIXES if WORD_EMBEDDINGS not in readers and p + WORD_EMBEDDINGS in readers), "")
+    readers = {name.removeprefix(prefix): reader for name, reader in readers.items()}
+    if n_unused_positions and POSITION_EMBEDDINGS in readers:
+        read_all = readers[POSITION_EMBEDDINGS]
+        readers[POSITION_EMBEDDINGS] = lambda: read_all()[n_unused_positions:].clone()
     return LazyWeights(readers)
 
 
