@@ -16,6 +16,7 @@ from ._parameters import NumberInterval
 from ._target_validation import is_multilabel
 from ._targets import ClassTargets, MultilabelTargets, Targets
 from ._validation import shorten_list
+from .checkpoints.heads import SequenceHead
 
 
 class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
@@ -137,6 +138,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         shape (n_classes, 1536).
     intercept_ : ndarray of float32, shape (n_classes,)
         Of the head.
+    pooler_ : dict of str to ndarray, or None
+        After :meth:`from_transformers` the layer below the head: `coef` and
+        `intercept` of what a tanh is put over. Else None.
     n_iter_ : int
         Epochs run, those of earlier fits of a warm start included.
     history_ : list of dict
@@ -402,6 +406,28 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             "multilabel_": multilabel,
             "coef_": coef,
             "intercept_": intercept,
+        }
+
+    def _attributes_of_head(self, head: SequenceHead) -> dict[str, Any]:
+        multilabel = head.problem_type == "multi_label_classification"
+        if head.problem_type == "regression" or (len(head.names) == 1 and not multilabel):
+            raise ValueError(
+                f"The head of {self.model!r} gives numbers, not classes: use MiniLMRegressor.from_transformers."
+            )
+        classes = np.arange(len(head.names))
+        if not multilabel and head.names != [f"LABEL_{number}" for number in classes]:
+            classes = np.array(head.names)
+        classes, order = np.unique(classes, return_index=True)
+        if len(classes) < len(head.names):
+            raise ValueError(
+                f"id2label of {self.model!r} names two outputs alike: {shorten_list(head.names)}. Correct its "
+                "config.json."
+            )
+        return {
+            "classes_": classes,
+            "multilabel_": multilabel,
+            "coef_": head.last.coef[order],
+            "intercept_": head.last.intercept[order],
         }
 
     def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:

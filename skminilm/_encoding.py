@@ -97,7 +97,7 @@ def encode_texts(
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
     a model are not cached.
     """
-    from .engine import get_model, get_tuned_model
+    from .engine import get_tuned_model
 
     if tuned:
         cache = None
@@ -116,10 +116,7 @@ def encode_texts(
         missing = missing[~_look_up(cache, keys, vectors, lengths)]
         slice_texts = _SLICE_TEXTS  # so that an interrupted call leaves what it had computed in the cache
     if len(missing):
-        if tuned:
-            model = get_tuned_model(checkpoint, compute, tuned, state_cache)
-        else:
-            model = get_model(checkpoint, compute)
+        model = get_tuned_model(checkpoint, compute, tuned, state_cache)
         with tqdm(total=len(missing), desc="encode", unit="text", disable=not verbose) as bar:
             if checkpoint.foreign_reason and verbose:
                 bar.write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
@@ -30,6 +31,7 @@ from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, is_embedded, open_embedded
+from .checkpoints.heads import SequenceHead, read_sequence_head
 
 if TYPE_CHECKING:
     from .engine import Compute
@@ -80,8 +82,87 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
         """Return coef and intercept of an earlier fit, as training takes them."""
 
+    @abstractmethod
+    def _attributes_of_head(self, head: SequenceHead) -> dict[str, Any]:
+        """Return what :meth:`_target_attributes` does, for the last layer of a head that is there already."""
+
     def _refits_head(self) -> bool:
         return False
+
+    @classmethod
+    def from_transformers(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        max_length: int | str = "auto",
+        prompt: str | None = None,
+        precision: str = "auto",
+        device: str = "auto",
+        save_weights: str = "delta",
+        verbose: int = 0,
+    ) -> FineTunedEstimator:
+        """Open a network that was fine-tuned with transformers, together with its head.
+
+        Nothing is trained: the estimator predicts what
+        ``AutoModelForSequenceClassification`` does, at this package's speed. A
+        head over the first token's state with a layer below the last one
+        (BERT, RoBERTa, XLM-RoBERTa, CamemBERT) is read. `classes_` are the
+        names in ``id2label``, sorted; where these are ``"LABEL_0"``,
+        ``"LABEL_1"`` and so on, the numbers. A classifier whose
+        ``problem_type`` is ``"multi_label_classification"`` has one column a
+        label, in the order of ``id2label``. A regressor gives the outputs as
+        they are, without the sigmoid that sentence-transformers'
+        ``CrossEncoder`` may put over them.
+
+        Parameters
+        ----------
+        model, revision, max_length, prompt, precision, device, save_weights, verbose
+            As in the constructor, but that ``max_length="auto"`` is the limit
+            of the checkpoint, and no prompt is the default. What trains has
+            its default, and counts when `fit` is called.
+
+        Returns
+        -------
+        estimator of this class
+            Fitted. It takes one column of texts or two of pairs, whichever it
+            was trained on: that is not written down.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter is not usable, the checkpoint holds no such head, its
+            head is of the other kind (classes, numbers), or the engine cannot
+            run its network.
+        OSError
+            Files are missing or damaged.
+        """
+        from .finetuning import TrainingResult
+
+        given = {} if max_length == "auto" else {"max_length": max_length}
+        options = {"precision": precision, "device": device, "save_weights": save_weights, "verbose": verbose}
+        estimator = cls(model, revision=revision, prompt=prompt, **given, **options)
+        estimator._validate_params()
+        checkpoint = open_checkpoint(model, revision)
+        head = read_sequence_head(checkpoint)
+        settings = resolve_settings(
+            checkpoint,
+            checkpoint.defaults,
+            pooling="cls",
+            normalize=False,
+            prompt=prompt,
+            max_length=max_length,
+        )
+        estimator.max_length = settings.max_length
+        result = TrainingResult(head.last.coef, head.last.intercept, weights={})
+        estimator._set_attributes(
+            {
+                **estimator._attributes_of_head(head),
+                **estimator._network_attributes(result, checkpoint, settings, None),
+                "pooler_": asdict(head.pooler),
+            }
+        )
+        return estimator
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
         self._validate_params()
@@ -103,6 +184,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 **self._target_attributes(targets, result.coef, result.intercept),
                 **self._network_attributes(result, checkpoint, settings, earlier),
                 **self._column_attributes(texts),
+                "pooler_": None,
             }
 
         n_epochs = self._n_epochs(len(data.training))
@@ -319,7 +401,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         -------
         ndarray of float32, shape (n_texts, 384)
             Of norm 1. With ``pooling="pair"`` of shape (n_texts, 1536) and not
-            normalised.
+            normalised. After :meth:`from_transformers` the states of the first
+            token, below the pooler.
         """
         vectors, lengths = self._encode(X)
         warn_of_truncation(lengths, EncodingSettings(**self.settings_))
@@ -327,8 +410,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
     def _encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors that the head sees, and the tokens of each row before truncation."""
-        from .engine import TunedWeights
-
         check_is_fitted(self)
         self._validate_params()
         texts = check_texts(X)
@@ -340,7 +421,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             EncodingSettings(**self.settings_),
             compute=self._compute(checkpoint),
             cache=memory_cache,
-            tuned=TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None,
+            tuned=self._tuned_weights(),
             verbose=self.verbose,
         )
 
@@ -349,6 +430,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         return self._outputs_of(self.encode(X))
 
     def _outputs_of(self, vectors: np.ndarray) -> np.ndarray:
+        pooler = getattr(self, "pooler_", None)  # earlier versions had none
+        if pooler is not None:
+            vectors = np.tanh(vectors @ pooler["coef"].T + pooler["intercept"])
         return vectors @ self.coef_.T + self.intercept_
 
 

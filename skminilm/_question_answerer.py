@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from ._warnings import warn
 from ._windows import Windows, cut_windows, slices_of
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
+from .checkpoints.heads import read_span_head
 from .metrics import mlqa_exact_match, mlqa_f1
 
 if TYPE_CHECKING:
@@ -256,6 +258,73 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self.save_weights = save_weights
         self.random_state = random_state
         self.verbose = verbose
+
+    @classmethod
+    def from_transformers(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        max_length: int = 384,
+        stride: int = 128,
+        max_answer_length: int = 30,
+        no_answer_threshold: float | None = None,
+        precision: str = "auto",
+        device: str = "auto",
+        save_weights: str = "delta",
+        verbose: int = 0,
+    ) -> MiniLMQuestionAnswerer:
+        """Open a network that was fine-tuned with transformers, together with its head.
+
+        Nothing is trained: begins and ends of answers get the logits that
+        ``AutoModelForQuestionAnswering`` gives them, at this package's speed.
+
+        Parameters
+        ----------
+        model, revision, max_length, stride, max_answer_length, no_answer_threshold, precision, device, save_weights, verbose
+            As in the constructor. What trains has its default, and counts
+            when `fit` is called.
+
+        Returns
+        -------
+        estimator of this class
+            Fitted.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter is not usable, the checkpoint holds no such head, or
+            the engine cannot run its network.
+        OSError
+            Files are missing or damaged.
+        """
+        from .finetuning import TrainingResult
+
+        answerer = cls(
+            model,
+            revision=revision,
+            max_length=max_length,
+            stride=stride,
+            max_answer_length=max_answer_length,
+            no_answer_threshold=no_answer_threshold,
+            precision=precision,
+            device=device,
+            save_weights=save_weights,
+            verbose=verbose,
+        )
+        answerer._validate_params()
+        checkpoint = open_checkpoint(model, revision)
+        head = read_span_head(checkpoint)
+        settings = answerer._settings(checkpoint)
+        result = TrainingResult(head.coef, head.intercept, weights={})
+        answerer._set_attributes(
+            {
+                "coef_": head.coef,
+                "intercept_": head.intercept,
+                **answerer._network_attributes(result, checkpoint, settings, None),
+            }
+        )
+        return answerer
 
     @with_callbacks
     def fit(
@@ -544,12 +613,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         )
 
     def _best_spans(self, windows: Windows, checkpoint: Checkpoint, n_best: int) -> np.ndarray:
-        from .engine import SpanPlaces, TunedWeights, find_best_spans, get_tuned_model
+        from .engine import SpanPlaces, find_best_spans, get_tuned_model
 
-        tuned = TunedWeights(self.weights_, self.weights_digest_)
-        model = get_tuned_model(
-            checkpoint, replace(self._compute(checkpoint), helpers=()), tuned, state_cache
-        )
+        compute = replace(self._compute(checkpoint), helpers=())
+        model = get_tuned_model(checkpoint, compute, self._tuned_weights(), state_cache)
         return find_best_spans(
             model,
             windows.batch,

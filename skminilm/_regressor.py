@@ -12,6 +12,8 @@ from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._target_validation import check_numbers, check_row_weights
 from ._targets import MAX_DEVIATIONS, RealTargets, Targets
+from ._validation import shorten_list
+from .checkpoints.heads import SequenceHead
 
 
 class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
@@ -115,6 +117,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         shape (n_targets, 1536).
     intercept_ : ndarray of float64, shape (n_targets,)
         Of the head.
+    pooler_ : dict of str to ndarray, or None
+        After :meth:`from_transformers` the layer below the head: `coef` and
+        `intercept` of what a tanh is put over. Else None.
     n_iter_ : int
         Epochs run, those of earlier fits of a warm start included.
     history_ : list of dict
@@ -307,6 +312,18 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
             "coef_": coef * targets.scale[:, None],
             "intercept_": intercept * targets.scale + targets.mean,
             "_one_dimensional": targets.one_dimensional,
+        }
+
+    def _attributes_of_head(self, head: SequenceHead) -> dict[str, Any]:
+        if head.problem_type != "regression" and (len(head.names) > 1 or head.problem_type is not None):
+            raise ValueError(
+                f"The head of {self.model!r} gives classes ({shorten_list(head.names)}), not numbers: use "
+                "MiniLMClassifier.from_transformers."
+            )
+        return {
+            "coef_": head.last.coef.astype(np.float64),
+            "intercept_": head.last.intercept.astype(np.float64),
+            "_one_dimensional": len(head.names) == 1,
         }
 
     def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:

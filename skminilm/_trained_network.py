@@ -26,7 +26,7 @@ from .checkpoints.embedded import embed_checkpoint, open_embedded
 
 if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
-    from .engine import Compute
+    from .engine import Compute, TunedWeights
     from .finetuning import TrainableNetwork, TrainingOptions, TrainingResult, Workers
 
 _LORA_LEARNING_RATE = 1e-3
@@ -247,6 +247,12 @@ class TrainedNetworkEstimator(
         if self.checkpoint_ is not None:
             return open_embedded(self.checkpoint_)
         return open_checkpoint(self.model, self.revision, fingerprint=self.fingerprint_)
+
+    def _tuned_weights(self) -> TunedWeights | None:
+        """Return what training changed in the network; None where it is as in the checkpoint."""
+        from .engine import TunedWeights
+
+        return TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

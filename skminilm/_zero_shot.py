@@ -58,7 +58,8 @@ class MiniLMZeroShotClassifier(
         the labels that `fit` finds in y.
     nli : MiniLMClassifier, FrozenEstimator or path, default=None
         A classifier fitted on pairs of premise and hypothesis, one of whose
-        classes is "entailment"; or the folder of its ``save``. It is not
+        classes is "entailment"; or the folder of its ``save``. Others have
+        trained such classifiers: :meth:`MiniLMClassifier.from_transformers`. It is not
         fitted again; clones of this estimator have it as it is. As a value of
         a grid, which scikit-learn clones by itself, wrap it in
         :class:`sklearn.frozen.FrozenEstimator`. That classifier has a model,
@@ -525,6 +526,8 @@ def _digest(nli: MiniLMClassifier) -> str:
     digest = hashlib.sha256(f"{nli.fingerprint_} {nli.weights_digest_} {nli.classes_.tolist()}".encode())
     digest.update(np.ascontiguousarray(nli.coef_))
     digest.update(np.ascontiguousarray(nli.intercept_))
+    for array in (getattr(nli, "pooler_", None) or {}).values():
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 

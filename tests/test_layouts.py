@@ -231,7 +231,9 @@ def test_roberta_runs_on_the_engine(roberta_folder):
 
 
 def test_texts_as_long_as_the_positions_of_roberta_reach(roberta_folder):
-    assert load_checkpoint(roberta_folder).defaults.max_length == 19  # padding has the id 0: 1 of 20 is not used
+    assert (
+        load_checkpoint(roberta_folder).defaults.max_length == 19
+    )  # padding has the id 0: 1 of 20 is not used
     texts = ["word " * 100, "good " * 17]
     with pytest.warns(UserWarning, match="max_length=19"):
         vectors = MiniLMEncoder(roberta_folder, precision="fp32").transform(texts)

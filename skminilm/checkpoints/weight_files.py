@@ -115,7 +115,9 @@ def read_weights(paths: Sequence[Path], n_unused_positions: int = 0) -> Mapping[
     first `n_unused_positions` of the position embeddings are left out.
     """
     readers = {_new_name(name): reader for path in paths for name, reader in _tensor_readers(path).items()}
-    prefix = next((p for p in _PREFIXES if WORD_EMBEDDINGS not in readers and p + WORD_EMBEDDINGS in readers), "")
+    prefix = next(
+        (p for p in _PREFIXES if WORD_EMBEDDINGS not in readers and p + WORD_EMBEDDINGS in readers), ""
+    )
     readers = {name.removeprefix(prefix): reader for name, reader in readers.items()}
     if n_unused_positions and POSITION_EMBEDDINGS in readers:
         read_all = readers[POSITION_EMBEDDINGS]

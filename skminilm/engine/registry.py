@@ -85,13 +85,15 @@ def get_model(checkpoint: Checkpoint, compute: Compute) -> Model:
 
 
 def get_tuned_model(
-    checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights, cache: ArrayCache
-) -> StreamingModel:
-    """Return the loaded model of a checkpoint that was fine-tuned.
+    checkpoint: Checkpoint, compute: Compute, tuned: TunedWeights | None, cache: ArrayCache
+) -> Model:
+    """Return the loaded model of a checkpoint that was fine-tuned; without `tuned` as :func:`get_model` does.
 
     Where only upper layers were, the output of those below is kept in `cache`,
     on a CPU.
     """
+    if tuned is None:
+        return get_model(checkpoint, compute)
 
     def build() -> StreamingModel:
         n_frozen = tuned.n_frozen_layers

@@ -1,0 +1,283 @@
+"""Heads that transformers trained: the estimators give what transformers gives."""
+
+import shutil
+
+import joblib
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import edit_json
+
+from skminilm import (
+    MiniLMClassifier,
+    MiniLMQuestionAnswerer,
+    MiniLMRegressor,
+    MiniLMZeroShotClassifier,
+)
+from skminilm.checkpoints import load_checkpoint
+
+TEXTS = [
+    "Where is MY parcel?",
+    "¿Dónde está  mi paquete?",
+    "Μην αγοράσεις ΤΙΠΟΤΑ",
+    "小包はどこですか",
+    "a",
+    "",
+]
+PAIRS = [(text, other) for text in TEXTS for other in ("It is late.", "Das Paket ist da.")]
+FP32 = {"precision": "fp32"}
+
+
+def fine_tuned(folder, vocabulary, task="SequenceClassification", kind="XLMRoberta", **options):
+    """Write a tiny network with a head into a folder, as transformers' Trainer does, and return it."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=80,
+        type_vocab_size=1,
+        pad_token_id=0 if kind == "Bert" else 1,
+        **options,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = getattr(transformers, f"{kind}For{task}")(config).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    network.save_pretrained(folder)
+    return network
+
+
+@pytest.fixture
+def make_folder(tmp_path, xlmr_folder):
+    """Return a function that writes a network with a head and XLM-R's tokenizer into a folder."""
+
+    def make(name="tuned", **options):
+        folder = tmp_path / name
+        network = fine_tuned(folder, 250_037, **options)
+        shutil.copy(xlmr_folder / "sentencepiece.bpe.model", folder)
+        return folder, network
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def outputs_of():
+    """Return a function that gives what transformers computes of texts or pairs, one by one."""
+    from _reference import reference_tokenizer
+
+    tokenizer = reference_tokenizer()
+
+    def outputs(network, rows, name="logits"):
+        found = []
+        for row in rows:
+            encoded = tokenizer(*([row] if isinstance(row, str) else row), return_tensors="pt")
+            with torch.no_grad():
+                found.append(network(**encoded)[name][0].numpy())
+        return found
+
+    return outputs
+
+
+NLI = {0: "entailment", 1: "neutral", 2: "contradiction"}
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "XLMRoberta", "Camembert"])
+@pytest.mark.parametrize("rows", [TEXTS, PAIRS], ids=["texts", "pairs"])
+def test_classes_are_those_of_transformers(make_folder, outputs_of, kind, rows):
+    folder, network = make_folder(kind=kind, id2label=NLI)
+    expected = np.array(outputs_of(network, rows))
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    assert classifier.classes_.tolist() == ["contradiction", "entailment", "neutral"]
+    in_order = expected[:, [2, 0, 1]]
+    np.testing.assert_allclose(classifier.decision_function(rows), in_order, atol=1e-5)
+    proba = torch.softmax(torch.from_numpy(in_order), dim=1)
+    np.testing.assert_allclose(classifier.predict_proba(rows), proba, atol=1e-5)
+    assert classifier.predict(rows).tolist() == [NLI[number] for number in expected.argmax(axis=1)]
+    assert np.ptp(expected, axis=0).min() > 0.01  # the texts count
+
+
+def test_outputs_without_names_are_numbers(make_folder, outputs_of):
+    folder, network = make_folder(num_labels=12)
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    assert classifier.classes_.tolist() == list(range(12))
+    expected = np.array(outputs_of(network, TEXTS))
+    np.testing.assert_allclose(classifier.decision_function(TEXTS), expected, atol=1e-5)
+
+
+def test_several_labels_a_text(make_folder, outputs_of):
+    folder, network = make_folder(problem_type="multi_label_classification", id2label={0: "b", 1: "a"})
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    expected = np.array(outputs_of(network, TEXTS))
+    np.testing.assert_array_equal(classifier.predict(TEXTS), expected > 0)
+    np.testing.assert_allclose(classifier.predict_proba(TEXTS), 1 / (1 + np.exp(-expected)), atol=1e-5)
+    with pytest.raises(ValueError, match="gives classes"):
+        MiniLMRegressor.from_transformers(folder)
+
+
+def test_a_network_that_ranks_pairs(make_folder, outputs_of):
+    folder, network = make_folder(num_labels=1)
+    regressor = MiniLMRegressor.from_transformers(folder, **FP32)
+    expected = np.array(outputs_of(network, PAIRS))[:, 0]
+    np.testing.assert_allclose(regressor.predict(PAIRS), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"gives numbers, not classes: use MiniLMRegressor"):
+        MiniLMClassifier.from_transformers(folder)
+
+
+def test_several_numbers_a_text(make_folder, outputs_of):
+    folder, network = make_folder(num_labels=2, problem_type="regression")
+    expected = np.array(outputs_of(network, TEXTS))
+    np.testing.assert_allclose(
+        MiniLMRegressor.from_transformers(folder, **FP32).predict(TEXTS), expected, atol=1e-5
+    )
+
+
+def test_classes_are_no_numbers(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    with pytest.raises(ValueError, match=r"gives classes \(\['entailment', .*use MiniLMClassifier"):
+        MiniLMRegressor.from_transformers(folder)
+
+
+@pytest.mark.parametrize("save_weights", ["delta", "full"])
+def test_what_was_opened_can_be_kept(make_folder, tmp_path, save_weights):
+    folder, _ = make_folder(id2label=NLI)
+    classifier = MiniLMClassifier.from_transformers(folder, save_weights=save_weights)
+    expected = classifier.predict_proba(PAIRS)
+    classifier.save(tmp_path / "saved")
+    joblib.dump(classifier, tmp_path / "saved.joblib")
+    if save_weights == "full":
+        folder.rename(tmp_path / "elsewhere")
+    else:
+        assert (tmp_path / "saved.joblib").stat().st_size < 20_000
+    for again in (MiniLMClassifier.load(tmp_path / "saved"), joblib.load(tmp_path / "saved.joblib")):
+        np.testing.assert_array_equal(again.predict_proba(PAIRS), expected)
+
+
+def test_another_head_beside_the_same_network_is_noticed(make_folder, tmp_path):
+    folder, _ = make_folder(id2label=NLI)
+    classifier = MiniLMClassifier.from_transformers(folder)
+    weights = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        weights.classifier.out_proj.bias += 1
+    weights.save_pretrained(folder)
+    with pytest.raises(ValueError, match="has other weights"):
+        classifier.predict(TEXTS)
+
+
+def test_zero_shot_by_a_network_of_others(make_folder, outputs_of):
+    folder, network = make_folder(id2label=NLI)
+    nli = MiniLMClassifier.from_transformers(folder, **FP32)
+    labels = ["sports", "politics"]
+    zero_shot = MiniLMZeroShotClassifier(labels=labels, nli=nli).fit()
+    pairs = [(text, f"This text is about {label}.") for text in TEXTS for label in sorted(labels)]
+    logits = torch.tensor(np.array(outputs_of(network, pairs)))
+    entailed = logits.log_softmax(dim=1)[:, 0].view(len(TEXTS), 2)
+    np.testing.assert_allclose(zero_shot.predict_proba(TEXTS), entailed.softmax(dim=1), atol=1e-5)
+    several = MiniLMZeroShotClassifier(labels=labels, nli=nli, multi_label=True).fit()
+    odds = (logits[:, 0] - logits[:, 2]).view(len(TEXTS), 2)[:, [1, 0]]  # in the order of `labels`
+    np.testing.assert_allclose(several.predict_proba(TEXTS), odds.sigmoid(), atol=1e-5)
+    other = MiniLMClassifier.from_transformers(folder, **FP32)
+    other.pooler_ = {**other.pooler_, "intercept": other.pooler_["intercept"] + 1}
+    with pytest.raises(ValueError, match="another classifier than in fit"):
+        zero_shot.set_params(nli=other).predict(TEXTS)
+
+
+def test_it_can_be_trained_on(make_folder, requests):
+    X, y = requests.data[:32], requests.target[:32]
+    folder, _ = make_folder(id2label=NLI)
+    classifier = MiniLMClassifier.from_transformers(folder).set_params(epochs=1, random_state=0)
+    with pytest.raises(ValueError, match="warm_start=True goes on"):
+        classifier.set_params(warm_start=True).fit(X, y)
+    classifier.set_params(warm_start=False).fit(X, y)
+    assert classifier.pooler_ is None
+    fresh = MiniLMClassifier(folder, epochs=1, max_length=78, prompt=None, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(classifier.predict_proba(X), fresh.predict_proba(X))
+
+
+@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta"])
+def test_answers_are_those_of_transformers(make_folder, outputs_of, kind):
+    folder, network = make_folder(task="QuestionAnswering", kind=kind)
+    answerer = MiniLMQuestionAnswerer.from_transformers(
+        folder, max_length=76, stride=16, max_answer_length=5, **FP32
+    )
+    X = [("Where is the key?", "The key is under the mat."), ("Wer kommt?", "Morgen kommt Ada.")]
+    starts, ends = (outputs_of(network, X, f"{side}_logits") for side in ("start", "end"))
+    ids = [load_checkpoint(folder).tokenizer.encode([q], [c], max_length=76).input_ids for q, c in X]
+    for row, spans in enumerate(answerer.predict_spans(X)):
+        second = np.flatnonzero(ids[row] == 2)[1] + 1  # behind </s></s>
+        scores = {
+            (first, last): starts[row][first] + ends[row][last]
+            for first in range(second, len(ids[row]) - 1)
+            for last in range(first, min(first + 5, len(ids[row]) - 1))
+        }
+        best = max(scores, key=scores.get)
+        assert answerer.predict(X)[row] == spans[0].text
+        normaliser = np.logaddexp.reduce([*scores.values(), starts[row][0] + ends[row][0]])
+        assert spans[0].score == pytest.approx(np.exp(scores[best] - normaliser), abs=1e-5)
+
+
+def test_a_network_without_the_head(make_folder, tmp_path):
+    folder, _ = make_folder(task="QuestionAnswering")
+    with pytest.raises(ValueError, match="holds no head for texts"):
+        MiniLMClassifier.from_transformers(folder)
+    with pytest.raises(ValueError, match="'bundled' holds no head for texts"):
+        MiniLMRegressor.from_transformers("bundled")
+    other, _ = make_folder("other", id2label=NLI)
+    with pytest.raises(ValueError, match="holds no head for answers"):
+        MiniLMQuestionAnswerer.from_transformers(other)
+
+
+def test_a_head_over_a_network_that_the_engine_cannot_run(make_folder):
+    folder, _ = make_folder(id2label=NLI, hidden_act="relu")
+    with pytest.raises(
+        ValueError, match=r"its activation is 'relu', not 'gelu'\. Use transformers\.pipeline"
+    ):
+        MiniLMClassifier.from_transformers(folder)
+
+
+def test_names_that_are_twice_there(make_folder):
+    folder, _ = make_folder(id2label={0: "a", 1: "a", 2: "b"})
+    with pytest.raises(ValueError, match="names two outputs alike"):
+        MiniLMClassifier.from_transformers(folder)
+
+
+@pytest.mark.parametrize("options", [{"max_length": 2}, {"max_length": "long"}, {"precision": "int8"}])
+def test_parameters_are_checked(make_folder, options):
+    folder, _ = make_folder(id2label=NLI)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        MiniLMClassifier.from_transformers(folder, **options)
+
+
+def test_long_texts_are_cut_at_the_limit_of_the_checkpoint(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    classifier = MiniLMClassifier.from_transformers(folder)
+    assert classifier.max_length == 78
+    with pytest.warns(UserWarning, match="max_length=78"):
+        classifier.predict(["word " * 100])
+    short = MiniLMClassifier.from_transformers(folder, max_length=10)
+    with pytest.warns(UserWarning, match="max_length=10"):
+        short.predict(["word " * 100])
+
+
+def test_a_damaged_head(make_folder):
+    folder, network = make_folder(id2label=NLI)
+    with torch.no_grad():
+        network.classifier.dense.weight[0, 0] = torch.nan
+    network.save_pretrained(folder)
+    with pytest.raises(OSError, match=r"classifier\.dense holds a number that is not finite"):
+        MiniLMClassifier.from_transformers(folder)
+    weights = {**network.state_dict(), "classifier.dense.weight": torch.zeros(3, 3)}
+    network.save_pretrained(folder, state_dict=weights)
+    with pytest.raises(OSError, match=r"classifier\.dense has the shapes \(3, 3\)"):
+        MiniLMClassifier.from_transformers(folder)
+
+
+def test_names_that_are_no_dict(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    edit_json(folder / "config.json", id2label=["a"])
+    with pytest.raises(OSError, match="garbles id2label"):
+        MiniLMClassifier.from_transformers(folder)
