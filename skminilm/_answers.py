@@ -30,6 +30,9 @@ _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
 )
 
 
+_KEYS_OF_SQUAD = {"text", "answer_start"}  # of the answers that the library `datasets` has
+
+
 class Answer(NamedTuple):
     """A part of a context: ``context[start : start + len(text)] == text``."""
 
@@ -68,8 +71,9 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
     ----------
     y : sequence, or two columns
         One a context: a str, (str, int) with the position of its first code
-        point, a list of several of these (the first counts), or None. Of two
-        columns the second holds the positions.
+        point, a list of several of these (the first counts), a dict of both
+        as SQuAD has it in `datasets`, or None. Of two columns the second holds
+        the positions.
     contexts : sequence of str
     name : str, default="y"
         What errors call y.
@@ -143,6 +147,9 @@ def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, in
     """
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, dict) and value.keys() == _KEYS_OF_SQUAD:
+        located = _zipped(value["text"], value["answer_start"])
+        value = value if located is None else located
     if is_missing(value) or (isinstance(value, str) and value == ""):
         return []
     if isinstance(value, str):
@@ -158,6 +165,16 @@ def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, in
         f"{name} has no answer in row {row}: it is {shorten(value)} ({type(value).__name__}). Expected a str, "
         f"(text, start), a list of either, or None for no answer.{hint if isinstance(value, int) else ''}"
     )
+
+
+def _zipped(texts: Any, starts: Any) -> Any:
+    """Return answers with their positions, of lists of both or of one answer; None where they do not match."""
+    if isinstance(texts, str):
+        return texts, starts
+    try:
+        return list(zip(texts, starts, strict=True))
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_located(value: Any) -> bool:

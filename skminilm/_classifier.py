@@ -444,9 +444,12 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             now, before = now.tolist(), self.classes_.tolist()
             gone = [label for label in before if label not in set(now)]
             new = [label for label in now if label not in set(before)]
+            remedy = "Set warm_start=False."
+            if gone and not new:
+                remedy = "Add a row of each that it lacks, with sample_weight 0, or set warm_start=False."
             raise ValueError(
                 f"warm_start=True goes on with the classes of the earlier fit, {shorten_list(before)}: y lacks "
-                f"{shorten_list(gone)} and has {shorten_list(new)} besides. Set warm_start=False."
+                f"{shorten_list(gone)} and has {shorten_list(new)} besides. {remedy}"
             )
         return self.coef_, self.intercept_
 

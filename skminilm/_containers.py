@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import UserString
+from collections.abc import Sequence
 from typing import Any
 
 import narwhals as nw
 import numpy as np
+
+_PLAIN_SEQUENCES = (list, tuple, str, UserString, bytes, bytearray, memoryview)
 
 
 def view(values: Any) -> Any:
@@ -18,8 +22,8 @@ def view(values: Any) -> Any:
 
     Returns
     -------
-    narwhals Series or DataFrame, ndarray, or `values`
-        An array for what is one by ``__array__`` alone.
+    narwhals Series or DataFrame, ndarray, list, or `values`
+        An array for what is one by ``__array__`` alone, a list for other sequences than lists, tuples and str.
 
     Raises
     ------
@@ -44,4 +48,8 @@ def view(values: Any) -> Any:
         raise ValueError(f"A frame has two columns of one name: rename one of them. ({error})") from error
     if hasattr(values, "__array__") and not hasattr(values, "shape"):
         return np.asarray(values)
+    if isinstance(values, Sequence) and not isinstance(
+        values, _PLAIN_SEQUENCES
+    ):  # as a column of `datasets` is
+        return list(values)
     return values

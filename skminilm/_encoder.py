@@ -13,7 +13,13 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils._param_validation import StrOptions
 
 from ._cache import open_cache
-from ._encoding import encode_texts, open_checkpoint, resolve_settings, warn_of_truncation
+from ._encoding import (
+    encode_texts,
+    open_checkpoint,
+    resolve_settings,
+    warn_of_second_prompt,
+    warn_of_truncation,
+)
 from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
@@ -304,7 +310,8 @@ class MiniLMEncoder(
         Warns
         -----
         UserWarning
-            Texts longer than `max_length` were cut off; once a call.
+            Texts longer than `max_length` were cut off; once a call. Or texts
+            begin with a prompt, and ``prompt="auto"`` puts another one before.
         """
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
@@ -366,6 +373,7 @@ class MiniLMEncoder(
     def _encode(self, texts: Texts, checkpoint: Checkpoint, defaults: EncodingSettings) -> np.ndarray:
         self._check_long_text(texts)
         settings, compute = self._resolve(checkpoint, defaults)
+        warn_of_second_prompt(texts, self.prompt, settings)
         vectors, lengths = encode_texts(
             texts,
             checkpoint,

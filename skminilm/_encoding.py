@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
 
 _SLICE_TEXTS = 32_768
+_PROMPTS_OF_E5, _PROMPTED_ROWS = ("query: ", "passage: "), 100
 _RESULTS_VERSION = 4  # raise it when the same weights and texts begin to give other vectors
 
 
@@ -77,6 +78,20 @@ def resolve_settings(
         max_length=defaults.max_length if max_length == "auto" else int(max_length),
         long_text=long_text,
     )
+
+
+def warn_of_second_prompt(texts: Texts, prompt: str | None, settings: EncodingSettings) -> None:
+    """Warn where the default prompt would come before prompts that are in the texts already."""
+    if prompt != "auto" or not settings.prompt:
+        return
+    some = texts.first[:_PROMPTED_ROWS]
+    found = [next((p for p in _PROMPTS_OF_E5 if text.startswith(p)), "") for text in some]
+    n_prompted = sum(map(bool, found))
+    if 2 * n_prompted > len(some):
+        warn(
+            f"{n_prompted} of the first {len(some)} texts begin with a prompt ({max(found)!r}), and prompt='auto' puts "
+            f"{settings.prompt!r} before them too: give prompt=None, or leave theirs out."
+        )
 
 
 def encode_texts(

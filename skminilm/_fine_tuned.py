@@ -20,6 +20,7 @@ from ._encoding import (
     encode_texts,
     open_checkpoint,
     resolve_settings,
+    warn_of_second_prompt,
     warn_of_truncation,
 )
 from ._parameters import NumberInterval
@@ -175,6 +176,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         checkpoint = self._open_to_train()
         self._check_trainable(checkpoint)
         settings, compute = self._settings(checkpoint, texts), self._compute(checkpoint)
+        warn_of_second_prompt(texts, self.prompt, settings)
         if self.save_weights == "full":
             check_embeddable(checkpoint)
         earlier = self._earlier_fit(checkpoint, settings, targets)

@@ -171,7 +171,12 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _read_estimator(path: Path, kind: type) -> Any:
     if not (path / _STATE_FILE).is_file():
-        raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}.")
+        remedy = f"Give a folder that {kind.__name__}.save wrote."
+        if hasattr(kind, "from_transformers"):
+            remedy += (
+                f" What transformers wrote, and names on the hub, open by {kind.__name__}.from_transformers."
+            )
+        raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}. {remedy}")
     try:
         content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
         version, versions = content["format_version"], content["versions"]

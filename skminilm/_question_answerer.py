@@ -347,6 +347,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             Answers: (text, start), where start counts code points of the
             context; or the text alone, which stands for its first occurrence;
             or a list of several answers, of which the first is learned; or
+            ``{"text": [...], "answer_start": [...]}``, as `datasets` has SQuAD; or
             None (or "") where the context has no answer. Two columns of a
             data frame or an array are texts and starts.
         sample_weight : array-like of float, shape (n_questions,), default=None

@@ -142,7 +142,10 @@ def _columns_of(rows: list, name: str) -> list[list]:
 
 def _check_n_columns(n_columns: int, name: str) -> None:
     if n_columns not in (1, 2):
-        raise ValueError(f"{name} has {n_columns} columns. {_EXPECTED}: select the column(s) to read.")
+        raise ValueError(
+            f"{name} has {n_columns} columns. {_EXPECTED}: select the column(s) to read, join the fields of a record into "
+            "one text (df['subject'] + '. ' + df['body']), or give each an encoder of its own in a ColumnTransformer."
+        )
 
 
 def _split_rows(rows: list, name: str) -> list[list]:
@@ -166,7 +169,12 @@ def _check_column(values: list, name: str, place: str, missing: str) -> list[str
                 remedy = "Convert it, for example with str(value) or Series.astype(str)."
                 if isinstance(value, bytes | bytearray):
                     remedy = "Decode it, for example with value.decode('utf-8')."
-                if isinstance(value, dict | list | tuple | np.ndarray):
+                if isinstance(value, dict):
+                    remedy = (
+                        f"Take one field, for example [row['text'] for row in {name}], or give pairs of them as two "
+                        "columns."
+                    )
+                elif isinstance(value, list | tuple | np.ndarray):
                     remedy = "Give texts, or pairs of them as two columns."
                 raise TypeError(
                     f"{name} must hold str: row {row}{place} is {shorten(value)} ({type(value).__name__}). {remedy}"

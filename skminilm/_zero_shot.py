@@ -506,8 +506,9 @@ class MiniLMZeroShotClassifier(
 
 def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
     """Open a saved classifier, and again only where its files have changed."""
-    folder = Path(path).expanduser().resolve()
+    folder = Path(path).expanduser()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
+    folder = folder.resolve() if files else folder  # a message names what was given
     stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     return _load(folder, stamps)
 

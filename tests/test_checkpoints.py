@@ -548,6 +548,10 @@ def test_an_uncached_hub_model_fails_soon_and_says_what_to_do(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"not in the local cache .*use model='bundled'"):
         MiniLMEncoder(model, **options).transform(["a"])
     assert time.monotonic() - began < 5
+    with pytest.raises(
+        OSError, match=r"set_params\(model=PATH\)\. .*'sentence-transformers/some-model' may be meant"
+    ):
+        MiniLMEncoder("some-model", local_files_only=True).transform(["a"])
     assert not [
         path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".bin", ".safetensors")
     ]

@@ -587,6 +587,16 @@ def test_bad_values_are_named(parameters, fit_options, message):
         MiniLMClassifier(trainable="head", **parameters).fit(["x", "y"], ["a", "b"], **fit_options)
 
 
+def test_a_warm_start_on_a_part_without_a_class_says_how_it_goes_on():
+    model = MiniLMClassifier(trainable="head", warm_start=True, epochs=1).fit(["x", "y", "z"], [0, 1, 2])
+    with pytest.raises(ValueError, match=r"y lacks \[2\] .*with sample_weight 0"):
+        model.fit(["x", "y"], [0, 1])
+    with pytest.raises(ValueError, match=r"has \[3\] besides\. Set warm_start=False"):
+        model.fit(["x", "y"], [0, 3])
+    model.fit(["x", "y", "anything"], [0, 1, 2], sample_weight=[1, 1, 0])
+    assert model.classes_.tolist() == [0, 1, 2]
+
+
 def test_a_warm_start_tells_labels_from_columns():
     model = MiniLMClassifier(trainable="head", warm_start=True).fit(["x", "y"], [0, 1])
     with pytest.raises(ValueError, match="had one label a text, and y has several columns"):

@@ -1,5 +1,6 @@
 import pickle
 import tracemalloc
+import warnings
 
 import joblib
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from skminilm import MiniLMEncoder, clear_cache
+from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache
 from skminilm.engine.packed_model import PackedModel
 
 
@@ -60,6 +61,19 @@ def test_sentence_pairs_are_encoded_together(texts, reference):
     assert vectors.shape == (4, 384)
     assert np.abs(vectors - swapped).max() > 1e-3
     assert np.abs(vectors - joined).max() > 1e-3
+
+
+@pytest.mark.parametrize("estimator", [MiniLMEncoder(), MiniLMClassifier(trainable="head", epochs=1)])
+def test_a_prompt_before_a_prompt_is_warned_of(estimator):
+    X, y = ["query: good", "query: bad", "passage: fine"], [1, 0, 1]
+    call = estimator.transform if isinstance(estimator, MiniLMEncoder) else lambda X: estimator.fit(X, y)
+    with pytest.warns(UserWarning, match=r"3 of the first 3 texts begin with a prompt .*give prompt=None"):
+        call(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MiniLMEncoder(prompt=None).transform(X)
+        MiniLMEncoder(prompt="query: ").transform(["good", "bad"])
+        MiniLMEncoder().transform(["query: good", "bad"])
 
 
 def test_prompt_and_normalize(texts):

@@ -180,6 +180,11 @@ def test_zero_shot_by_a_network_of_others(make_folder, outputs_of):
     several = MiniLMZeroShotClassifier(labels=labels, nli=nli, multi_label=True).fit()
     odds = (logits[:, 0] - logits[:, 2]).view(len(TEXTS), 2)[:, [1, 0]]  # in the order of `labels`
     np.testing.assert_allclose(several.predict_proba(TEXTS), odds.sigmoid(), atol=1e-5)
+    for path in (folder, "somebody/an-nli-model"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no saved estimator.*MiniLMClassifier\.from_transformers"
+        ):
+            MiniLMZeroShotClassifier(labels=labels, nli=path).fit()
     other = MiniLMClassifier.from_transformers(folder, **FP32)
     other.pooler_ = {**other.pooler_, "intercept": other.pooler_["intercept"] + 1}
     with pytest.raises(ValueError, match="another classifier than in fit"):

@@ -281,8 +281,12 @@ def test_newer_versions_and_other_classes_are_refused(top, tmp_path, monkeypatch
         MiniLMClassifier.load(tmp_path / "newer")
     with pytest.raises(ValueError, match=r"pickled in format 99; .*upgrade skminilm"):
         pickle.loads(pickled)
-    with pytest.raises(FileNotFoundError, match="holds no saved estimator"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no saved estimator.*MiniLMClassifier\.from_transformers"
+    ):
         MiniLMClassifier.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Give a folder that MiniLMEncoder\.save wrote\.$"):
+        MiniLMEncoder.load(tmp_path)
 
 
 def test_parameters_of_a_later_release_are_refused(tmp_path):

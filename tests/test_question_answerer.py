@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
+from collections import deque
 from itertools import pairwise
 
 import joblib
@@ -413,6 +414,21 @@ def test_references_are_read():
     )
     assert answers == [("b", 2), ("a", 4), ("b", 2), None, None, None, None, ("c", 6)]
     assert problems == [""] * 8
+
+
+def test_answers_of_the_library_datasets():
+    y = [
+        {"text": ["b", "a"], "answer_start": [2, 0]},
+        {"text": [], "answer_start": []},
+        {"text": np.array(["c"], object), "answer_start": np.array([6])},
+        {"text": "a", "answer_start": 4},
+    ]
+    for rows in (y, deque(y)):
+        assert check_answers(rows, ["a b a c"] * 4) == ([("b", 2), None, ("c", 6), ("a", 4)], [""] * 4)
+    assert mlqa_f1(y, ["b", "", "c", "x"]) == 0.75
+    for value in ({"text": ["b"], "answer_start": []}, {"text": ["b"]}, {"text": 1, "answer_start": 2}):
+        with pytest.raises(TypeError, match="y has no answer in row 0"):
+            check_answers([value], ["a b"])
 
 
 @pytest.mark.parametrize("empty", [("", 0), ["", ""], [("", 0), ""]])

@@ -1,4 +1,6 @@
 import enum
+from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -44,6 +46,19 @@ class OnlyArray:
         return np.array(self.values, dtype=dtype)
 
 
+class OtherSequence(Sequence):
+    """A sequence of a library's own, as a column of `datasets` is."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __getitem__(self, index):
+        return self.values[index]
+
+    def __len__(self):
+        return len(self.values)
+
+
 COLUMNS = {
     **typed_columns(TEXTS),
     "list": TEXTS,
@@ -64,6 +79,8 @@ COLUMNS = {
     "pyarrow": pa.chunked_array([TEXTS]),
     "pyarrow table": pa.table({"text": TEXTS}),
     "object with __array__": OnlyArray(TEXTS),
+    "deque": deque(TEXTS),
+    "other sequence": OtherSequence(TEXTS),
 }
 
 
@@ -115,7 +132,7 @@ def test_two_columns_are_pairs(X):
         (np.array([1.5, 2.5]), TypeError, r"row 0 is 1\.5 \(float\)"),
         ([("a", "b"), ("c",)], ValueError, r"X is ragged: row 0 has 2 column\(s\), row 1 is \('c',\)"),
         ([("a",), "b"], ValueError, "X is ragged: .* row 1 is 'b'"),
-        ([("a", "b", "c")], ValueError, "X has 3 columns"),
+        ([("a", "b", "c")], ValueError, r"X has 3 columns.*df\['subject'\].*ColumnTransformer"),
         (pd.DataFrame({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
         (pd.DataFrame([["a", "b"]], columns=["x", "x"]), ValueError, "two columns of one name"),
         (pa.record_batch({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
@@ -251,6 +268,8 @@ NESTED = [[0, 1, 0], [1, 0, 1]]
         pa.array(NESTED),
         np.array([*NESTED, None], dtype=object)[:-1],
         torch.tensor(NESTED),
+        deque(NESTED),
+        OtherSequence(NESTED),
     ],
     ids=lambda y: type(y).__module__,
 )
@@ -373,7 +392,9 @@ def test_pairs_in_one_column(container):
 
 
 def test_dicts_are_told_to_become_columns():
-    with pytest.raises(TypeError, match="pairs of them as two columns"):
+    with pytest.raises(
+        TypeError, match=r"\[row\['text'\] for row in X\], or give pairs of them as two columns"
+    ):
         check_texts([{"premise": "a", "hypothesis": "b"}])
 
 

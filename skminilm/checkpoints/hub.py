@@ -92,9 +92,13 @@ def download(
                 "normalisation is assumed. Give pooling= and normalize= if the checkpoint needs others."
             )
         return cached
+    hint = ""
+    if "/" not in repo_id:
+        hint = f" Most names have an owner: 'sentence-transformers/{repo_id}' may be meant."
     raise OSError(
         f"The checkpoint {repo_id!r} (revision {revision or 'main'}) is not in the local cache "
-        f"{constants.HF_HUB_CACHE}, and {reason}. It is no local folder either. Download it once on a machine "
+        f"{constants.HF_HUB_CACHE}, and {reason}. It is no local folder either: an estimator that was fitted on one finds "
+        f"it elsewhere by set_params(model=PATH).{hint} Download it once on a machine "
         f"with access (hf download {repo_id}) and copy the cache, give the path of a local folder, use a preset "
         f"({', '.join(PRESETS)}), or use model={BUNDLED!r}, which needs no network."
     ) from cause
