@@ -15,6 +15,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,28 @@ def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
         if not path.exists() or error.errno not in _CANNOT_BE_EXCHANGED:
             raise
         _write_files(path, content, arrays)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder, which is at `path` when all has been written, and gone where that failed.
+
+    Raises
+    ------
+    FileExistsError
+        Something is at `path`.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already: choose another path.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".skminilm-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rmdir()
+        new.rename(path)
 
 
 def _is_inside(path: Path) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from .checkpoint import read_json
+from .checkpoint import Checkpoint, read_json
+from .layout import read_modules, transformer_folder
 from .library_tokenizer import LibraryTokenizer
 from .sentencepiece_tokenizer import XLMR_PIECES, SentencePieceTokenizer, build_model_proto
 from .token_batch import Tokenizer
@@ -152,6 +154,32 @@ def _agree(tokenizer: SentencePieceTokenizer, content: dict) -> bool:
     both = tokenizer, library_tokenizer
     ids = [one.encode(texts, max_length=512).input_ids.tolist() for one in both]
     return ids[0] == ids[1]
+
+
+def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the tokenizer of a checkpoint into a folder, as transformers reads it.
+
+    Raises
+    ------
+    ValueError
+        It has another vocabulary than XLM-R's, and the files beside the vocabulary are not there.
+    """
+    if checkpoint.folder is not None:
+        origin = transformer_folder(checkpoint.folder, read_modules(checkpoint.folder))
+        for name in (*TOKENIZER_FILES, *_SETTINGS_FILES):
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, folder / name)
+        return
+    kind, state = checkpoint.tokenizer.state()
+    if kind != "sentencepiece":
+        raise ValueError(
+            f"The tokenizer of {checkpoint.name!r} was kept without what transformers needs to know of it: do this "
+            "where the checkpoint's own files are."
+        )
+    (folder / TOKENIZER_FILES[0]).write_bytes(state)
+    settings = {"tokenizer_class": "XLMRobertaTokenizer"}
+    settings["model_max_length"] = checkpoint.config.max_position_embeddings
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _golden_ids() -> dict:

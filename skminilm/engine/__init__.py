@@ -3,6 +3,7 @@
 Importing this package imports torch; the estimators do so at first use.
 """
 
+from .export import export_network
 from .hardware import Compute, resolve_compute
 from .modes import own_modes
 from .registry import (
@@ -19,6 +20,7 @@ __all__ = [
     "Compute",
     "SpanPlaces",
     "TunedWeights",
+    "export_network",
     "find_best_spans",
     "get_model",
     "get_tuned_model",

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from ..checkpoints import BertConfig
-from ..checkpoints.checkpoint import WORD_EMBEDDINGS
+from ..checkpoints.checkpoint import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from ..checkpoints.q4 import BLOCK, BLOCK_BYTES, dequantize_q4
 
 # Low-rank adapters: weight + LORA_SCALE * lora_B @ lora_A.
 LORA_RANK = 8
 LORA_SCALE = 2.0
+_TYPE_EMBEDDINGS = "embeddings.token_type_embeddings.weight"
 WORD, WORD_ROWS = "embeddings.word", "embeddings.word.rows"
 # Of a layer, each with weight and bias, and what transformers' ``BertModel`` calls them.
 LAYER_PARTS = {
@@ -81,11 +82,33 @@ def _fused_embeddings(
         )
     yield WORD, table
     positions = (config.max_position_embeddings, size)
-    position = _checked(weights, "embeddings.position_embeddings.weight", positions).float()
-    types = _checked(weights, "embeddings.token_type_embeddings.weight", (config.type_vocab_size, size))
+    position = _checked(weights, POSITION_EMBEDDINGS, positions).float()
+    types = _checked(weights, _TYPE_EMBEDDINGS, (config.type_vocab_size, size))
     yield "embeddings.position", position + types[0].float()
     yield "embeddings.norm.weight", _checked(weights, "embeddings.LayerNorm.weight", (size,)).float()
     yield "embeddings.norm.bias", _checked(weights, "embeddings.LayerNorm.bias", (size,)).float()
+
+
+def unfused_weights(
+    weights: Iterable[tuple[str, torch.Tensor]], config: BertConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Undo :func:`fused_weights`, with the word embeddings in float32.
+
+    The type embedding stays in the positions, so that the types are 0.
+    """
+    for name, tensor in weights:
+        if name == WORD:
+            yield WORD_EMBEDDINGS, dense_rows(tensor, slice(None))
+        elif name == "embeddings.position":
+            yield POSITION_EMBEDDINGS, tensor
+            yield _TYPE_EMBEDDINGS, tensor.new_zeros(config.type_vocab_size, config.hidden_size)
+        elif name.startswith("embeddings.norm."):
+            yield name.replace("norm", "LayerNorm"), tensor
+        else:
+            _, layer, part, kind = name.split(".")
+            old_parts = LAYER_PARTS[part]
+            for old_part, piece in zip(old_parts, tensor.chunk(len(old_parts)), strict=True):
+                yield f"encoder.layer.{layer}.{old_part}.{kind}", piece.clone()
 
 
 def _checked(weights: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,0 +1,85 @@
+"""Networks that other packages read: their vectors are those of the estimator."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
+
+TEXTS = ["Where is MY parcel?", "¿Dónde está  mi paquete?", "小包はどこですか", "a", ""]
+X, Y = ["good", "bad", "fine", "awful"], [1, 0, 1, 0]
+OPTIONS = {"epochs": 1, "max_length": 24, "precision": "fp32", "random_state": 0}
+
+
+def read_by_others(folder):
+    """Return the vectors that sentence-transformers and MiniLMEncoder give."""
+    yield SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    yield MiniLMEncoder(folder, precision="fp32").transform(TEXTS)
+
+
+def test_the_bundled_network_goes_to_sentence_transformers(tmp_path):
+    classifier = MiniLMClassifier(trainable=1, save_weights="full", **OPTIONS).fit(X, Y)
+    classifier.export(tmp_path / "network")
+    for vectors in read_by_others(tmp_path / "network"):
+        np.testing.assert_allclose(vectors, classifier.encode(TEXTS), atol=1e-5)
+    shutil.rmtree(tmp_path / "network")  # half a gigabyte
+
+
+@pytest.mark.parametrize(
+    ("trainable", "save_weights"),
+    [(1, "delta"), ("all", "delta"), ("encoder", "fp16"), ("head", "delta"), ("lora", "delta")],
+)
+def test_whatever_was_trained(tmp_path, transformers_folder, trainable, save_weights):
+    if trainable == "lora":
+        pytest.importorskip("peft")
+    regressor = MiniLMRegressor(
+        transformers_folder, trainable=trainable, save_weights=save_weights, **OPTIONS
+    )
+    regressor.fit(X, [0.1, 0.2, 0.3, 0.5]).export(tmp_path / "network")
+    for vectors in read_by_others(tmp_path / "network"):
+        np.testing.assert_allclose(vectors, regressor.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_other_vocabularies_poolings_and_prompts(tmp_path, transformers_folder, pooling):
+    classifier = MiniLMClassifier(transformers_folder, pooling=pooling, prompt="query: ", **OPTIONS)
+    classifier.fit(X, Y).export(tmp_path / "network")
+    for vectors in read_by_others(tmp_path / "network"):
+        np.testing.assert_allclose(vectors, classifier.encode(TEXTS), atol=1e-5)
+
+
+def test_without_the_files_beside_a_vocabulary(tmp_path, transformers_folder):
+    folder = shutil.copytree(transformers_folder, tmp_path / "model")
+    classifier = MiniLMClassifier(folder, save_weights="full", **OPTIONS).fit(X, Y)
+    with pytest.raises(ValueError, match="kept without what transformers needs"):
+        classifier.export(tmp_path / "network")
+    assert not (tmp_path / "network").exists()
+
+
+def test_what_cannot_be_exported(tmp_path, distilbert_folder):
+    pairs = MiniLMClassifier(trainable="head", **OPTIONS).fit([("a", "b"), ("c", "d")], [0, 1])
+    with pytest.raises(ValueError, match="pooling='pair'"):
+        pairs.export(tmp_path / "network")
+    foreign = MiniLMClassifier(distilbert_folder, trainable="head", **OPTIONS).fit(X, Y)
+    with pytest.raises(ValueError, match="Only the head was trained"):
+        foreign.export(tmp_path / "network")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path, transformers_folder, monkeypatch):
+    classifier = MiniLMClassifier(transformers_folder, **OPTIONS).fit(X, Y)
+    (tmp_path / "network").mkdir()  # an empty folder may be filled
+    monkeypatch.setattr(json, "dumps", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        classifier.export(tmp_path / "network")
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
+    monkeypatch.undo()
+    classifier.export(tmp_path / "network")
+    before = sorted(path.name for path in (tmp_path / "network").iterdir())
+    with pytest.raises(FileExistsError, match="is there already"):
+        classifier.export(tmp_path / "network")
+    assert sorted(path.name for path in (tmp_path / "network").iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
