@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
 )
 
 
+_NUMBER = re.compile(r"\s*-?\d+(\.0*)?\s*")
 _KEYS_OF_SQUAD = {"text", "answer_start"}  # of the answers that the library `datasets` has
 
 
@@ -125,7 +127,13 @@ def answer_rows(y: Any, name: str) -> list:
             f"{name} has {len(columns)} columns: expected one of answers, or two, of answers and where they begin in "
             "their contexts."
         )
-    return columns[0] if len(columns) == 1 else [_located(*row) for row in zip(*columns, strict=True)]
+    if len(columns) == 1:
+        return columns[0]
+    texts, starts = columns
+    # An array of str and int, or a frame that was read as str, holds numbers as str.
+    if all(is_missing(start) or (isinstance(start, str) and _NUMBER.fullmatch(start)) for start in starts):
+        starts = [start if is_missing(start) else int(float(start)) for start in starts]
+    return [_located(*row) for row in zip(texts, starts, strict=True)]
 
 
 def _located(text: Any, start: Any) -> tuple[Any, Any] | None:
@@ -157,6 +165,8 @@ def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, in
     if _is_located(value):
         return [(value[0], value[1])] if value[0] else []
     if isinstance(value, list | tuple):
+        # Of several annotators some may have found none.
+        value = [item for item in value if not is_missing(item)]
         references = [item if _is_located(item) else (item, None) for item in value]
         if all(isinstance(text, str) for text, _ in references):
             return [(text, start) for text, start in references if text]

@@ -103,6 +103,7 @@ def encode_texts(
     cache: VectorCache | DiskVectorCache | None,
     tuned: TunedWeights | None = None,
     batch_tokens: int | None = None,
+    row_numbers: np.ndarray | None = None,
     verbose: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one vector a row, and the tokens of each row before truncation.
@@ -110,14 +111,16 @@ def encode_texts(
     Float32 (n_rows, settings.vector_size(hidden_size)) and int64 (n_rows,).
     Each different text is computed once a call, and not at all when `cache`
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
-    a model are not cached.
+    a model are not cached. Errors call the rows by their `row_numbers`, where
+    they are part of a larger X.
     """
     from .engine import get_tuned_model
 
     if tuned:
         cache = None
-    first_rows, index = _first_rows(texts)
-    unique = texts if len(first_rows) == len(texts) else texts.take(first_rows)
+    unique, first_rows, index = unique_texts(texts)
+    if row_numbers is not None:
+        first_rows = row_numbers[first_rows]
     vectors = np.zeros((len(unique), settings.vector_size(checkpoint.hidden_size)), np.float32)
     lengths = np.zeros(len(unique), np.int64)
     missing = np.arange(len(unique))
@@ -143,7 +146,7 @@ def encode_texts(
                 found, n_tokens = model.encode(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
-                _check_finite(found, texts, first_rows[some])
+                _check_finite(found, selected.first, first_rows[some])
                 if len(some) == len(vectors):  # of which there may be millions: without a copy
                     vectors, lengths = found, n_tokens
                 else:
@@ -153,12 +156,13 @@ def encode_texts(
     return (vectors, lengths) if unique is texts else (vectors[index], lengths[index])
 
 
-def _first_rows(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row of each different text or pair, and which of these each row is."""
+def unique_texts(texts: Texts) -> tuple[Texts, np.ndarray, np.ndarray]:
+    """Return the different texts or pairs, the first row of each, and which of them each row is."""
     rows = texts.first if texts.second is None else zip(texts.first, texts.second, strict=True)
     numbers: dict[object, int] = {}
     index = np.array([numbers.setdefault(row, len(numbers)) for row in rows], np.int64)
-    return np.unique(index, return_index=True)[1], index
+    first_rows = np.unique(index, return_index=True)[1]
+    return texts if len(first_rows) == len(texts) else texts.take(first_rows), first_rows, index
 
 
 def _entries(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -184,12 +188,12 @@ def _look_up(
     return is_known
 
 
-def _check_finite(vectors: np.ndarray, texts: Texts, rows: np.ndarray) -> None:
+def _check_finite(vectors: np.ndarray, texts: Sequence[str], row_numbers: np.ndarray) -> None:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        row = rows[np.flatnonzero(~finite)[0]]
+        place = int(np.flatnonzero(~finite)[0])
         raise FloatingPointError(
-            f"The vector of row {row}, {shorten(texts.first[row])}, is not finite: the weights are damaged or the "
+            f"The vector of row {row_numbers[place]}, {shorten(texts[place])}, is not finite: the weights are damaged or the "
             "precision is too low for them. Try precision='fp32'."
         )
 

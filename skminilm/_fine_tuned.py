@@ -20,6 +20,7 @@ from ._encoding import (
     encode_texts,
     open_checkpoint,
     resolve_settings,
+    unique_texts,
     warn_of_second_prompt,
     warn_of_truncation,
 )
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from .finetuning import TrainableNetwork, TrainingResult
 
 TRAINABLE = ("head", "encoder", "all", "lora")
+
+_VECTOR_BYTES = 2**26  # of a prediction at a time
 
 _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
 
@@ -341,7 +344,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if earlier is not None:
             head = earlier.coef, earlier.intercept
         elif self.init_head == "probe":
-            head = fit_head(vectors[data.training])
+            head = fit_head(vectors if len(data.training) == len(vectors) else vectors[data.training])
         else:
             head = _random_head(targets.n_outputs, settings.vector_size(checkpoint.hidden_size), random)
         options = self._training_options(n_epochs, compute, random)
@@ -374,16 +377,20 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         Texts that are set aside are left out, and their vectors 0, unless
         there is no network that computes them later.
         """
-        rows = np.arange(len(data.texts)) if self.trainable == "head" else data.training
-        vectors = np.zeros((len(data.texts), settings.vector_size(checkpoint.hidden_size)), np.float32)
-        vectors[rows], lengths = encode_texts(
-            data.texts.take(rows),
+        n_rows = len(data.texts)
+        rows = np.arange(n_rows) if self.trainable == "head" else data.training
+        found, lengths = encode_texts(
+            data.texts if len(rows) == n_rows else data.texts.take(rows),
             checkpoint,
             settings,
             compute=compute,
             cache=memory_cache,
             verbose=self.verbose,
         )
+        if len(rows) == n_rows:
+            return found, lengths
+        vectors = np.zeros((n_rows, found.shape[1]), np.float32)
+        vectors[rows] = found
         return vectors, lengths
 
     def _n_epochs(self, n_texts: int) -> int:
@@ -407,7 +414,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             normalised. After :meth:`from_transformers` the states of the first
             token, below the pooler.
         """
-        vectors, lengths = self._encode(X)
+        vectors, lengths = self._encode(self._checked_texts(X))
         warn_of_truncation(lengths, EncodingSettings(**self.settings_))
         return vectors
 
@@ -450,12 +457,16 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         with new_folder(path) as folder, own_modes(inference=True):
             export_network(folder, checkpoint, settings, self._tuned_weights())
 
-    def _encode(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors that the head sees, and the tokens of each row before truncation."""
+    def _checked_texts(self, X: Any) -> Texts:
+        """Return X as the texts of a prediction."""
         check_is_fitted(self)
         self._validate_params()
         texts = check_texts(X)
         self._check_columns(texts)
+        return texts
+
+    def _encode(self, texts: Texts, row_numbers: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors that the head sees, and the tokens of each row before truncation."""
         checkpoint = self._fitted_checkpoint()
         return encode_texts(
             texts,
@@ -464,14 +475,34 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             compute=self._compute(checkpoint),
             cache=memory_cache,
             tuned=self._tuned_weights(),
+            row_numbers=row_numbers,
             verbose=self.verbose,
         )
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return what the head makes of the texts, (n_texts, n_outputs) in the dtype of `coef_`."""
-        return self._outputs_of(self.encode(X))
+        """Return what the head makes of X, (n_texts, n_outputs) in the dtype of `coef_`."""
+        outputs, lengths = self._outputs_of(self._checked_texts(X))
+        warn_of_truncation(lengths, EncodingSettings(**self.settings_))
+        return outputs
 
-    def _outputs_of(self, vectors: np.ndarray) -> np.ndarray:
+    def _outputs_of(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the head makes of texts, and the tokens of each row before truncation.
+
+        Vectors take much more memory than outputs, those of pairs most: some
+        are there at a time.
+        """
+        unique, first_rows, index = unique_texts(texts)
+        n_together = max(1, _VECTOR_BYTES // (4 * self.coef_.shape[1]))
+        outputs, lengths = [], []
+        for start in range(0, len(unique), n_together):
+            rows = np.arange(start, min(start + n_together, len(unique)))
+            some = unique if len(rows) == len(unique) else unique.take(rows)
+            vectors, n_tokens = self._encode(some, first_rows[rows])
+            outputs.append(self._head_outputs(vectors))
+            lengths.append(n_tokens)
+        return np.concatenate(outputs)[index], np.concatenate(lengths)[index]
+
+    def _head_outputs(self, vectors: np.ndarray) -> np.ndarray:
         pooler = getattr(self, "pooler_", None)  # earlier versions had none
         if pooler is not None:
             vectors = np.tanh(vectors @ pooler["coef"].T + pooler["intercept"])

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ._answers import AnswerSpan, check_answers, check_questions, keep_found
 from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
-from ._encoding import open_checkpoint, resolve_settings
+from ._encoding import open_checkpoint, resolve_settings, unique_texts
 from ._parameters import NumberInterval
 from ._rows import reread
 from ._spans import choose_answers
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .engine import Compute
     from .finetuning import TrainingResult
 
-_SPANS_AN_ANSWER = 4  # with and without a token of whitespace at either end
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
 
@@ -97,7 +96,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         off with a warning.
     stride : int, default=128
         Tokens that neighbouring windows of a context share: fewer than
-        ``max_length // 2 - 4``.
+        ``max_length // 2 - 4``. Answers of more tokens that reach from one
+        window into the next are not found: a warning says so where `stride` is
+        less than `max_answer_length`.
     max_answer_length : int, default=30
         Tokens that an answer may have at the most. Longer ones are learned,
         but not found.
@@ -471,26 +472,56 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             text = ""; it comes first where `no_answer_threshold` asks for it,
             and is left out otherwise.
         """
-        check_is_fitted(self)
-        self._validate_params()
         if not isinstance(n_best, Integral) or isinstance(n_best, bool) or n_best < 1:
             raise ValueError(f"n_best={n_best!r}: expected an int of at least 1.")
+        return self._answer(X, int(n_best))[0]
+
+    def no_answer_margin(self, X: Any) -> np.ndarray:
+        """Return by how much no answer scores above the best span.
+
+        Where this is more than `no_answer_threshold`, the answer is "". So a
+        threshold can be chosen on questions that are set aside, without
+        another fit: the "null odds" of SQuAD 2.0's evaluation [2]_.
+
+        Parameters
+        ----------
+        X : list, array, or data frame of str, shape (n_questions, 2)
+            Questions and contexts.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_questions,)
+            Differences of sums of two logits. Infinite where the context
+            holds nothing that could be an answer.
+        """
+        return self._answer(X, 1)[1]
+
+    def _answer(self, X: Any, n_best: int) -> tuple[list[list[AnswerSpan]], np.ndarray]:
+        """Return what :meth:`predict_spans` and :meth:`no_answer_margin` do; each different question is computed once."""
+        check_is_fitted(self)
+        self._validate_params()
         texts = check_questions(X)
         self._check_columns(texts)
         checkpoint = self._fitted_checkpoint()
         self._settings(checkpoint)  # max_length and stride may be others than in fit
+        unique, _, index = unique_texts(texts)
         answers: list[list[AnswerSpan]] = []
-        n_cut = 0
-        with tqdm(total=len(texts), desc="answer", unit="question", disable=not self.verbose) as bar:
-            for rows in slices_of(texts):
-                some = texts.take(rows)
+        margins: list[float] = []
+        is_cut, is_windowed = [], False
+        with tqdm(total=len(unique), desc="answer", unit="question", disable=not self.verbose) as bar:
+            for rows in slices_of(unique):
+                some = unique.take(rows)
                 windows = self._windows(checkpoint, some)
-                found = self._best_spans(windows, checkpoint, _SPANS_AN_ANSWER * n_best)
-                answers += choose_answers(windows, found, some.second, n_best, self.no_answer_threshold)
-                n_cut += windows.n_cut_questions
+                found = self._best_spans(windows, checkpoint, windows.spans_an_answer() * n_best)
+                chosen = choose_answers(windows, found, some.second, n_best, self.no_answer_threshold)
+                answers += chosen[0]
+                margins += chosen[1]
+                is_cut.append(windows.is_cut)
+                is_windowed |= len(windows.first_tokens) > len(some)
                 bar.update(len(some))
-        self._warn_of_cut_questions(n_cut, len(texts))
-        return answers
+        self._warn_of_cut_questions(np.concatenate(is_cut)[index])
+        self._warn_of_stride(is_windowed)
+        return [list(answers[i]) for i in index], np.array(margins)[index]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, *, languages: Any = "en") -> float:
         """Return the token F1 of the answers, mean over questions, as MLQA evaluates it.
@@ -577,7 +608,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 f"stride={self.stride} tokens, so that none holds all of it"
             )
         kept = keep_found(problems, on_missing_answer, name)
-        self._warn_of_cut_questions(windows.n_cut_questions, len(texts))
+        self._warn_of_cut_questions(windows.is_cut)
+        self._warn_of_stride(len(windows.first_tokens) > len(texts))
         row_of_window = windows.batch.text_of_sequence
         weights = row_weights[row_of_window]
         chosen = np.flatnonzero(kept[row_of_window] & (weights > 0))
@@ -628,10 +660,18 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             n_best=n_best,
         )
 
-    def _warn_of_cut_questions(self, n_cut: int, n_questions: int) -> None:
-        if n_cut:
+    def _warn_of_stride(self, is_windowed: bool) -> None:
+        if is_windowed and self.stride < self.max_answer_length:
             warn(
-                f"{n_cut} of {n_questions} questions take more than half of max_length={self.max_length} tokens "
+                f"Windows share stride={self.stride} tokens, less than max_answer_length={self.max_answer_length}: an answer "
+                "that is longer than the stride and reaches from one window into the next is not found. Raise stride, or "
+                "lower max_answer_length."
+            )
+
+    def _warn_of_cut_questions(self, is_cut: np.ndarray) -> None:
+        if is_cut.any():
+            warn(
+                f"{is_cut.sum()} of {len(is_cut)} questions take more than half of max_length={self.max_length} tokens "
                 "and were cut off there. Shorten them, or raise max_length up to the limit of the checkpoint."
             )
 

@@ -17,8 +17,8 @@ def choose_answers(
     contexts: Sequence[str],
     n_best: int,
     no_answer_threshold: float | None,
-) -> list[list[AnswerSpan]]:
-    """Return the best answers of each row, best first, at least one.
+) -> tuple[list[list[AnswerSpan]], list[float]]:
+    """Return the best answers of each row, best first, at least one; and by how much no answer is the better one.
 
     Parameters
     ----------
@@ -31,6 +31,12 @@ def choose_answers(
     no_answer_threshold : float or None
         No answer is first where its score is more than this above the best
         span's; None: it never is, unless there is nothing else.
+
+    Returns
+    -------
+    answers : list of list of AnswerSpan
+    no_answer_margins : list of float
+        The score of no answer less that of the best span; infinite where there is no span.
     """
     unusable = np.flatnonzero(~(np.isfinite(found[:, 0]) & (found[:, 1] < np.inf)))
     if len(unusable):
@@ -40,7 +46,7 @@ def choose_answers(
             "precision is too low for them. Try precision='fp32'."
         )
     bounds = np.searchsorted(windows.batch.text_of_sequence, np.arange(len(contexts) + 1))
-    answers = []
+    answers, margins = [], []
     for row, context in enumerate(contexts):
         of_row = slice(bounds[row], bounds[row + 1])
         # The window that holds the answer is the one that doubts it least.
@@ -61,8 +67,9 @@ def choose_answers(
             for (start, end), score in spans.items()
         ]
         best = next(iter(spans.values()), -np.inf)
-        is_unanswered = no_answer_threshold is not None and no_answer - best > no_answer_threshold
+        margins.append(no_answer - best)
+        is_unanswered = no_answer_threshold is not None and margins[-1] > no_answer_threshold
         if is_unanswered or not ranked:
             ranked.insert(0, AnswerSpan(0, 0, float(np.exp(no_answer - total)), ""))
         answers.append(ranked[:n_best])
-    return answers
+    return answers, margins

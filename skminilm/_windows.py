@@ -33,8 +33,8 @@ class Windows:
         Which token of the context a window begins with.
     contexts : list of LocatedTokens
         Of the rows.
-    n_cut_questions : int
-        Questions that were too long, and were cut off.
+    is_cut : ndarray of bool, shape (n_rows,)
+        Whether the question was too long, and was cut off.
     """
 
     batch: TokenBatch
@@ -44,7 +44,7 @@ class Windows:
     own_stops: np.ndarray
     first_tokens: np.ndarray
     contexts: list[LocatedTokens]
-    n_cut_questions: int
+    is_cut: np.ndarray
 
     def targets(self, answers: Sequence[Answer | None]) -> np.ndarray:
         """Return what ``finetuning.SpanObjective`` learns: int64 (n_windows, 5).
@@ -75,6 +75,16 @@ class Windows:
         is_held = np.zeros(len(answers), bool)
         is_held[self.batch.text_of_sequence[targets[:, 0] > 0]] = True
         return np.flatnonzero(has_answer & ~is_held)
+
+    def spans_an_answer(self) -> int:
+        """Return how many spans of tokens may be the same characters of a context.
+
+        Begin and end may each have a token of whitespace more, and tokens
+        without characters of their own: the last of those that one character
+        is read as.
+        """
+        longest = max((_longest_run(tokens.starts == tokens.stops) for tokens in self.contexts), default=0)
+        return (2 + longest) ** 2
 
     def span(self, window: int, first: int, last: int, context: str) -> tuple[int, int]:
         """Return the code points [start, end) of a span of tokens of a window, without what is blank round them."""
@@ -114,10 +124,10 @@ def cut_windows(
     # In what two windows share, answers begin in the earlier one as long as they fit, up to the middle.
     overhang = max(0, min(stride // 2, stride - max_answer_length))
     sequences, rows, starts, stops, own_starts, own_stops, firsts = [], [], [], [], [], [], []
-    n_cut = 0
+    is_cut = np.zeros(len(texts), bool)
     for row, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         ids = question.ids[: room // 2]
-        n_cut += len(ids) < len(question.ids)
+        is_cut[row] = len(ids) < len(question.ids)
         head = np.concatenate([prefix, ids, middle])
         size = room - len(ids)
         firsts_of_row = list(window_starts(len(context.ids), size, stride))
@@ -143,7 +153,7 @@ def cut_windows(
         np.array(rows, np.int64),
     )
     places = (np.array(column, np.int64) for column in (starts, stops, own_starts, own_stops, firsts))
-    return Windows(batch, *places, contexts, n_cut)
+    return Windows(batch, *places, contexts, is_cut)
 
 
 def window_starts(n_tokens: int, size: int, stride: int) -> range:
@@ -158,6 +168,14 @@ def _locate_each(tokenizer: Tokenizer, texts: list[str]) -> list[LocatedTokens]:
     position = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     located = tokenizer.locate(list(position))
     return [located[position[text]] for text in texts]
+
+
+def _longest_run(flags: np.ndarray) -> int:
+    """Return how many True follow each other at the most."""
+    if not flags.any():
+        return 0
+    false = np.flatnonzero(np.concatenate([[True], ~flags, [True]]))
+    return int(np.diff(false).max()) - 1
 
 
 def slices_of(texts: Texts) -> Iterator[range]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
@@ -22,7 +23,7 @@ from ._accuracy import AccuracyMixin
 from ._candidates import candidates_of, fill, read_candidates
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
-from ._encoding import warn_of_truncation
+from ._encoding import unique_texts, warn_of_truncation
 from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._target_validation import check_labels, encode_classes, label_array
@@ -32,6 +33,7 @@ from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005
 _SLICE_PAIRS = 8192
+_SLICE_TEXTS = 1024
 _ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
 _SETTABLE_OF_NLI = ("device", "precision", "verbose")
 
@@ -287,7 +289,7 @@ class MiniLMZeroShotClassifier(
             ``multi_label=True``.
         """
         logits = self._logits(X)
-        return expit(logits) if self.multi_label else softmax(logits, axis=1)
+        return expit(logits, out=logits) if self.multi_label else softmax(logits, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of the probability of each label.
@@ -320,18 +322,26 @@ class MiniLMZeroShotClassifier(
             ``multi_label=True`` int64: 1 where entailment is more probable
             than contradiction, else 0.
         """
-        scores = self._scores(X)
-        return (scores > 0).astype(np.int64) if self.multi_label else self.classes_[scores.argmax(axis=1)]
+        parts = [
+            (scores > 0).astype(np.int64) if self.multi_label else scores.argmax(axis=1)
+            for scores in self._score_parts(X)
+        ]
+        return np.concatenate(parts) if self.multi_label else self.classes_[np.concatenate(parts)]
 
     def _logits(self, X: Any) -> np.ndarray:
         """Return the scores divided by the temperature; for a softmax less the greatest of each row."""
         scores = self._scores(X)
-        if self.multi_label:
-            return scores / self._temperature()
+        if not self.multi_label:
+            scores -= scores.max(axis=1, keepdims=True)
         with np.errstate(over="ignore"):  # minus infinity: next to no probability
-            return (scores - scores.max(axis=1, keepdims=True)) / self._temperature()
+            scores /= self._temperature()
+        return scores
 
     def _scores(self, X: Any) -> np.ndarray:
+        return np.concatenate(list(self._score_parts(X)))
+
+    def _score_parts(self, X: Any) -> Iterator[np.ndarray]:
+        """Yield the scores of some rows at a time: what they are made of takes much more memory."""
         check_is_fitted(self)
         self._validate_params()
         texts = _check_single(check_texts(X))
@@ -346,25 +356,32 @@ class MiniLMZeroShotClassifier(
                     f"prompt is {self.prompt!r}, and fit put {self.prompt_!r} before the labels: fit again."
                 )
             vectors = self._encoder(self.encoder_state_).transform(texts.first)
-            return _cosines(vectors, self.vectors_) - self.offsets_
+            for start in range(0, len(vectors), _SLICE_TEXTS):
+                scores = _cosines(vectors[start : start + _SLICE_TEXTS], self.vectors_)
+                scores -= self.offsets_
+                yield scores
+            return
         nli = self._open_nli()
         if _digest(nli) != self.nli_digest_:
             raise ValueError("nli is another classifier than in fit: fit again.")
-        # Slice by slice: the vectors of pairs take much more memory than their scores.
+        nli._validate_params()
+        unique, _, index = unique_texts(
+            texts
+        )  # of the same texts in several parts some would be computed twice
         n_together = max(1, _SLICE_PAIRS // len(self.hypotheses_))
-        slices = [
-            self._entailment(nli, texts.first[start : start + n_together])
-            for start in range(0, len(texts), n_together)
+        parts = [
+            self._entailment(nli, unique.first[start : start + n_together])
+            for start in range(0, len(unique), n_together)
         ]
-        scores, lengths = (np.concatenate(parts) for parts in zip(*slices, strict=True))
-        warn_of_truncation(lengths, EncodingSettings(**nli.settings_))
-        return scores
+        scores, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
+        warn_of_truncation(lengths[index], EncodingSettings(**nli.settings_))
+        yield scores[index]
 
     def _entailment(self, nli: MiniLMClassifier, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the scores of some texts, and the tokens of each with its longest hypothesis."""
-        pairs = [(text, hypothesis) for text in texts for hypothesis in self.hypotheses_]
-        vectors, lengths = nli._encode(pairs)
-        logarithms = log_softmax(nli._outputs_of(vectors), axis=1)
+        premises = [text for text in texts for _ in self.hypotheses_]
+        outputs, lengths = nli._outputs_of(Texts(premises, self.hypotheses_ * len(texts)))
+        logarithms = log_softmax(outputs, axis=1)
         classes = nli.classes_.tolist()
         scores = logarithms[:, classes.index(_ENTAILMENT)]
         if self.multi_label:
@@ -417,6 +434,10 @@ class MiniLMZeroShotClassifier(
                 )
         if getattr(nli, "n_features_in_", 2) != 2:
             raise ValueError("nli was fitted on single texts: fit it on pairs of premise and hypothesis.")
+        if [name.lower() for name in getattr(nli, "feature_names_in_", ())] == ["hypothesis", "premise"]:
+            raise ValueError(
+                "nli was fitted on the columns hypothesis, premise: fit it on X[['premise', 'hypothesis']], the text first."
+            )
         return nli
 
     def _check_options_of_nli(self) -> None:

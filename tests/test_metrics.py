@@ -254,6 +254,8 @@ def test_question_answerer_by_language():
     german = frame.loc[0]
     assert german[["n", "f1", "exact_match", "high"]].tolist() == pytest.approx([3, 2 / 3, 2 / 3, 1])
     assert german["low"] == pytest.approx(2 / 3 - 1.959964 * np.std([1, 1, 0], ddof=1) / np.sqrt(3))
+    columns = pd.DataFrame({"text": ["Wien", "北京城", "Graz", None], "start": [0, 0, None, None]})
+    pd.testing.assert_frame_equal(score_by_language(answerer, X, columns, ["de", "zh", "de", "de"]), frame)
 
 
 @pytest.mark.parametrize("has_polars", [True, False])

@@ -137,6 +137,64 @@ def test_no_answer_counts_among_those_asked_for(answerer):
         assert spans[0].text == ""
 
 
+def test_the_margin_of_no_answer_is_what_the_threshold_is_compared_with(answerer):
+    margins = answerer.no_answer_margin(QUESTIONS)
+    assert margins.shape == (len(QUESTIONS),)
+    model = clone(answerer)
+    vars(model).update({name: value for name, value in vars(answerer).items() if name.endswith("_")})
+    threshold = float(np.median(margins))
+    answered = model.set_params(no_answer_threshold=threshold).predict(QUESTIONS) != ""
+    np.testing.assert_array_equal(answered, margins <= threshold)
+    spans = model.set_params(no_answer_threshold=-1e9).predict_spans(QUESTIONS[:1], n_best=2)[0]
+    assert np.log(spans[0].score / spans[1].score) == pytest.approx(margins[0], rel=1e-4)
+    assert answerer.no_answer_margin([["q", "\u200b"]]) == [np.inf]
+
+
+def test_each_question_is_computed_once(answerer, monkeypatch):
+    from skminilm.engine.packed_model import PackedModel
+
+    counts = []
+    original = PackedModel.start_reduced
+
+    def counted(self, batch, rows, reduce):
+        counts.append(len(rows))
+        return original(self, batch, rows, reduce)
+
+    monkeypatch.setattr(PackedModel, "start_reduced", counted)
+    expected = answerer.predict_spans(QUESTIONS, n_best=2)
+    n_windows = sum(counts)
+    counts.clear()
+    assert answerer.predict_spans(QUESTIONS * 3, n_best=2) == expected * 3
+    assert sum(counts) == n_windows
+
+
+def test_cut_questions_are_counted_in_all_rows(answerer):
+    X = [["Where " * 400, "Ada came."], QUESTIONS[0], ["Where " * 400, "Ada came."]]
+    with pytest.warns(UserWarning, match="2 of 3 questions take more than half"):
+        answerer.predict(X)
+
+
+def test_characters_that_are_several_tokens_hide_no_span(answerer):
+    for context in ("a ‷ ‷", "⅐ of ⅑", "㌚ and ㌚㌚ there"):
+        all_spans = answerer.predict_spans([["What is it?", context]], n_best=1000)[0]
+        for n_best in range(1, len(all_spans) + 1):
+            assert len(answerer.predict_spans([["What is it?", context]], n_best=n_best)[0]) == n_best
+
+
+def test_a_stride_that_hides_long_answers_is_warned_of(xlmr_folder):
+    options = dict(trainable=1, epochs=1, max_length=64, random_state=0)
+    model = MiniLMQuestionAnswerer(xlmr_folder, stride=8, max_answer_length=9, **options)
+    long = [["q", " ".join(f"word{number}" for number in range(60))]]
+    with pytest.warns(UserWarning, match=r"stride=8 tokens, less than max_answer_length=9"):
+        model.fit(long, ["word3"])
+    with pytest.warns(UserWarning, match=r"stride=8 tokens, less than max_answer_length=9"):
+        model.predict(long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict([["q", "one window"]])
+        model.set_params(max_answer_length=8).predict(long)
+
+
 @pytest.mark.parametrize("trainable", [1, "all"])
 def test_what_is_trained_and_kept(tmp_path, trainable):
     model = MiniLMQuestionAnswerer(trainable=trainable, epochs=1, random_state=0, precision="fp32")
@@ -404,7 +462,7 @@ def test_a_question_may_take_half_of_what_a_pair_has(tokenizer):
         question = " ".join(["a"] * n)
         assert len(tokenizer.locate([question])[0].ids) == n
         windows = cut_windows(tokenizer, Texts([question], ["Ada came."]), 64, 8)
-        assert windows.n_cut_questions == is_cut
+        assert windows.is_cut.tolist() == [is_cut]
         assert windows.context_starts[0] == 1 + 30 + 2
 
 
@@ -444,13 +502,32 @@ def test_empty_answers_are_no_answer(empty):
         pd.DataFrame({"text": ["b", "a", None], "start": [2, 4, np.nan]}),
         pl.DataFrame({"text": ["b", "a", None], "start": [2, 4, None]}),
         np.array([("b", 2), ("a", 4), (None, None)], dtype=object),
+        pd.DataFrame({"text": ["b", "a", None], "start": ["2", "4.0", None]}, dtype=str),
+        pl.DataFrame({"text": ["b", "a", None], "start": ["2", " 4", None]}),
     ],
-    ids=["pandas", "polars", "numpy"],
+    ids=["pandas", "polars", "numpy", "pandas, str", "polars, str"],
 )
 def test_answers_and_their_places_in_two_columns(y):
     answers, problems = check_answers(y, ["a b a c"] * 3)
     assert answers == [("b", 2), ("a", 4), None]
     assert problems == [""] * 3
+
+
+def test_places_that_an_array_of_str_holds_are_no_answers():
+    y = np.array([("b", 2), ("a", 4)])
+    assert check_answers(y, ["a b a c"] * 2) == ([("b", 2), ("a", 4)], ["", ""])
+    assert mlqa_f1(y, ["2", "a"]) == 0.5
+    assert check_answers(np.array([("b", 3)]), ["a b a c"])[1][0].startswith(
+        "row 0: the answer 'b' is not at 3"
+    )
+    assert mlqa_f1(np.array([("b", "c")]), ["c"]) == 1  # two answers
+
+
+def test_annotators_who_found_no_answer_do_not_count_beside_others():
+    for answers in ([None, "b"], ["b", None], [np.nan, ("b", 2)], (None, "b")):
+        assert check_answers([answers], ["a b a c"])[0][0] == ("b", 2)
+        assert mlqa_f1([answers], [""]) == 0
+    assert check_answers([[None, None]], ["a"]) == ([None], [""])
 
 
 @pytest.mark.parametrize(
@@ -646,7 +723,7 @@ def test_the_window_that_holds_the_answer_says_whether_there_is_one():
     found[:, 0] = 5.0  # no answer in any window
     found[:, 3:] = windows.own_starts[:, None]
     found[1, :3] = -5.0, 4.0, 4.0  # but in this one
-    ((span,),) = choose_answers(windows, found, [context], 1, 0.0)
+    ((span,),), _ = choose_answers(windows, found, [context], 1, 0.0)
     assert span.text
     assert span.score > 0.9
 
@@ -807,7 +884,7 @@ def test_of_spans_with_the_same_text_the_best_counts(tokenizer):
     assert len(windows.contexts[0].ids) == 3
     year = windows.context_starts[0] + 2
     found = np.array([[-9.0, 3.0, 2.0, 1.0, year, year - 1, year, year]], np.float32)
-    ((span,),) = choose_answers(windows, found, [context], 5, None)
+    ((span,),), _ = choose_answers(windows, found, [context], 5, None)
     assert span.text == "年"
     assert span.score == pytest.approx(np.exp(2 - np.logaddexp(-9, 3)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import joblib
 import numpy as np
@@ -17,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from skminilm import MiniLMClassifier, MiniLMZeroShotClassifier
+from skminilm import MiniLMClassifier, MiniLMZeroShotClassifier, clear_cache
 
 TEXTS = [
     "Das Parlament stimmte ab.",
@@ -218,6 +219,54 @@ def test_nli_is_shared_by_clones_and_kept(nli, tmp_path, monkeypatch):
     from_folder = MiniLMZeroShotClassifier(labels=LABELS, nli=str(tmp_path / "nli")).fit()
     monkeypatch.setattr(MiniLMClassifier, "load", None)  # the files did not change: they are not read again
     np.testing.assert_array_equal(from_folder.predict_proba(TEXTS), expected)
+
+
+def test_nli_of_a_frame(nli):
+    pairs = pd.DataFrame([("a", "b"), ("c", "d")], columns=["Premise", "Hypothesis"])
+    options = dict(trainable="head", epochs=1, random_state=0)
+    named = MiniLMClassifier(**options).fit(pairs, ["entailment", "contradiction"])
+    unnamed = MiniLMClassifier(**options).fit(pairs.to_numpy(), ["entailment", "contradiction"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the pairs are made here: their columns are the right ones
+        probabilities = [
+            MiniLMZeroShotClassifier(labels=LABELS, nli=one).fit().predict_proba(TEXTS)
+            for one in (named, unnamed)
+        ]
+    np.testing.assert_array_equal(*probabilities)
+    swapped = MiniLMClassifier(**options).fit(
+        pairs[["Hypothesis", "Premise"]], ["entailment", "contradiction"]
+    )
+    with pytest.raises(ValueError, match=r"fitted on the columns hypothesis, premise.*the text first"):
+        MiniLMZeroShotClassifier(labels=LABELS, nli=swapped).fit()
+
+
+def test_parameters_of_nli_are_checked(nli):
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=copy.copy(nli)).fit()
+    with pytest.raises(ValueError, match="'precision' parameter"):
+        model.set_params(nli__precision="int3").predict(TEXTS)
+
+
+def test_each_pair_is_computed_once(nli, monkeypatch):
+    from skminilm import _zero_shot
+    from skminilm.engine.packed_model import PackedModel
+
+    n_computed = []
+    original = PackedModel.start_reduced
+
+    def counted(self, batch, rows, reduce):
+        n_computed.append(len(rows))
+        return original(self, batch, rows, reduce)
+
+    monkeypatch.setattr(PackedModel, "start_reduced", counted)
+    monkeypatch.setattr(_zero_shot, "_SLICE_PAIRS", 6)  # two texts at a time
+    model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
+    clear_cache()
+    expected = model.predict_proba(TEXTS)
+    assert sum(n_computed) == len(TEXTS) * len(LABELS)
+    n_computed.clear()
+    clear_cache()
+    np.testing.assert_array_equal(model.predict_proba(TEXTS * 3), np.tile(expected, (3, 1)))
+    assert sum(n_computed) == len(TEXTS) * len(LABELS)
 
 
 def test_nli_in_the_home_folder(nli, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 from sklearn.base import is_classifier
 
+from .._answers import answer_rows
 from .._rows import as_rows, check_languages, check_same_length
 from .._target_validation import kind_of_label, label_array
 from ._answer_scores import answer_scores
@@ -93,7 +94,7 @@ def rows_by_language(
             "score in a language is not defined here. Of a search or a pipeline around a question answerer give "
             "that itself, such as search.best_estimator_."
         )
-    y = as_rows(y, "y") if answers_questions else label_array(y).tolist()
+    y = answer_rows(y, "y") if answers_questions else label_array(y).tolist()
     languages = check_languages(as_rows(languages, "languages"), len(y))
     if not y:
         raise ValueError("y is empty: there is nothing to score.")
