@@ -84,7 +84,10 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None
         Weight of each class in the loss; ``"balanced"``: inversely
-        proportional to its frequency. Not with several labels a text.
+        proportional to its frequency. With several labels a text None is
+        ``"balanced"`` too: in each column 1 and 0 weigh the same (no row more
+        than 20 times), as rare labels would hardly ever be predicted
+        otherwise; ``{0: 1, 1: 1}`` takes the rows as they are.
     early_stopping : bool, default=False
         Set texts aside, stop when the score on them does not rise any more,
         and go back to the best epoch. The untrained start is a candidate too.
@@ -390,11 +393,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         if not is_multilabel(y):
             return ClassTargets(y, len(row_weights), self.class_weight, self.label_smoothing)
-        if self.class_weight is not None:
-            raise ValueError(
-                "class_weight is for one label a text, and y has several columns: use sample_weight."
-            )
-        return MultilabelTargets(y, len(row_weights), self.label_smoothing)
+        return MultilabelTargets(y, row_weights, self.class_weight, self.label_smoothing)
 
     def _refits_head(self) -> bool:
         return self.refit_head and self.trainable != "head"

@@ -26,6 +26,7 @@ _PROBE_C, _PROBE_C_A_CLASS = 10.0, 0.4
 _MAX_PROBE_STEPS = 50
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
+_MAX_LABEL_WEIGHT = 20.0
 _ABSENT_LOG_ODDS = 8.0  # of classes without weight together, against another class
 MAX_DEVIATIONS = 1e18  # whose square float32 can hold
 _MAX_DEVIATION = 1e304  # that leaves room for what a head multiplies it with
@@ -143,18 +144,47 @@ class ClassTargets(Targets):
 class MultilabelTargets(Targets):
     """Any number of labels a row, as an indicator matrix.
 
+    A label is mostly rare, and what is fitted to rows as they are says "no" of
+    nearly all: so the rows with it weigh as much as those without it.
+
     Parameters
     ----------
     y : array-like or sparse matrix of 0 and 1, shape (n_rows, n_labels)
-    n_rows : int
-        Rows of X.
+    row_weights : ndarray of float64, shape (n_rows,)
+    class_weight : dict, "balanced" or None, default=None
+        A dict says how much 0 and 1 count in all columns.
     label_smoothing : float, default=0.0
     """
 
-    def __init__(self, y: Any, n_rows: int, label_smoothing: float = 0.0) -> None:
-        self.values = check_labels(y, n_rows)
-        self._label_smoothing = label_smoothing
+    def __init__(
+        self,
+        y: Any,
+        row_weights: np.ndarray,
+        class_weight: dict | str | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.values = check_labels(y, len(row_weights))
+        self._class_weight, self._label_smoothing = class_weight, label_smoothing
         self.n_outputs = self.values.shape[1]
+        self.scale_by(row_weights)
+
+    def scale_by(self, row_weights: np.ndarray) -> None:
+        """Take the shares of the labels from rows with a weight alone."""
+        share = np.average(self.values, axis=0, weights=row_weights)
+        shares = np.stack([1 - share, share])
+        if isinstance(self._class_weight, dict):
+            of_values = complete_class_weight(self._class_weight, np.arange(2))
+            weights = np.array([[of_values[0]], [of_values[1]]]) * np.ones_like(shares)
+            means = (weights * shares).sum(axis=0)
+            if not means.all():
+                raise ValueError(
+                    f"class_weight={self._class_weight} leaves no row with a weight in column {int(means.argmin())} of y."
+                )
+            self._label_weights = weights / means
+            return
+        weights = np.divide(0.5, shares, out=np.ones_like(shares), where=shares > 0)
+        # A row with a label that hardly any has is not to outweigh all else.
+        self._label_weights = np.minimum(weights, _MAX_LABEL_WEIGHT)
 
     def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return another indicator matrix, float32 (n_rows, n_labels)."""
@@ -164,7 +194,7 @@ class MultilabelTargets(Targets):
         """Return binary cross-entropy."""
         from .finetuning import MultilabelObjective
 
-        return MultilabelObjective(self._label_smoothing)
+        return MultilabelObjective(self._label_weights, self._label_smoothing)
 
     def fit_head(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
@@ -173,11 +203,12 @@ class MultilabelTargets(Targets):
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
         intercept = np.zeros(self.n_outputs, np.float32)
         for label in range(self.n_outputs):
-            present = np.unique(values[row_weights > 0, label])
+            weights = row_weights * self._label_weights[values[:, label].astype(np.int64), label]
+            present = np.unique(values[weights > 0, label])
             if len(present) == 1:
                 intercept[label] = _MAX_LOG_ODDS if present[0] else -_MAX_LOG_ODDS
-            else:
-                found, found_intercept = _logistic_regression(vectors, values[:, label], row_weights)
+            elif len(present) == 2:
+                found, found_intercept = _logistic_regression(vectors, values[:, label], weights)
                 coef[label], intercept[label] = found[0], found_intercept[0]
         return coef, intercept
 

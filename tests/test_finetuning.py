@@ -556,8 +556,56 @@ def test_indicator_matrices_give_any_number_of_labels(requests, split):
     bad[3, 1] = 2
     with pytest.raises(ValueError, match="row 3, column 1 is 2"):
         clone(classifier).fit(X, bad)
-    with pytest.raises(ValueError, match="class_weight is for one label a text"):
-        clone(classifier).set_params(class_weight="balanced").fit(X, labels(y))
+
+
+def labels_f1(y_true, y_pred):
+    from sklearn.metrics import f1_score
+
+    return f1_score(y_true, y_pred, average="macro", zero_division=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"trainable": "head"}, {"trainable": 1}, {"trainable": 1, "refit_head": False}]
+)
+def test_rare_labels_are_predicted_too(split, options):
+    """Each of eight labels is on an eighth of the texts: rows as they are say no to nearly all of them."""
+    X, y, X_new, y_new = split
+    Y, Y_new = (column[:, None] == np.unique(y) for column in (y, y_new))
+    classifier = MiniLMClassifier(epochs=3, random_state=0, **options)
+    found = labels_f1(Y_new, clone(classifier).fit(X, Y).predict(X_new))
+    as_they_are = clone(classifier).set_params(class_weight={0: 1, 1: 1}).fit(X, Y)
+    assert found > labels_f1(Y_new, as_they_are.predict(X_new)) + 0.1
+    balanced = clone(classifier).set_params(class_weight="balanced").fit(X, Y)
+    assert labels_f1(Y_new, balanced.predict(X_new)) == found
+
+
+def test_weights_of_labels():
+    y = np.zeros((100, 3), int)
+    y[:25, 0] = y[0, 1] = 1  # a quarter, one of a hundred, none
+    weights = MultilabelTargets(y, np.ones(100))._label_weights
+    np.testing.assert_allclose(weights, [[2 / 3, 50 / 99, 0.5], [2, 20, 1]])
+    doubled = np.ones(100)
+    doubled[:25] = 3
+    weights = MultilabelTargets(y, doubled)._label_weights
+    np.testing.assert_allclose(weights[:, 0], [1, 1])
+    weights = MultilabelTargets(y, np.ones(100), {1: 3})._label_weights
+    np.testing.assert_allclose(weights[:, 0] / weights[0, 0], [1, 3])
+    np.testing.assert_allclose(weights[:, 0] @ [0.75, 0.25], 1)
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "message"),
+    [
+        ({0: 0, 1: 0}, "leaves no row with a weight in column 0 of y"),
+        ({0: 0}, "leaves no row with a weight in column 2 of y"),
+        ({2: 1}, "class_weight names the class 2"),
+        ({0: -1}, "must be finite and >= 0"),
+    ],
+)
+def test_weights_of_labels_that_cannot_be(class_weight, message):
+    y = [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
+    with pytest.raises(ValueError, match=message):
+        MiniLMClassifier(class_weight=class_weight).fit(["a", "b", "c"], y)
 
 
 def test_scikit_learn_callbacks_hear_of_epochs_and_can_stop(split):
@@ -973,7 +1021,7 @@ def test_kept_states_of_other_layers_are_apart(split):
 
 
 def test_smoothing_moves_each_label_towards_one_half():
-    targets = MultilabelTargets([[1, 0], [0, 1]], 2, label_smoothing=0.2)
+    targets = MultilabelTargets([[1, 0], [0, 1]], np.ones(2), label_smoothing=0.2)
     objective = targets.objective()
     at = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).logit().requires_grad_()
     objective.losses(at, torch.from_numpy(targets.values)).sum().backward()

@@ -61,17 +61,24 @@ class MultilabelObjective(Objective):
 
     Parameters
     ----------
+    label_weights : ndarray of float, shape (2, n_labels)
+        How much rows without and with each label count.
     label_smoothing : float
         How far targets are moved from 0 and 1 towards one half.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_weights: np.ndarray, label_smoothing: float = 0.0) -> None:
+        self._label_weights = torch.from_numpy(label_weights.astype(np.float32))
         self.label_smoothing = label_smoothing
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy over the labels of each row."""
+        """Return the weighted mean of the cross-entropies of the labels of each row."""
+        if self._label_weights.device != targets.device:
+            self._label_weights = self._label_weights.to(targets.device)
+        without, having = self._label_weights
+        weights = torch.lerp(without, having, targets)
         targets = torch.lerp(targets, torch.full_like(targets, 0.5), self.label_smoothing)
-        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
+        return F.binary_cross_entropy_with_logits(outputs, targets, weights, reduction="none").mean(dim=1)
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
         """Return the weighted subset accuracy."""
