@@ -481,7 +481,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
         Where this is more than `no_answer_threshold`, the answer is "". So a
         threshold can be chosen on questions that are set aside, without
-        another fit: the "null odds" of SQuAD 2.0's evaluation [2]_.
+        another fit: the "null odds" of SQuAD 2.0's evaluation
+        (arXiv:1806.03822).
 
         Parameters
         ----------

@@ -25,7 +25,7 @@ TEXTS = [
     "a",
     "",
 ]
-PAIRS = [(text, other) for text in TEXTS for other in ("It is late.", "Das Paket ist da.")]
+PAIRS = [(text, other) for text in TEXTS for other in ("It is late.", "Der Brief kam an.")]
 FP32 = {"precision": "fp32"}
 
 
