@@ -104,8 +104,8 @@ class _WithHeadOfNumbers(_OfNumbers):
     def fit(self, X, y=None, sample_weight=None):
         return super().fit(self._first(X), y, sample_weight)
 
-    def encode(self, X):
-        return super().encode(self._later(X))
+    def _checked_texts(self, X):
+        return super()._checked_texts(self._later(X))
 
 
 class ClassifierOfNumbers(_WithHeadOfNumbers, MiniLMClassifier): ...
@@ -129,8 +129,8 @@ class ZeroShotOfNumbers(_OfNumbers, MiniLMZeroShotClassifier):
         words = np.array([f"c0v{number}" for number in range(len(classes))])
         return classes, super()._read_labels(words[codes])[1]
 
-    def _scores(self, X):
-        return super()._scores(self._later(X))
+    def _score_parts(self, X):
+        return super()._score_parts(self._later(X))
 
 
 class AnswererOfNumbers(_OfNumbers, MiniLMQuestionAnswerer):
