@@ -131,8 +131,9 @@ def answer_rows(y: Any, name: str) -> list:
         return columns[0]
     texts, starts = columns
     # An array of str and int, or a frame that was read as str, holds numbers as str.
-    if all(is_missing(start) or (isinstance(start, str) and _NUMBER.fullmatch(start)) for start in starts):
-        starts = [start if is_missing(start) else int(float(start)) for start in starts]
+    starts = [None if is_missing(start) or start == "" else start for start in starts]
+    if all(start is None or (isinstance(start, str) and _NUMBER.fullmatch(start)) for start in starts):
+        starts = [None if start is None else int(float(start)) for start in starts]
     return [_located(*row) for row in zip(texts, starts, strict=True)]
 
 

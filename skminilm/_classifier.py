@@ -133,7 +133,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        With several labels a text: the numbers of the labels.
+        With several labels a text: the numbers of the labels (after
+        :meth:`from_transformers` their names).
     multilabel_ : bool
         y had several columns.
     coef_ : ndarray of float32, shape (n_classes, 384)
@@ -413,15 +414,15 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             raise ValueError(
                 f"The head of {self.model!r} gives numbers, not classes: use MiniLMRegressor.from_transformers."
             )
-        classes = np.arange(len(head.names))
-        if not multilabel and head.names != [f"LABEL_{number}" for number in classes]:
-            classes = np.array(head.names)
-        classes, order = np.unique(classes, return_index=True)
+        names = np.array(head.names)
+        classes, order = np.unique(names, return_index=True)
         if len(classes) < len(head.names):
             raise ValueError(
                 f"id2label of {self.model!r} names two outputs alike: {shorten_list(head.names)}. Correct its "
                 "config.json."
             )
+        if multilabel:
+            classes, order = names, slice(None)
         return {
             "classes_": classes,
             "multilabel_": multilabel,

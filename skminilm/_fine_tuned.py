@@ -101,7 +101,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         *,
         revision: str | None = None,
         max_length: int | str = "auto",
-        prompt: str | None = None,
+        prompt: str | None = "auto",
         precision: str = "auto",
         device: str = "auto",
         save_weights: str = "delta",
@@ -110,13 +110,12 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         """Open a network that was fine-tuned with transformers, together with its head.
 
         Nothing is trained: the estimator predicts what
-        ``AutoModelForSequenceClassification`` does, at this package's speed. A
-        head over the first token's state with a layer below the last one
-        (BERT, RoBERTa, XLM-RoBERTa, CamemBERT) is read. `classes_` are the
-        names in ``id2label``, sorted; where these are ``"LABEL_0"``,
-        ``"LABEL_1"`` and so on, the numbers. A classifier whose
-        ``problem_type`` is ``"multi_label_classification"`` has one column a
-        label, in the order of ``id2label``. A regressor gives the outputs as
+        ``AutoModelForSequenceClassification`` does, at this package's speed.
+        The network is of the type BERT or XLM-RoBERTa; pairs need XLM-R's
+        vocabulary. `classes_` are the names in ``id2label``, sorted; where
+        these are ``"LABEL_0"``, ``"LABEL_1"`` and so on, the numbers. A
+        classifier whose ``problem_type`` is ``"multi_label_classification"``
+        has one column a label, in the order of ``id2label``. A regressor gives the outputs as
         they are, without the sigmoid that sentence-transformers'
         ``CrossEncoder`` may put over them.
 
@@ -124,8 +123,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         ----------
         model, revision, max_length, prompt, precision, device, save_weights, verbose
             As in the constructor, but that ``max_length="auto"`` is the limit
-            of the checkpoint, and no prompt is the default. What trains has
-            its default, and counts when `fit` is called.
+            of the checkpoint. What trains has its default, and counts when
+            `fit` is called.
 
         Returns
         -------
@@ -301,6 +300,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     ) -> EarlierFit | None:
         if not self.warm_start or not hasattr(self, "weights_"):
             return None
+        if getattr(self, "pooler_", None) is not None:
+            raise ValueError(
+                "warm_start=True goes on from the earlier head, and one that transformers trained cannot be gone on with: set "
+                "warm_start=False, which trains the network and a new head."
+            )
         if self.fingerprint_ != checkpoint.origin or self.settings_ != asdict(settings):
             raise ValueError(
                 "warm_start=True goes on from the earlier fit, which had another model or revision, pooling, "

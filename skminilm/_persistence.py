@@ -90,9 +90,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         new = Path(temporary) / "new"
         new.mkdir()
         yield new
-        if path.exists():
-            path.rmdir()
-        new.rename(path)
+        if path.exists():  # it stays: a process may be in it
+            for file in sorted(new.iterdir()):
+                file.rename(path / file.name)
+        else:
+            new.rename(path)
 
 
 def _is_inside(path: Path) -> bool:

@@ -279,6 +279,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
         Nothing is trained: begins and ends of answers get the logits that
         ``AutoModelForQuestionAnswering`` gives them, at this package's speed.
+        The network is of the type BERT or XLM-RoBERTa, with XLM-R's vocabulary.
 
         Parameters
         ----------

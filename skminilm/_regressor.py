@@ -315,7 +315,8 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         }
 
     def _attributes_of_head(self, head: SequenceHead) -> dict[str, Any]:
-        if head.problem_type != "regression" and (len(head.names) > 1 or head.problem_type is not None):
+        is_multilabel = head.problem_type == "multi_label_classification"
+        if head.problem_type != "regression" and (len(head.names) > 1 or is_multilabel):
             raise ValueError(
                 f"The head of {self.model!r} gives classes ({shorten_list(head.names)}), not numbers: use "
                 "MiniLMClassifier.from_transformers."

@@ -28,7 +28,7 @@ from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._target_validation import check_labels, encode_classes, label_array
 from ._text_columns import TextColumnsMixin
-from ._validation import Texts, check_texts, shorten
+from ._validation import Texts, check_texts, shorten, shorten_list
 from .checkpoints import EncodingSettings
 
 _SIMILARITY_TEMPERATURE = 0.005
@@ -60,7 +60,7 @@ class MiniLMZeroShotClassifier(
         the labels that `fit` finds in y.
     nli : MiniLMClassifier, FrozenEstimator or path, default=None
         A classifier fitted on pairs of premise and hypothesis, one of whose
-        classes is "entailment"; or the folder of its ``save``. Others have
+        classes is "entailment" (in any case of letters); or the folder of its ``save``. Others have
         trained such classifiers: :meth:`MiniLMClassifier.from_transformers`. It is not
         fitted again; clones of this estimator have it as it is. As a value of
         a grid, which scikit-learn clones by itself, wrap it in
@@ -382,7 +382,7 @@ class MiniLMZeroShotClassifier(
         premises = [text for text in texts for _ in self.hypotheses_]
         outputs, lengths = nli._outputs_of(Texts(premises, self.hypotheses_ * len(texts)))
         logarithms = log_softmax(outputs, axis=1)
-        classes = nli.classes_.tolist()
+        classes = _lower_names(nli)
         scores = logarithms[:, classes.index(_ENTAILMENT)]
         if self.multi_label:
             scores = scores - logarithms[:, classes.index(_CONTRADICTION)]
@@ -427,10 +427,11 @@ class MiniLMZeroShotClassifier(
             ) from error
         needed = [_ENTAILMENT, _CONTRADICTION] if self.multi_label else [_ENTAILMENT]
         for name in needed:
-            if nli.multilabel_ or name not in nli.classes_.tolist():
+            if nli.multilabel_ or _lower_names(nli).count(name) != 1:
                 raise ValueError(
                     f"nli needs the class {name!r}{' for multi_label=True' if len(needed) > 1 else ''}, and has "
-                    f"{nli.classes_.tolist()}: fit it on labels of that name."
+                    f"{shorten_list(nli.classes_.tolist())}: fit it on labels of that name, or give its outputs their names in "
+                    "id2label of its config.json, where transformers trained it."
                 )
         if getattr(nli, "n_features_in_", 2) != 2:
             raise ValueError("nli was fitted on single texts: fit it on pairs of premise and hypothesis.")
@@ -542,6 +543,10 @@ def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _load(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> MiniLMClassifier:
     return MiniLMClassifier.load(folder)
+
+
+def _lower_names(nli: MiniLMClassifier) -> list:
+    return [str(name).lower() for name in nli.classes_.tolist()]
 
 
 def _digest(nli: MiniLMClassifier) -> str:

@@ -20,8 +20,6 @@ import transformers
 from conftest import edit_json, tiny_bert
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
-from skminilm._encoding import _check_finite
-from skminilm._validation import Texts
 from skminilm.checkpoints import PRESETS, BertConfig, bundled, hub, load_checkpoint
 from skminilm.checkpoints.embedded import content_digest, embed_checkpoint, open_embedded
 from skminilm.checkpoints.folder import model_files
@@ -183,10 +181,24 @@ def test_weights_that_make_no_finite_vector_are_an_error(folder):
         MiniLMEncoder(folder).transform(["a"])
 
 
-def test_the_row_of_a_vector_that_is_not_finite_is_that_of_the_user():
-    vectors = np.array([[1.0], [np.nan]], np.float32)  # of a call in which two rows are the same text
-    with pytest.raises(FloatingPointError, match="vector of row 2, 'b', is not finite"):
-        _check_finite(vectors, Texts(["a", "a", "b"], None), [0, 2])
+@pytest.mark.parametrize("n_together", [1, 1000])
+def test_the_row_of_a_vector_that_is_not_finite_is_that_of_the_user(folder, monkeypatch, n_together):
+    from skminilm import _fine_tuned
+    from skminilm.engine.packed_model import PackedModel
+
+    classifier = MiniLMClassifier(folder, trainable="head", epochs=1, max_length=20).fit(["x", "y"], [0, 1])
+    encode = PackedModel.encode
+
+    def damaged(self, first, second, settings, **options):
+        vectors, lengths = encode(self, first, second, settings, **options)
+        vectors[[text == "b" for text in first]] = np.nan
+        return vectors, lengths
+
+    monkeypatch.setattr(PackedModel, "encode", damaged)
+    monkeypatch.setattr(_fine_tuned, "_VECTOR_BYTES", 4 * classifier.coef_.shape[1] * n_together)
+    for call in (MiniLMEncoder(folder).transform, classifier.predict, classifier.encode):
+        with pytest.raises(FloatingPointError, match="vector of row 3, 'b', is not finite"):
+            call(["a", "a", "c", "b"])
 
 
 def test_a_table_in_4_bits_of_another_shape_is_refused(folder):

@@ -1,10 +1,13 @@
 """Networks that other packages read: their vectors are those of the estimator."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import edit_json
 from sentence_transformers import SentenceTransformer
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
@@ -49,6 +52,28 @@ def test_other_vocabularies_poolings_and_prompts(tmp_path, transformers_folder, 
     classifier.fit(X, Y).export(tmp_path / "network")
     for vectors in read_by_others(tmp_path / "network"):
         np.testing.assert_allclose(vectors, classifier.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("settings", [None, {"model_max_length": 60}])
+def test_a_vocabulary_of_which_no_file_says_whose_it_is(tmp_path, xlmr_folder, kind, settings):
+    """Beside a network of the type BERT transformers would take it for BERT's own."""
+    folder = shutil.copytree(xlmr_folder, tmp_path / "model")
+    edit_json(folder / "config.json", model_type=kind, pad_token_id=1)
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    classifier = MiniLMClassifier(folder, **OPTIONS).fit(X, Y)
+    classifier.export(tmp_path / "network")
+    for vectors in read_by_others(tmp_path / "network"):
+        np.testing.assert_allclose(vectors, classifier.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it has other rights")
+def test_all_files_may_be_read_by_the_same(tmp_path, transformers_folder, monkeypatch):
+    (tmp_path / "network").mkdir()
+    monkeypatch.chdir(tmp_path / "network")
+    MiniLMClassifier(transformers_folder, **OPTIONS).fit(X, Y).export(".")
+    assert len({path.stat().st_mode for path in Path.cwd().iterdir() if path.is_file()}) == 1
 
 
 def test_without_the_files_beside_a_vocabulary(tmp_path, transformers_folder):

@@ -579,6 +579,16 @@ def test_rare_labels_are_predicted_too(split, options):
     assert labels_f1(Y_new, balanced.predict(X_new)) == found
 
 
+def test_the_loss_of_validation_texts_has_no_weights_of_labels(split):
+    X, y, X_new, y_new = split
+    Y, Y_new = (column[:, None] == np.unique(y) for column in (y, y_new))
+    options = dict(trainable="head", epochs=1, random_state=0, precision="fp32")
+    classifier = MiniLMClassifier(refit_head=False, **options).fit(X, Y, X_val=X_new, y_val=Y_new)
+    found = np.where(Y_new, *(sign * classifier.predict_log_proba(X_new) for sign in (-1, 0)))
+    found = found - np.where(Y_new, 0, np.log1p(-classifier.predict_proba(X_new)))
+    assert classifier.history_[0]["validation_loss"] == pytest.approx(found.mean(), rel=1e-4)
+
+
 def test_weights_of_labels():
     y = np.zeros((100, 3), int)
     y[:25, 0] = y[0, 1] = 1  # a quarter, one of a hundred, none

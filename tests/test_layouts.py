@@ -199,10 +199,10 @@ def test_a_prefix_beside_a_table_that_is_no_weight(folder):
     np.testing.assert_array_equal(MiniLMEncoder(folder, precision="fp32").transform(TEXTS), before)
 
 
-@pytest.fixture(params=["Roberta", "XLMRoberta", "Camembert"])
-def roberta_folder(tmp_path, wordpiece, request):
+@pytest.fixture
+def xlm_roberta_folder(tmp_path, wordpiece):
     """A network whose positions begin behind that of padding, with the names that a head gives its weights."""
-    config = getattr(transformers, f"{request.param}Config")(
+    config = transformers.XLMRobertaConfig(
         vocab_size=len(wordpiece),
         hidden_size=32,
         num_hidden_layers=2,
@@ -215,7 +215,7 @@ def roberta_folder(tmp_path, wordpiece, request):
         layer_norm_eps=1e-5,
     )
     torch.manual_seed(0)
-    network = getattr(transformers, f"{request.param}ForSequenceClassification")(config).eval()
+    network = transformers.XLMRobertaForSequenceClassification(config).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -225,40 +225,53 @@ def roberta_folder(tmp_path, wordpiece, request):
     return tmp_path
 
 
-def test_roberta_runs_on_the_engine(roberta_folder):
-    assert load_checkpoint(roberta_folder).foreign_reason == ""
-    same_as_sentence_transformers(roberta_folder)
+@pytest.mark.parametrize("architecture", ["Roberta", "Camembert"])
+def test_relatives_of_xlm_roberta_run_through_sentence_transformers(xlm_roberta_folder, architecture):
+    """Their tokenizers have older forms that only transformers reads."""
+    name = architecture.lower()
+    edit_json(
+        xlm_roberta_folder / "config.json", model_type=name, architectures=[f"{architecture}ForMaskedLM"]
+    )
+    assert f"its architecture is {name!r}" in load_checkpoint(xlm_roberta_folder).foreign_reason
+    same_as_sentence_transformers(xlm_roberta_folder)
 
 
-def test_texts_as_long_as_the_positions_of_roberta_reach(roberta_folder):
+def test_xlm_roberta_runs_on_the_engine(xlm_roberta_folder):
+    assert load_checkpoint(xlm_roberta_folder).foreign_reason == ""
+    same_as_sentence_transformers(xlm_roberta_folder)
+
+
+def test_texts_as_long_as_the_positions_of_xlm_roberta_reach(xlm_roberta_folder):
     assert (
-        load_checkpoint(roberta_folder).defaults.max_length == 19
+        load_checkpoint(xlm_roberta_folder).defaults.max_length == 19
     )  # padding has the id 0: 1 of 20 is not used
     texts = ["word " * 100, "good " * 17]
     with pytest.warns(UserWarning, match="max_length=19"):
-        vectors = MiniLMEncoder(roberta_folder, precision="fp32").transform(texts)
-    edit_json(roberta_folder / "tokenizer_config.json", model_max_length=19)  # or sentence-transformers fails
-    np.testing.assert_array_equal(same_as_sentence_transformers(roberta_folder, texts), vectors)
+        vectors = MiniLMEncoder(xlm_roberta_folder, precision="fp32").transform(texts)
+    edit_json(
+        xlm_roberta_folder / "tokenizer_config.json", model_max_length=19
+    )  # or sentence-transformers fails
+    np.testing.assert_array_equal(same_as_sentence_transformers(xlm_roberta_folder, texts), vectors)
     with pytest.raises(ValueError, match="more than the 19 positions"):
-        MiniLMEncoder(roberta_folder, max_length=20).transform(["a"])
+        MiniLMEncoder(xlm_roberta_folder, max_length=20).transform(["a"])
 
 
 @pytest.mark.filterwarnings("ignore:.*texts have more than max_length")
-def test_roberta_can_be_trained_and_kept(roberta_folder, requests, tmp_path):
+def test_xlm_roberta_can_be_trained_and_kept(xlm_roberta_folder, requests, tmp_path):
     X, y = requests.data[:40], requests.target[:40]
     classifier = MiniLMClassifier(
-        roberta_folder, trainable="all", epochs=1, max_length=19, save_weights="full", random_state=0
+        xlm_roberta_folder, trainable="all", epochs=1, max_length=19, save_weights="full", random_state=0
     ).fit(X, y)
     expected = classifier.predict_proba(X)
     classifier.save(tmp_path / "saved")
-    roberta_folder.joinpath("config.json").rename(tmp_path / "elsewhere")
+    xlm_roberta_folder.joinpath("config.json").rename(tmp_path / "elsewhere")
     np.testing.assert_array_equal(MiniLMClassifier.load(tmp_path / "saved").predict_proba(X), expected)
 
 
-def test_position_embeddings_of_roberta_that_are_too_few(roberta_folder):
-    edit_json(roberta_folder / "config.json", max_position_embeddings=21)
+def test_position_embeddings_of_xlm_roberta_that_are_too_few(xlm_roberta_folder):
+    edit_json(xlm_roberta_folder / "config.json", max_position_embeddings=21)
     with pytest.raises(OSError, match=r"has the shape \(20, 32\), config.json says \(21, 32\)"):
-        load_checkpoint(roberta_folder)
+        load_checkpoint(xlm_roberta_folder)
 
 
 def unigram(requests, *, mask_at_the_end=True, lower=False, space_before=True):

@@ -504,8 +504,9 @@ def test_empty_answers_are_no_answer(empty):
         np.array([("b", 2), ("a", 4), (None, None)], dtype=object),
         pd.DataFrame({"text": ["b", "a", None], "start": ["2", "4.0", None]}, dtype=str),
         pl.DataFrame({"text": ["b", "a", None], "start": ["2", " 4", None]}),
+        np.array([("b", "2"), ("a", "4"), ("", "")]),
     ],
-    ids=["pandas", "polars", "numpy", "pandas, str", "polars, str"],
+    ids=["pandas", "polars", "numpy", "pandas, str", "polars, str", "numpy, str"],
 )
 def test_answers_and_their_places_in_two_columns(y):
     answers, problems = check_answers(y, ["a b a c"] * 3)

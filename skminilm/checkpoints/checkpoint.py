@@ -18,8 +18,7 @@ PAIR = "pair"  # compares the two texts of a pair; for fine-tuning
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 POSITION_EMBEDDINGS = "embeddings.position_embeddings.weight"
-# The networks of these differ from BERT's in nothing but where positions begin.
-ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
+XLMR_TYPE = "xlm-roberta"  # whose networks differ from BERT's in nothing but where positions begin
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,9 @@ class BertConfig:
 def n_unused_positions(config: Mapping[str, Any]) -> int:
     """Return how many position embeddings of a ``config.json`` no token has.
 
-    RoBERTa counts positions from behind the id of padding.
+    XLM-R counts positions from behind the id of padding.
     """
-    return int(config.get("pad_token_id", 1)) + 1 if config.get("model_type") in ROBERTA_TYPES else 0
+    return int(config.get("pad_token_id", 1)) + 1 if config.get("model_type") == XLMR_TYPE else 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # The layer below the last one and the last one, as BERT and as RoBERTa call them.
 _SEQUENCE_HEADS = (("pooler.dense", "classifier"), ("classifier.dense", "classifier.out_proj"))
 _SPAN_HEAD = "qa_outputs"
+_TASKS = {"ForSequenceClassification": "texts", "ForQuestionAnswering": "answers"}
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,17 @@ class SequenceHead:
     Attributes
     ----------
     pooler, last : LinearLayer
-    names : list of str
+    names : list of str or list of int
         What ``config.json`` calls the outputs; those it does not name are
-        ``"LABEL_0"``, ``"LABEL_1"`` and so on, as in transformers.
+        ``"LABEL_0"``, ``"LABEL_1"`` and so on, as in transformers. The
+        numbers, where all are so.
     problem_type : str or None
         As in ``config.json``.
     """
 
     pooler: LinearLayer
     last: LinearLayer
-    names: list[str]
+    names: list[str] | list[int]
     problem_type: str | None
 
 
@@ -63,21 +66,16 @@ def read_sequence_head(checkpoint: Checkpoint) -> SequenceHead:
     OSError
         The files are damaged.
     """
-    weights = _weights(checkpoint)
+    weights, config = _weights(checkpoint), _config(checkpoint)
+    _check_task(checkpoint, config, "ForSequenceClassification")
     for pooler_name, last_name in _SEQUENCE_HEADS:
         if {f"{pooler_name}.weight", f"{last_name}.weight"} <= weights.keys():
             break
     else:
-        raise _without_head(checkpoint, "texts (AutoModelForSequenceClassification)")
+        raise _without_head(checkpoint, "ForSequenceClassification")
     size = checkpoint.hidden_size
     pooler, last = _layer(weights, pooler_name, size, size), _layer(weights, last_name, None, size)
-    folder = transformer_folder(checkpoint.folder, read_modules(checkpoint.folder))
-    config: dict[str, Any] = read_json(folder / "config.json") or {}
-    named = config.get("id2label") or {}
-    try:
-        names = [str(named.get(str(number), f"LABEL_{number}")) for number in range(len(last.coef))]
-    except AttributeError as error:
-        raise OSError(f"{folder / 'config.json'} garbles id2label ({error}). Download it again.") from error
+    names = _names(checkpoint, config.get("id2label") or {}, len(last.coef))
     return SequenceHead(pooler, last, names, config.get("problem_type"))
 
 
@@ -92,8 +90,9 @@ def read_span_head(checkpoint: Checkpoint) -> LinearLayer:
         The files are damaged.
     """
     weights = _weights(checkpoint)
+    _check_task(checkpoint, _config(checkpoint), "ForQuestionAnswering")
     if f"{_SPAN_HEAD}.weight" not in weights:
-        raise _without_head(checkpoint, "answers (AutoModelForQuestionAnswering)")
+        raise _without_head(checkpoint, "ForQuestionAnswering")
     return _layer(weights, _SPAN_HEAD, 2, checkpoint.hidden_size)
 
 
@@ -106,9 +105,42 @@ def _weights(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
     return checkpoint.read_weights()
 
 
-def _without_head(checkpoint: Checkpoint, kind: str) -> ValueError:
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.folder is None:
+        return {}
+    return read_json(_config_path(checkpoint)) or {}
+
+
+def _config_path(checkpoint: Checkpoint) -> Path:
+    return transformer_folder(checkpoint.folder, read_modules(checkpoint.folder)) / "config.json"
+
+
+def _check_task(checkpoint: Checkpoint, config: Mapping[str, Any], task: str) -> None:
+    """Refuse the head of another task, whose layers may have the same names."""
+    architectures = config.get("architectures") or []
+    if architectures and not any(str(name).endswith(task) for name in architectures):
+        raise _without_head(checkpoint, task, f"but was saved by {', '.join(map(str, architectures))}")
+
+
+def _names(checkpoint: Checkpoint, named: Any, n_outputs: int) -> list[str] | list[int]:
+    problem = "it is no object"
+    if isinstance(named, Mapping):
+        names = [named.get(str(number), f"LABEL_{number}") for number in range(n_outputs)]
+        if names == [f"LABEL_{number}" for number in range(n_outputs)]:
+            return list(range(n_outputs))
+        if all(isinstance(name, int) and not isinstance(name, bool) for name in names):
+            return names
+        if all(isinstance(name, str) for name in names):
+            return names
+        problem = f"the outputs are called {names}"
+    raise OSError(
+        f"{_config_path(checkpoint)} garbles id2label: {problem}. Give each output a str, or each an int."
+    )
+
+
+def _without_head(checkpoint: Checkpoint, task: str, found: str = "only a network") -> ValueError:
     return ValueError(
-        f"{checkpoint.name!r} holds no head for {kind}, only a network: fit an estimator on it "
+        f"{checkpoint.name!r} holds no head for {_TASKS[task]} (AutoModel{task}), {found}: fit an estimator on it "
         f"(model={checkpoint.name!r}), or give a checkpoint that was fine-tuned for that with transformers."
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import ROBERTA_TYPES, EncodingSettings, read_json
+from .checkpoint import XLMR_TYPE, EncodingSettings, read_json
 
 _POOLING_KEYS = {
     "pooling_mode_mean_tokens": "mean",
@@ -97,8 +97,8 @@ class Layout:
     def why_foreign(self) -> str:
         """Say why the packed engine cannot run the checkpoint; "" where it can."""
         config = self._config
-        if config.get("model_type") not in ("bert", *ROBERTA_TYPES):
-            return f"its architecture is {config.get('model_type')!r}, neither BERT's nor RoBERTa's"
+        if config.get("model_type") not in ("bert", XLMR_TYPE):
+            return f"its architecture is {config.get('model_type')!r}, neither 'bert' nor {XLMR_TYPE!r}"
         if config.get("hidden_act", "gelu") != "gelu":
             return f"its activation is {config['hidden_act']!r}, not 'gelu'"
         if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):

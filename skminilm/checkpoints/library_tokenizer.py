@@ -78,5 +78,6 @@ def _no_pairs() -> ValueError:
     # BERT's own vocabulary tells the two texts apart by token types, which the packed engine does not have.
     return ValueError(
         "Sentence pairs need a checkpoint with XLM-R's vocabulary; this one has another. "
-        "Join the two columns into one text, or use model='bundled'."
+        "Join the two columns into one text, or use model='bundled'; a network that others fine-tuned on pairs needs "
+        "transformers itself (CrossEncoder, pipeline)."
     )

@@ -157,28 +157,36 @@ def _agree(tokenizer: SentencePieceTokenizer, content: dict) -> bool:
 
 
 def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the tokenizer of a checkpoint into a folder, as transformers reads it.
+    """Write the tokenizer of a checkpoint into a folder, as transformers reads it beside a network of the type BERT.
 
     Raises
     ------
     ValueError
         It has another vocabulary than XLM-R's, and the files beside the vocabulary are not there.
     """
-    if checkpoint.folder is not None:
-        origin = transformer_folder(checkpoint.folder, read_modules(checkpoint.folder))
+    kind, state = checkpoint.tokenizer.state()
+    origin = checkpoint.folder
+    if origin is not None:
+        origin = transformer_folder(origin, read_modules(origin))
+    if kind != "sentencepiece":
+        if origin is None:
+            raise ValueError(
+                f"The tokenizer of {checkpoint.name!r} was kept without what transformers needs to know of it: do this "
+                "where the checkpoint's own files are."
+            )
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(str(origin), local_files_only=True).save_pretrained(str(folder))
+        return
+    settings = {"model_max_length": checkpoint.config.max_position_embeddings}
+    if origin is None:
+        (folder / TOKENIZER_FILES[0]).write_bytes(state)
+    else:
         for name in (*TOKENIZER_FILES, *_SETTINGS_FILES):
             if (origin / name).is_file():
                 shutil.copyfile(origin / name, folder / name)
-        return
-    kind, state = checkpoint.tokenizer.state()
-    if kind != "sentencepiece":
-        raise ValueError(
-            f"The tokenizer of {checkpoint.name!r} was kept without what transformers needs to know of it: do this "
-            "where the checkpoint's own files are."
-        )
-    (folder / TOKENIZER_FILES[0]).write_bytes(state)
-    settings = {"tokenizer_class": "XLMRobertaTokenizer"}
-    settings["model_max_length"] = checkpoint.config.max_position_embeddings
+        settings |= read_json(origin / "tokenizer_config.json") or {}
+    settings["tokenizer_class"] = "XLMRobertaTokenizer"  # otherwise the type of the network decides
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def export_network(
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    mode = (folder / "config.json").stat().st_mode
+    (folder / "model.safetensors").chmod(stat.S_IMODE(mode))  # safetensors may write for the owner alone
 
 
 def _configuration(config: BertConfig, settings: EncodingSettings) -> dict[str, Any]:

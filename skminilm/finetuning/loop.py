@@ -282,7 +282,7 @@ class _Training:
             for part, outputs in self._outputs(self._split.validation):
                 targets = self._targets[part]
                 order.append(part.cpu().numpy())
-                losses.append(self._objective.losses(outputs, targets).cpu().numpy())
+                losses.append(self._objective.validation_losses(outputs, targets).cpu().numpy())
                 predictions.append(self._objective.predictions(outputs, targets).float().cpu().numpy())
         return np.concatenate(order), np.concatenate(losses), np.concatenate(predictions)
 

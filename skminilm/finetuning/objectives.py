@@ -24,6 +24,10 @@ class Objective(ABC):
         targets : Tensor, shape (n_rows,) or (n_rows, n_outputs)
         """
 
+    def validation_losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each row without weights of classes; here there are none."""
+        return self.losses(outputs, targets)
+
     def predictions(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return what `score` needs of the outputs, (n_rows, ...); here all of them."""
         return outputs
@@ -76,7 +80,15 @@ class MultilabelObjective(Objective):
         if self._label_weights.device != targets.device:
             self._label_weights = self._label_weights.to(targets.device)
         without, having = self._label_weights
-        weights = torch.lerp(without, having, targets)
+        return self._cross_entropy(outputs, targets, torch.lerp(without, having, targets))
+
+    def validation_losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the cross-entropies of the labels of each row."""
+        return self._cross_entropy(outputs, targets)
+
+    def _cross_entropy(
+        self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         targets = torch.lerp(targets, torch.full_like(targets, 0.5), self.label_smoothing)
         return F.binary_cross_entropy_with_logits(outputs, targets, weights, reduction="none").mean(dim=1)
 
