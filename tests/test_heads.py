@@ -17,6 +17,7 @@ from skminilm import (
     MiniLMZeroShotClassifier,
 )
 from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints.tokenizer import write_tokenizer
 
 TEXTS = [
     "Where is MY parcel?",
@@ -67,11 +68,10 @@ def make_folder(tmp_path, xlmr_folder):
 
 
 @pytest.fixture(scope="module")
-def outputs_of():
+def outputs_of(tmp_path_factory):
     """Return a function that gives what transformers computes of texts or pairs, one by one."""
-    from _reference import reference_tokenizer
-
-    tokenizer = reference_tokenizer()
+    write_tokenizer(folder := tmp_path_factory.mktemp("tokenizer"), load_checkpoint("bundled"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     def outputs(network, rows, name="logits"):
         found = []

@@ -11,7 +11,7 @@ from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
 from skminilm.checkpoints.token_batch import check_prompt
 from skminilm.checkpoints.token_limits import assemble
-from skminilm.checkpoints.tokenizer import _adds_tokens, read_tokenizer, verify_golden_ids
+from skminilm.checkpoints.tokenizer import _adds_tokens, read_tokenizer, verify_golden_ids, write_tokenizer
 
 GOLDEN = json.loads(files("skminilm.checkpoints").joinpath("golden_token_ids.json").read_text())
 
@@ -34,6 +34,25 @@ def test_golden_texts(tokenizer, probe):
 @pytest.mark.parametrize("probe", GOLDEN["pair"], ids=lambda probe: probe["a"] or "empty")
 def test_golden_pairs(tokenizer, probe):
     assert ids(tokenizer, probe["a"], probe["b"]) == probe["ids"]
+
+
+def test_the_tokenizer_that_is_written_for_transformers(tokenizer, requests, tmp_path):
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path, load_checkpoint("bundled"))
+    (tmp_path / "sentencepiece.bpe.model").unlink()  # transformers reads it only where protobuf is there
+    written = AutoTokenizer.from_pretrained(tmp_path)
+    for probe in GOLDEN["single"]:
+        assert written(probe["text"])["input_ids"] == probe["ids"]
+    for probe in GOLDEN["pair"]:
+        assert written(probe["a"], probe["b"])["input_ids"] == probe["ids"]
+    batch = tokenizer.encode(requests.data, max_length=512)
+    assert np.concatenate(written(requests.data)["input_ids"]).tolist() == batch.input_ids.tolist()
+    assert written.mask_token_id == 250_001
+    assert (
+        read_tokenizer(tmp_path).encode(requests.data, max_length=512).input_ids.tolist()
+        == batch.input_ids.tolist()
+    )
 
 
 def test_there_are_14_probes_and_2_pairs():

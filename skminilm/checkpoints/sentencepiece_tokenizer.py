@@ -39,13 +39,15 @@ _NEWER_RULES = (
     (0x1F23B, 0x1F23B),
     (0x1FBF0, 0x1FBF9),
 )
-_CHANGED = re.compile("[\u200d" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _NEWER_RULES) + "]")
+_NEWER = "".join(f"{chr(a)}-{chr(b)}" for a, b in _NEWER_RULES)
+_ZWJ, _UNKNOWN = "\u200d", "\U0010fffd"
+_CHANGED = re.compile(f"[{_ZWJ}{_NEWER}]")
 _TEXTS_PER_THREAD = 64
 _LOCATED_CHARACTERS = 250_000  # whose places are there as lists of tuples at a time: 150 bytes each
 
 
 def _original_rule(match: re.Match[str]) -> str:
-    return " " if match.group() == "\u200d" else "\U0010fffd"
+    return " " if match.group() == _ZWJ else _UNKNOWN
 
 
 class SentencePieceTokenizer:
@@ -74,6 +76,34 @@ class SentencePieceTokenizer:
     def state(self) -> tuple[str, bytes]:
         """Return what :func:`restore_tokenizer` takes."""
         return "sentencepiece", self._processor.serialized_model_proto()
+
+    def library_json(self) -> str:
+        """Return a ``tokenizer.json`` of the ``tokenizers`` library, for those who read no SentencePiece model."""
+        from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        processor = self._processor
+        pieces = [
+            (processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())
+        ]
+        special = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+        tokenizer = Tokenizer(models.Unigram([*special, *pieces, ("<mask>", 0.0)], unk_id=_UNK))
+        steps = []
+        if self.is_xlmr:
+            steps += [normalizers.Replace(_ZWJ, " "), normalizers.Replace(Regex(f"[{_NEWER}]"), _UNKNOWN)]
+        charsmap = _read_charsmap(processor.serialized_model_proto())
+        if charsmap:
+            steps.append(normalizers.Precompiled(charsmap))
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+        )
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>",
+            pair="<s> $A </s> </s> $B </s>",
+            special_tokens=[("<s>", _BOS), ("</s>", _EOS)],
+        )
+        tokenizer.add_special_tokens([*(name for name, _ in special), AddedToken("<mask>", lstrip=True)])
+        return tokenizer.to_str()
 
     def encode(
         self,
@@ -136,6 +166,40 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 def _fairseq_ids(pieces: np.ndarray) -> np.ndarray:
     """Return XLM-R's ids: SentencePiece counts <unk> <s> </s> first, fairseq <s> <pad> </s> <unk>."""
     return np.where(pieces, pieces + 1, np.int32(_UNK))
+
+
+def _read_charsmap(model_proto: bytes) -> bytes:
+    """Return the compiled normaliser of a serialised SentencePiece model (``normalizer_spec.precompiled_charsmap``)."""
+    specs = [content for field, content in _fields(model_proto) if field == 3]
+    maps = [content for spec in specs for field, content in _fields(spec) if field == 2]
+    return maps[-1] if maps else b""
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the fields of a protocol buffer that hold bytes: their numbers and contents."""
+    at = 0
+    while at < len(message):
+        key, at = _read_varint(message, at)
+        kind = key & 7
+        if kind == 2:
+            size, at = _read_varint(message, at)
+            yield key >> 3, message[at : at + size]
+            at += size
+        elif kind == 0:
+            _, at = _read_varint(message, at)
+        else:  # a number of 64 or 32 bits
+            at += 8 if kind == 1 else 4
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return number, at
 
 
 def _varint(number: int) -> bytes:

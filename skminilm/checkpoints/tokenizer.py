@@ -20,6 +20,15 @@ TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
 _SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 _MASK = "<mask>"
+_SPECIAL_ROLES = {
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": _MASK,
+}
 _NORMALIZERS_LIKE_XLMR = {"Precompiled", "Nmt", "NFKC", "Replace", "Strip"}
 
 
@@ -186,7 +195,12 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
             if (origin / name).is_file():
                 shutil.copyfile(origin / name, folder / name)
         settings |= read_json(origin / "tokenizer_config.json") or {}
-    settings["tokenizer_class"] = "XLMRobertaTokenizer"  # otherwise the type of the network decides
+    if not (folder / "tokenizer.json").is_file():
+        # transformers reads a SentencePiece model only where the package protobuf is there.
+        (folder / "tokenizer.json").write_text(checkpoint.tokenizer.library_json(), encoding="utf-8")
+    # The class that takes tokenizer.json as it is: otherwise the type of the network decides, or XLM-R's class, which
+    # makes a normaliser of its own.
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL_ROLES}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
