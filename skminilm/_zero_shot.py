@@ -60,9 +60,9 @@ class MiniLMZeroShotClassifier(
         the labels that `fit` finds in y.
     nli : MiniLMClassifier, FrozenEstimator or path, default=None
         A classifier fitted on pairs of premise and hypothesis, one of whose
-        classes is "entailment" (in any case of letters); or the folder of its ``save``. Others have
-        trained such classifiers: :meth:`MiniLMClassifier.from_transformers`. It is not
-        fitted again; clones of this estimator have it as it is. As a value of
+        classes is "entailment" (in any case of letters); or the folder of its
+        ``save``. Others have trained such classifiers:
+        :meth:`MiniLMClassifier.from_transformers`. It is not fitted again; clones of this estimator have it as it is. As a value of
         a grid, which scikit-learn clones by itself, wrap it in
         :class:`sklearn.frozen.FrozenEstimator`. That classifier has a model,
         revision, prompt, precision and device of its own: leave those out here.
@@ -365,9 +365,8 @@ class MiniLMZeroShotClassifier(
         if _digest(nli) != self.nli_digest_:
             raise ValueError("nli is another classifier than in fit: fit again.")
         nli._validate_params()
-        unique, _, index = unique_texts(
-            texts
-        )  # of the same texts in several parts some would be computed twice
+        # The same text in two parts would be computed twice.
+        unique, _, index = unique_texts(texts)
         n_together = max(1, _SLICE_PAIRS // len(self.hypotheses_))
         parts = [
             self._entailment(nli, unique.first[start : start + n_together])

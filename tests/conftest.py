@@ -84,6 +84,17 @@ def split(requests):
     return texts[train].tolist(), y[train], texts[test].tolist(), y[test]
 
 
+# Capitals, marks, two spaces, other scripts, next to nothing and nothing.
+TEXTS = [
+    "Where is MY parcel?",
+    "¿Dónde está  mi paquete?",
+    "Μην αγοράσεις ΤΙΠΟΤΑ",
+    "小包はどこですか",
+    "a",
+    "",
+]
+
+
 def tiny_config(vocab_size, **changes):
     from transformers import BertConfig
 
@@ -259,6 +270,22 @@ def plain_hidden_states(weights, pack, config):
     for layer in range(config.num_hidden_layers):
         hidden = encoder_layer(hidden, weights, layer, pack, config, PlainLinear(weights))
     return hidden
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many sequences each call of the engine computes, in a list that grows."""
+    from skminilm.engine.packed_model import PackedModel
+
+    counts = []
+    original = PackedModel.start_reduced
+
+    def counted(self, batch, rows, reduce):
+        counts.append(len(rows))
+        return original(self, batch, rows, reduce)
+
+    monkeypatch.setattr(PackedModel, "start_reduced", counted)
+    return counts
 
 
 def edit_json(path, **changes):

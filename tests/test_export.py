@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import edit_json
+from conftest import TEXTS, edit_json
 from sentence_transformers import SentenceTransformer
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
 
-TEXTS = ["Where is MY parcel?", "¿Dónde está  mi paquete?", "小包はどこですか", "a", ""]
 X, Y = ["good", "bad", "fine", "awful"], [1, 0, 1, 0]
 OPTIONS = {"epochs": 1, "max_length": 24, "precision": "fp32", "random_state": 0}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import edit_json
+from conftest import TEXTS, edit_json
 from safetensors.torch import save_file
 
 from skminilm import (
@@ -19,14 +19,6 @@ from skminilm import (
 from skminilm.checkpoints import load_checkpoint
 from skminilm.checkpoints.tokenizer import write_tokenizer
 
-TEXTS = [
-    "Where is MY parcel?",
-    "¿Dónde está  mi paquete?",
-    "Μην αγοράσεις ΤΙΠΟΤΑ",
-    "小包はどこですか",
-    "a",
-    "",
-]
 PAIRS = [(text, other) for text in TEXTS for other in ("It is late.", "Der Brief kam an.")]
 FP32 = {"precision": "fp32"}
 

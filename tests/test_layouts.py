@@ -9,7 +9,7 @@ import sentence_transformers
 import tokenizers
 import torch
 import transformers
-from conftest import edit_json, tiny_bert
+from conftest import TEXTS, edit_json, tiny_bert
 from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -23,15 +23,6 @@ try:
     import peft
 except ImportError:
     peft = None
-
-TEXTS = [
-    "Where is MY parcel?",
-    "¿Dónde está  mi paquete?",
-    "Μην αγοράσεις ΤΙΠΟΤΑ",
-    "小包はどこですか",
-    "a",
-    "",
-]
 
 
 def same_as_sentence_transformers(folder, texts=TEXTS):

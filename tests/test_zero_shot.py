@@ -246,27 +246,18 @@ def test_parameters_of_nli_are_checked(nli):
         model.set_params(nli__precision="int3").predict(TEXTS)
 
 
-def test_each_pair_is_computed_once(nli, monkeypatch):
+def test_each_pair_is_computed_once(nli, monkeypatch, computed):
     from skminilm import _zero_shot
-    from skminilm.engine.packed_model import PackedModel
 
-    n_computed = []
-    original = PackedModel.start_reduced
-
-    def counted(self, batch, rows, reduce):
-        n_computed.append(len(rows))
-        return original(self, batch, rows, reduce)
-
-    monkeypatch.setattr(PackedModel, "start_reduced", counted)
     monkeypatch.setattr(_zero_shot, "_SLICE_PAIRS", 6)  # two texts at a time
     model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
     clear_cache()
     expected = model.predict_proba(TEXTS)
-    assert sum(n_computed) == len(TEXTS) * len(LABELS)
-    n_computed.clear()
+    assert sum(computed) == len(TEXTS) * len(LABELS)
+    computed.clear()
     clear_cache()
     np.testing.assert_array_equal(model.predict_proba(TEXTS * 3), np.tile(expected, (3, 1)))
-    assert sum(n_computed) == len(TEXTS) * len(LABELS)
+    assert sum(computed) == len(TEXTS) * len(LABELS)
 
 
 def test_nli_in_the_home_folder(nli, tmp_path, monkeypatch):

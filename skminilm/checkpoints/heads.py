@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .checkpoint import Checkpoint, read_json
-from .layout import read_modules, transformer_folder
+from .layout import find_transformer
 
 if TYPE_CHECKING:
     import torch
 
-# The layer below the last one and the last one, as BERT and as RoBERTa call them.
+# The layer below the last one and the last one, as BERT and as XLM-R call them.
 _SEQUENCE_HEADS = (("pooler.dense", "classifier"), ("classifier.dense", "classifier.out_proj"))
 _SPAN_HEAD = "qa_outputs"
 _TASKS = {"ForSequenceClassification": "texts", "ForQuestionAnswering": "answers"}
@@ -106,13 +105,7 @@ def _weights(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    if checkpoint.folder is None:
-        return {}
-    return read_json(_config_path(checkpoint)) or {}
-
-
-def _config_path(checkpoint: Checkpoint) -> Path:
-    return transformer_folder(checkpoint.folder, read_modules(checkpoint.folder)) / "config.json"
+    return {} if checkpoint.folder is None else read_json(find_transformer(checkpoint.folder) / "config.json")
 
 
 def _check_task(checkpoint: Checkpoint, config: Mapping[str, Any], task: str) -> None:
@@ -134,7 +127,7 @@ def _names(checkpoint: Checkpoint, named: Any, n_outputs: int) -> list[str] | li
             return names
         problem = f"the outputs are called {names}"
     raise OSError(
-        f"{_config_path(checkpoint)} garbles id2label: {problem}. Give each output a str, or each an int."
+        f"config.json of {checkpoint.name!r} garbles id2label: {problem}. Give each output a str, or each an int."
     )
 
 

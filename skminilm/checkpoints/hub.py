@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .._warnings import warn
-from .layout import read_modules, transformer_folder
+from .layout import find_transformer
 from .presets import BUNDLED, PRESETS
 from .tokenizer import TOKENIZER_FILES
 from .weight_files import SHARD_INDEX, WEIGHT_FILES, find_weights
@@ -110,7 +110,7 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
     try:
         # One format of the weights is enough, which snapshot_download cannot know.
         folder = snapshot(_SMALL_FILES, cached_only=True)
-        transformer = transformer_folder(folder, read_modules(folder))
+        transformer = find_transformer(folder)
         find_weights(transformer)
     except (OSError, LocalEntryNotFoundError):
         return None

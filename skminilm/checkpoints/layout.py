@@ -67,6 +67,11 @@ def transformer_folder(folder: Path, modules: list[dict]) -> Path:
     return folder / next((module["path"] for module in modules if kind_of(module) == "Transformer"), "")
 
 
+def find_transformer(folder: Path) -> Path:
+    """Return where the network's own files lie in a folder of which nothing was read yet."""
+    return transformer_folder(folder, read_modules(folder))
+
+
 class Layout:
     """The configuration files of a folder.
 

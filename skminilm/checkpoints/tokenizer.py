@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .checkpoint import Checkpoint, read_json
-from .layout import read_modules, transformer_folder
+from .layout import find_transformer
 from .library_tokenizer import LibraryTokenizer
 from .sentencepiece_tokenizer import XLMR_PIECES, SentencePieceTokenizer, build_model_proto
 from .token_batch import Tokenizer
@@ -174,9 +174,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
         It has another vocabulary than XLM-R's, and the files beside the vocabulary are not there.
     """
     kind, state = checkpoint.tokenizer.state()
-    origin = checkpoint.folder
-    if origin is not None:
-        origin = transformer_folder(origin, read_modules(origin))
+    origin = None if checkpoint.folder is None else find_transformer(checkpoint.folder)
     if kind != "sentencepiece":
         if origin is None:
             raise ValueError(
