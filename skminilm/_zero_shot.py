@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Iterator
-from functools import lru_cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, clone
-from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -23,18 +19,15 @@ from ._accuracy import AccuracyMixin
 from ._candidates import candidates_of, fill, read_candidates
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
-from ._encoding import unique_texts, warn_of_truncation
+from ._entailment import entailment_scores, nli_digest, open_nli
 from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._target_validation import check_labels, encode_classes, label_array
 from ._text_columns import TextColumnsMixin
-from ._validation import Texts, check_texts, shorten, shorten_list
-from .checkpoints import EncodingSettings
+from ._validation import Texts, check_texts, shorten
 
 _SIMILARITY_TEMPERATURE = 0.005
-_SLICE_PAIRS = 8192
 _SLICE_TEXTS = 1024
-_ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
 _SETTABLE_OF_NLI = ("device", "precision", "verbose")
 
 
@@ -231,7 +224,7 @@ class MiniLMZeroShotClassifier(
             )
         if self.nli is not None:
             self._check_options_of_nli()
-            attributes["nli_digest_"] = _digest(self._open_nli())
+            attributes["nli_digest_"] = nli_digest(open_nli(self.nli, self.multi_label))
         elif self.multi_label:
             raise ValueError(
                 "multi_label=True needs nli: the similarity of vectors can tell which label is nearest, not "
@@ -361,32 +354,10 @@ class MiniLMZeroShotClassifier(
                 scores -= self.offsets_
                 yield scores
             return
-        nli = self._open_nli()
-        if _digest(nli) != self.nli_digest_:
+        nli = open_nli(self.nli, self.multi_label)
+        if nli_digest(nli) != self.nli_digest_:
             raise ValueError("nli is another classifier than in fit: fit again.")
-        nli._validate_params()
-        # The same text in two parts would be computed twice.
-        unique, _, index = unique_texts(texts)
-        n_together = max(1, _SLICE_PAIRS // len(self.hypotheses_))
-        parts = [
-            self._entailment(nli, unique.first[start : start + n_together])
-            for start in range(0, len(unique), n_together)
-        ]
-        scores, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
-        warn_of_truncation(lengths[index], EncodingSettings(**nli.settings_))
-        yield scores[index]
-
-    def _entailment(self, nli: MiniLMClassifier, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scores of some texts, and the tokens of each with its longest hypothesis."""
-        premises = [text for text in texts for _ in self.hypotheses_]
-        outputs, lengths = nli._outputs_of(Texts(premises, self.hypotheses_ * len(texts)))
-        logarithms = log_softmax(outputs, axis=1)
-        classes = _lower_names(nli)
-        scores = logarithms[:, classes.index(_ENTAILMENT)]
-        if self.multi_label:
-            scores = scores - logarithms[:, classes.index(_CONTRADICTION)]
-        shape = (len(texts), len(self.hypotheses_))
-        return scores.reshape(shape), lengths.reshape(shape).max(axis=1)
+        yield entailment_scores(nli, texts, self.hypotheses_, self.multi_label)
 
     def _temperature(self) -> float:
         if self.temperature != "auto":
@@ -406,39 +377,6 @@ class MiniLMZeroShotClassifier(
         )
         vars(encoder).update(state or {})
         return encoder.set_output(transform="default")  # whatever sklearn.set_config says
-
-    def _open_nli(self) -> MiniLMClassifier:
-        nli = self.nli
-        if isinstance(nli, FrozenEstimator):
-            nli = nli.estimator
-        if isinstance(nli, str | os.PathLike):
-            nli = _open_saved(nli)
-        if not isinstance(nli, MiniLMClassifier):
-            raise TypeError(
-                f"nli is {type(nli).__name__}: give a MiniLMClassifier fitted on premises and hypotheses."
-            )
-        try:
-            check_is_fitted(nli)
-        except NotFittedError as error:
-            raise ValueError(
-                "nli is not fitted: fit it on pairs of premise and hypothesis first. In a grid of values, which are "
-                "cloned, give FrozenEstimator(nli)."
-            ) from error
-        needed = [_ENTAILMENT, _CONTRADICTION] if self.multi_label else [_ENTAILMENT]
-        for name in needed:
-            if nli.multilabel_ or _lower_names(nli).count(name) != 1:
-                raise ValueError(
-                    f"nli needs the class {name!r}{' for multi_label=True' if len(needed) > 1 else ''}, and has "
-                    f"{shorten_list(nli.classes_.tolist())}: fit it on labels of that name, or give its outputs their names in "
-                    "id2label of its config.json, where transformers trained it."
-                )
-        if getattr(nli, "n_features_in_", 2) != 2:
-            raise ValueError("nli was fitted on single texts: fit it on pairs of premise and hypothesis.")
-        if [name.lower() for name in getattr(nli, "feature_names_in_", ())] == ["hypothesis", "premise"]:
-            raise ValueError(
-                "nli was fitted on the columns hypothesis, premise: fit it on X[['premise', 'hypothesis']], the text first."
-            )
-        return nli
 
     def _check_options_of_nli(self) -> None:
         """Refuse what would do nothing."""
@@ -525,36 +463,9 @@ class MiniLMZeroShotClassifier(
         return tags
 
 
-def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
-    """Open a saved classifier, and again only where its files have changed."""
-    folder = Path(path).expanduser()
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    folder = folder.resolve() if files else folder  # a message names what was given
-    stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _load(folder, stamps)
-
-
 def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     # In float32 their differences, which are small, would depend on how many are computed together.
     return np.matmul(vectors, others.T, dtype=np.float64)
-
-
-@lru_cache(maxsize=1)
-def _load(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> MiniLMClassifier:
-    return MiniLMClassifier.load(folder)
-
-
-def _lower_names(nli: MiniLMClassifier) -> list:
-    return [str(name).lower() for name in nli.classes_.tolist()]
-
-
-def _digest(nli: MiniLMClassifier) -> str:
-    digest = hashlib.sha256(f"{nli.fingerprint_} {nli.weights_digest_} {nli.classes_.tolist()}".encode())
-    digest.update(np.ascontiguousarray(nli.coef_))
-    digest.update(np.ascontiguousarray(nli.intercept_))
-    for array in (getattr(nli, "pooler_", None) or {}).values():
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def _check_single(texts: Texts) -> Texts:

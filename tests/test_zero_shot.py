@@ -247,9 +247,9 @@ def test_parameters_of_nli_are_checked(nli):
 
 
 def test_each_pair_is_computed_once(nli, monkeypatch, computed):
-    from skminilm import _zero_shot
+    from skminilm import _entailment
 
-    monkeypatch.setattr(_zero_shot, "_SLICE_PAIRS", 6)  # two texts at a time
+    monkeypatch.setattr(_entailment, "_SLICE_PAIRS", 6)  # two texts at a time
     model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
     clear_cache()
     expected = model.predict_proba(TEXTS)
@@ -331,13 +331,13 @@ def test_other_hypotheses_than_at_fit_are_refused(changes):
 def test_slices_change_nothing(nli, monkeypatch):
     model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
     expected = model.predict_proba(TEXTS)
-    monkeypatch.setattr("skminilm._zero_shot._SLICE_PAIRS", 4)
+    monkeypatch.setattr("skminilm._entailment._SLICE_PAIRS", 4)
     np.testing.assert_allclose(model.predict_proba(TEXTS), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("n_pairs", [4, 8192])
 def test_one_warning_counts_the_texts_of_all_slices(nli, monkeypatch, n_pairs):
-    monkeypatch.setattr("skminilm._zero_shot._SLICE_PAIRS", n_pairs)
+    monkeypatch.setattr("skminilm._entailment._SLICE_PAIRS", n_pairs)
     model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
     with pytest.warns(UserWarning, match="were cut off") as caught:
         model.predict_proba([TEXTS[0] * 20, *TEXTS, TEXTS[1] * 60, TEXTS[2]])
