@@ -99,7 +99,7 @@ def save_sentence_transformer(
     network : Path
         Folder of the network and its tokenizer.
     max_length : int
-        Tokens a text may have.
+        Tokens per text may have.
     pooling : str
     normalize : bool
         Scale vectors to norm 1.

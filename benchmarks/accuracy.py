@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--split", choices=["dev", "test"], default="test")
     parser.add_argument("--params", action="append", default=[], help="parameters of the classifier, JSON")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--shots", type=int, help="train on so many rows a class, drawn by seed")
+    parser.add_argument("--shots", type=int, help="train on so many rows per class, drawn by seed")
     parser.add_argument("--no-probe", action="store_true", help="leave the linear probe out")
     parser.add_argument("--brief", action="store_true", help="one line a model")
     options = parser.parse_args()

@@ -42,7 +42,7 @@ def of_length(texts: list[str], n_tokens: int, count: int) -> list[str]:
     """Return different real texts of nearly so many tokens, cut from joined sentences."""
     tokenizer = load_checkpoint("bundled").tokenizer
     words = " ".join(texts).split()
-    step = max(1, int(n_tokens / 1.9))  # tokens a word in these languages
+    step = max(1, int(n_tokens / 1.9))  # tokens per word in these languages
     found, start = [], 0
     while len(found) < count:
         text = " ".join(words[start % len(words) :][:step])

@@ -2,7 +2,7 @@
 
 python benchmarks/finetune.py --data DIR                              SIB-200, trained on English
 python benchmarks/finetune.py --data DIR --task all                   trained on 2,000 rows of 21 languages
-python benchmarks/finetune.py --data DIR --task shots --seeds 5       8 texts a class
+python benchmarks/finetune.py --data DIR --task shots --seeds 5       8 texts per class
 python benchmarks/finetune.py --data DIR --task nusax                 sentiment, trained on English and Indonesian
 python benchmarks/finetune.py --data DIR --task xnli                  pairs: entailment, trained on 2,000 English rows
 python benchmarks/finetune.py --data DIR --task pawsx                 pairs: paraphrases, trained on 1,500 English rows

@@ -93,7 +93,7 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
     ValueError
         y has another number of rows.
     """
-    check_given(y, name, "one answer a question")
+    check_given(y, name, "one answer per question")
     values = answer_rows(y, name)
     check_same_length(values, len(contexts), name, "answer")
     answers, problems = [], []
@@ -108,7 +108,7 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
 
 
 def answer_rows(y: Any, name: str) -> list:
-    """Return y with one value a row, for :func:`read_references`: one column, or two of answers and positions.
+    """Return y with one value per row, for :func:`read_references`: one column, or two of answers and positions.
 
     Raises
     ------

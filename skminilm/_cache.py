@@ -177,9 +177,9 @@ def set_config(
         (4,294,967,296 at the start).
     state_cache_bytes : int, default=None
         Memory that token states may take, in bytes (536,870,912 at the
-        start): with ``trainable=k``, what the layers below make of each text
-        (768 bytes a token in bfloat16). What does not fit is computed anew in
-        each epoch.
+        start): with ``trainable=k``, the output of the frozen layers for each
+        text (768 bytes per token in bfloat16). What does not fit is computed
+        anew in each epoch.
 
     Raises
     ------

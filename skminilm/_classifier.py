@@ -36,11 +36,12 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         Commit, tag or branch of a hub repository.
     trainable : {"head", "encoder", "all", "lora"} or int, default="encoder"
         What is trained besides the head: nothing (``"head"``), the top k
-        layers (an int k; what the layers below make of each text is computed
-        once and kept, see :func:`set_config`), all layers (``"encoder"``), the
-        layers and the embeddings (``"all"``; of the embedding table the rows
-        that occur), or low-rank adapters of all layers (``"lora"`` [2]_, rank
-        8, with the extra ``lora``).
+        layers (an int k; the output of the frozen layers below is computed
+        once per text and cached, see :func:`set_config`), all layers
+        (``"encoder"``), the layers and the embeddings (``"all"``; of the
+        embedding table only the rows of tokens that occur in the texts), or
+        low-rank adapters of all layers (``"lora"`` [2]_, rank 8, with the
+        extra ``lora``).
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a logistic regression on the frozen vectors,
         or at small random numbers.
@@ -52,25 +53,25 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         the validation texts. ``trainable="head"``, which changes no vectors,
         and a fit that was interrupted have no refit.
     epochs : int or "auto", default="auto"
-        Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
-        steps.
+        Passes over the texts. ``"auto"``: as few as make 60 steps, but at
+        least 3 and at most 10.
     batch_size : int, default=32
-        Texts a step.
+        Texts per step.
     learning_rate : float or "auto", default="auto"
-        Of the encoder, at its peak: it rises linearly over the warm-up, then
-        falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
+        Peak learning rate of the encoder: it rises linearly over the warm-up,
+        then falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
     head_learning_rate : float, default=1e-2
-        Of the head, likewise.
+        Peak learning rate of the head, on the same schedule.
     weight_decay : float, default=0.01
-        Decoupled (AdamW), on the matrices of the layers.
+        Decoupled weight decay (AdamW) of the weight matrices of the layers.
     warmup_ratio : float, default=0.1
         Share of the steps in which the learning rates rise.
     label_smoothing : float, default=0.0
         Share of the target probability spread over all classes; of several
-        labels a text, how far each target is moved towards one half. In
+        labels per text, how far each target is moved towards one half. In
         training and ``validation_loss``: the head that ``refit_head=True`` fits is not smoothed.
     max_length : int, default=128
-        Tokens a text may have; what is beyond is cut off with a warning.
+        Tokens per text at the most; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
         From token states to one vector, which is scaled to norm 1. ``"pair"``
         is what ``"auto"`` means for sentence pairs, which run through the
@@ -80,21 +81,22 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         where c is the mean of the other text's tokens weighted by their
         similarity to x [3]_. Special tokens belong to the text they are at.
     prompt : str or None, default="auto"
-        Put before every text, of a pair before the first; see
+        Text put before every text (of a pair, before the first); see
         :class:`MiniLMEncoder`.
     class_weight : dict, "balanced" or None, default=None
         Weight of each class in the loss; ``"balanced"``: inversely
-        proportional to its frequency. With several labels a text None is
-        ``"balanced"`` too: in each column 1 and 0 weigh the same (no row more
-        than 20 times), as rare labels would hardly ever be predicted
-        otherwise; ``{0: 1, 1: 1}`` takes the rows as they are.
+        proportional to its frequency. With several labels per text None is
+        ``"balanced"`` too: in each column the rows with 1 together weigh as
+        much as those with 0 (a row weighs at most 20), as rare labels would
+        hardly ever be predicted otherwise; ``{0: 1, 1: 1}`` turns this off.
     early_stopping : bool, default=False
         Set texts aside, stop when the score on them does not rise any more,
         and go back to the best epoch. The untrained start is a candidate too.
     validation_fraction : float, default=0.1
-        Share of the texts that ``early_stopping=True`` sets aside, in
-        proportion to the classes, unless `fit` gets `X_val`. The only text of
-        a class is trained on.
+        Share of the texts that ``early_stopping=True`` sets aside, stratified
+        by class, unless `fit` gets `X_val`. It must be enough for one text of
+        every class that has two or more, or `fit` raises an error; a class
+        with a single text is only trained on.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
@@ -103,8 +105,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         others; classes, model, revision, `trainable`, pooling, prompt and
         `max_length` must be the same (a fit with ``trainable="head"`` may go on with more).
     gradient_checkpointing : bool, default=False
-        Compute each layer a second time for its gradients instead of keeping
-        what is inside: a third more time, several times less memory a text.
+        Recompute the activations of each layer in the backward pass instead
+        of keeping them: takes a third more time and several times less memory
+        per text.
     precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
         Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
         trained computes in float32, frozen layers and predictions in integers.
@@ -112,17 +115,17 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         scaled so that gradients do not vanish.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
-        present. Training takes one, predictions take all of a kind (with an
-        int as `trainable` one). A model trained on one device predicts on any
-        other.
+        present. Training uses one GPU, prediction all GPUs of the same kind
+        (one if `trainable` is an int). A model trained on one device predicts
+        on any other.
     save_weights : {"delta", "fp16", "full"}, default="delta"
         What a fitted estimator holds, and what is saved with it. ``"delta"``:
-        what training changed, in float32 (7 MB a layer, 85 MB for
+        what training changed, in float32 (7 MB per layer, 85 MB for
         ``"encoder"``; ``"all"`` adds 1.5 kB for each word piece that occurs).
         ``"fp16"``: the same rounded to float16 after training, in half the
-        size. ``"full"``: besides the whole checkpoint, which must be
-        BERT-shaped, with its tokenizer, so that it opens where the checkpoint
-        is missing (145 MB more for ``"bundled"``).
+        size. ``"full"``: as ``"delta"``, plus the whole checkpoint with its
+        tokenizer, so that the estimator works where the checkpoint is missing
+        (145 MB more for ``"bundled"``); the checkpoint must be BERT-shaped.
     random_state : int, RandomState instance or None, default=None
         Drives the random head, the start of adapters, the order of the texts,
         and which of them early stopping sets aside. Two fits with the same int
@@ -133,7 +136,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        With several labels a text: the numbers of the labels (after
+        With several labels per text: the numbers of the labels (after
         :meth:`from_transformers` their names).
     multilabel_ : bool
         y had several columns.
@@ -148,14 +151,14 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     n_iter_ : int
         Epochs run, those of earlier fits of a warm start included.
     history_ : list of dict
-        One an epoch: loss, learning_rate (of the encoder at its end; with
+        One per epoch: loss, learning_rate (of the encoder at its end; with
         ``trainable="head"`` of the head), seconds, texts_per_s; with texts set
         aside validation_loss and validation_score (accuracy), both of the head
         as it is trained.
     best_epoch_ : int
-        The epoch whose weights these are, from 1; 0: the start. After an
-        interruption without early stopping the last one that was completed,
-        though the steps behind it count too.
+        The epoch whose weights were kept, counted from 1; 0 is the start.
+        After an interruption without early stopping: the last completed
+        epoch, although the weights also include the steps after it.
     weights_ : dict of str to ndarray
         What training changed in the encoder, float32 (float16 with
         ``save_weights="fp16"``); with ``trainable="all"`` also which word
@@ -278,7 +281,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             One column: texts. Two columns: sentence pairs.
         y : array-like of shape (n_texts,) or (n_texts, n_labels)
             Labels: str, int or bool, at least two different ones. Several
-            columns (or a sparse matrix) of 0 and 1: any number of labels a text.
+            columns (or a sparse matrix) of 0 and 1: any number of labels per text.
         sample_weight : array-like of float, shape (n_texts,), default=None
             Weight of each text in the loss, and where the head is fitted. Only
             their ratios count: they are scaled to mean 1. Texts of weight 0
@@ -329,8 +332,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         -------
         ndarray of float32, shape (n_texts, n_classes)
             With two classes of shape (n_texts,): the logit of ``classes_[1]``
-            minus that of ``classes_[0]``. With several labels a text one
-            column a label.
+            minus that of ``classes_[0]``. With several labels per text one
+            column per label.
         """
         logits = self._outputs(X)
         if not self.multilabel_ and len(self.classes_) == 2:
@@ -348,7 +351,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         Returns
         -------
         ndarray of float32, shape (n_texts, n_classes)
-            In the order of `classes_`. With several labels a text one column a
+            In the order of `classes_`. With several labels per text one column per
             label; rows add up to 1 otherwise.
         """
         logits = self._outputs(X)
@@ -365,7 +368,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         Returns
         -------
         ndarray of float32, shape (n_texts, n_classes)
-            In the order of `classes_`. With several labels a text one column a
+            In the order of `classes_`. With several labels per text one column per
             label.
         """
         logits = self._outputs(X)
@@ -383,7 +386,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         -------
         ndarray of shape (n_texts,) or (n_texts, n_labels)
             Of `classes_`; of equally probable ones the first. With several
-            labels a text: int64, 1 where the probability is over one half,
+            labels per text: int64, 1 where the probability is over one half,
             else 0.
         """
         logits = self._outputs(X)
@@ -434,7 +437,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         attributes = self._target_attributes(targets, self.coef_, self.intercept_)
         now = attributes["classes_"]
         if attributes["multilabel_"] != self.multilabel_:
-            one, several = "one label a text", "several columns"
+            one, several = "one label per text", "several columns"
             before, after = (several, one) if self.multilabel_ else (one, several)
             raise ValueError(
                 f"warm_start=True goes on from the earlier fit, whose y had {before}, and y has {after}: set "

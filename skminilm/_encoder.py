@@ -53,7 +53,7 @@ class MiniLMEncoder(
 
     The encoder learns nothing from the data: `transform` works without `fit`,
     and equal texts have equal vectors in every call. The weights are loaded
-    once a process, at first use, and shared by all estimators.
+    once per process, at first use, and shared by all estimators.
 
     Parameters
     ----------
@@ -73,20 +73,20 @@ class MiniLMEncoder(
         Scale each vector to the Euclidean norm 1. ``"auto"``: as the
         checkpoint was trained.
     prompt : str or None, default="auto"
-        Put before every text, of a pair before the first. ``"auto"``: for
-        ``"bundled"`` and multilingual-e5-small what served best on the
-        development data of several tasks, see Notes; for others the default
-        prompt that stands in the checkpoint, if there is one. None is no prompt.
+        Text put before every text (of a pair, before the first). ``"auto"``:
+        for ``"bundled"`` and multilingual-e5-small ``"text: "``, which served
+        best on the development data of several tasks, see Notes; for others the
+        default prompt stored in the checkpoint, if there is one. None: no prompt.
     max_length : int or "auto", default="auto"
-        Tokens a text may have, special tokens included; what is beyond is cut
+        Tokens per text at the most, special tokens included; what is beyond is cut
         off with a warning. ``"auto"``: the checkpoint's limit.
     precision : {"auto", "fp32", "bf16", "fp16", "int16", "int8"}, default="auto"
-        Of the computation. ``"auto"`` is bfloat16 where the hardware has it,
-        float16 on older GPUs, on other CPUs ``"int16"`` where it is there, else
-        float32. ``"int16"`` and ``"int8"`` multiply integers, each token with
-        a range of its own, on CPUs with AVX2 and the compiled kernels: the
-        former is nearer to float32 than bfloat16 is, the latter is faster.
-        The result is float32 always.
+        Precision of the computation; the vectors are always float32.
+        ``"auto"`` is bfloat16 where the hardware has it, float16 on older
+        GPUs, ``"int16"`` on other CPUs that support it, else float32.
+        ``"int16"`` and ``"int8"`` multiply integers, with a separate range for
+        each token, and need a CPU with AVX2 and the compiled kernels: the
+        former is closer to float32 than bfloat16 is, the latter is faster.
     backend : {"torch", "openvino"}, default="torch"
         The library that computes. ``"openvino"`` is for CPUs and an extra:
         ``pip install "skminilm[openvino]"``.
@@ -310,7 +310,7 @@ class MiniLMEncoder(
         Warns
         -----
         UserWarning
-            Texts longer than `max_length` were cut off; once a call. Or texts
+            Texts longer than `max_length` were cut off; once per call. Or texts
             begin with a prompt, and ``prompt="auto"`` puts another one before.
         """
         self._validate_params()

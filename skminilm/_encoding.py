@@ -109,7 +109,7 @@ def encode_texts(
     """Return one vector a row, and the tokens of each row before truncation.
 
     Float32 (n_rows, settings.vector_size(hidden_size)) and int64 (n_rows,).
-    Each different text is computed once a call, and not at all when `cache`
+    Each different text is computed once per call, and not at all when `cache`
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
     a model are not cached. Errors call the rows by their `row_numbers`, where
     they are part of a larger X.

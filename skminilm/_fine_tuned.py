@@ -115,7 +115,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         vocabulary. `classes_` are the names in ``id2label``, sorted; where
         these are ``"LABEL_0"``, ``"LABEL_1"`` and so on, the numbers. A
         classifier whose ``problem_type`` is ``"multi_label_classification"``
-        has one column a label, in the order of ``id2label``. A regressor gives
+        has one column per label, in the order of ``id2label``. A regressor gives
         the outputs as they are, without the sigmoid that
         sentence-transformers' ``CrossEncoder`` may put over them.
 

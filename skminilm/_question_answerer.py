@@ -59,7 +59,7 @@ class _Data:
 class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     """Find the answer to a question in a text, in about 100 languages, with a fine-tuned MiniLM.
 
-    Two outputs a token say how likely an answer begins and ends there
+    Two outputs per token say how likely an answer begins and ends there
     (Devlin et al., 2018 [1]_, section 4.2). Contexts that are too long for the
     network are read in windows that overlap.
 
@@ -71,23 +71,23 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     revision : str, default=None
         Commit, tag or branch of a hub repository.
     trainable : {"encoder", "all", "lora"} or int, default="encoder"
-        What is trained besides the head: the top k layers (an int k; what the
-        layers below make of each window is computed once and kept, see
-        :func:`set_config`), all layers (``"encoder"``), the layers and the
-        embeddings (``"all"``; of the embedding table the rows that occur), or
-        low-rank adapters of all layers (``"lora"`` [3]_, rank 8, with the
-        extra ``lora``).
+        What is trained besides the head: the top k layers (an int k; the
+        output of the frozen layers below is computed once per window and
+        cached, see :func:`set_config`), all layers (``"encoder"``), the layers
+        and the embeddings (``"all"``; of the embedding table only the rows of
+        tokens that occur in the texts), or low-rank adapters of all layers
+        (``"lora"`` [3]_, rank 8, with the extra ``lora``).
     epochs : int, default=2
         Passes over the questions.
     batch_size : int, default=32
-        Windows a step.
+        Windows per step.
     learning_rate : float or "auto", default="auto"
-        Of the encoder, at its peak: it rises linearly over the warm-up, then
-        falls linearly to 0. ``"auto"``: 2e-4, and 1e-3 for ``"lora"``.
+        Peak learning rate of the encoder: it rises linearly over the warm-up,
+        then falls linearly to 0. ``"auto"``: 2e-4, and 1e-3 for ``"lora"``.
     head_learning_rate : float, default=1e-2
-        Of the head, likewise.
+        Peak learning rate of the head, on the same schedule.
     weight_decay : float, default=0.01
-        Decoupled (AdamW), on the matrices of the layers.
+        Decoupled weight decay (AdamW) of the weight matrices of the layers.
     warmup_ratio : float, default=0.1
         Share of the steps in which the learning rates rise.
     max_length : int, default=384
@@ -103,19 +103,22 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         Tokens that an answer may have at the most. Longer ones are learned,
         but not found.
     no_answer_threshold : float or None, default=None
-        The answer is "" where the score of no answer (a sum of two logits) is
-        more than this above that of the best span, as in the evaluation of
-        SQuAD 2.0 [2]_. None: always that span, and "" only where none is found.
+        `predict` returns "" where the score of "no answer" (a sum of two
+        logits) exceeds the score of the best span by more than this, as in the
+        evaluation of SQuAD 2.0 [2]_. None: always the best span, and "" only
+        where no span is found.
     early_stopping : bool, default=False
-        Stop when the share of windows of `X_val` whose answer is exact (those
-        without it are to have none) does not rise any more, and go back to
-        the best epoch. The untrained start is a candidate too. Needs `X_val`.
+        Stop when the share of windows of `X_val` that are answered exactly no
+        longer rises, and go back to the best epoch; for a window that does not
+        contain the answer, "no answer" is the exact one. The untrained start is
+        a candidate too. Needs `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
     gradient_checkpointing : bool, default=False
-        Compute each layer a second time for its gradients instead of keeping
-        what is inside: a third more time, several times less memory a window.
+        Recompute the activations of each layer in the backward pass instead
+        of keeping them: takes a third more time and several times less memory
+        per window.
     precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
         Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
         trained computes in float32, frozen layers and predictions in integers.
@@ -127,12 +130,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         device predicts on any other.
     save_weights : {"delta", "fp16", "full"}, default="delta"
         What a fitted estimator holds, and what is saved with it. ``"delta"``:
-        what training changed, in float32 (7 MB a layer, 85 MB for
+        what training changed, in float32 (7 MB per layer, 85 MB for
         ``"encoder"``; ``"all"`` adds 1.5 kB for each word piece that occurs).
         ``"fp16"``: the same rounded to float16 after training, in half the
-        size. ``"full"``: besides the whole checkpoint, which must be
-        BERT-shaped, with its tokenizer, so that it opens where the checkpoint
-        is missing (145 MB more for ``"bundled"``).
+        size. ``"full"``: as ``"delta"``, plus the whole checkpoint with its
+        tokenizer, so that the estimator works where the checkpoint is missing
+        (145 MB more for ``"bundled"``); the checkpoint must be BERT-shaped.
     random_state : int, RandomState instance or None, default=None
         Drives where the head starts, the start of adapters, and the order of
         the windows. Two fits with the same int on the same CPU give the same
@@ -149,13 +152,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     n_iter_ : int
         Epochs run.
     history_ : list of dict
-        One an epoch: loss, learning_rate (of the encoder at its end), seconds,
+        One per epoch: loss, learning_rate (of the encoder at its end), seconds,
         texts_per_s (windows, not texts); with `X_val` validation_loss and
         validation_score (the share of windows whose answer is exact).
     best_epoch_ : int
-        The epoch whose weights these are, from 1; 0: the start. After an
-        interruption without early stopping the last one that was completed,
-        though the steps behind it count too.
+        The epoch whose weights were kept, counted from 1; 0 is the start.
+        After an interruption without early stopping: the last completed
+        epoch, although the weights also include the steps after it.
     weights_ : dict of str to ndarray
         What training changed in the encoder, float32 (float16 with
         ``save_weights="fp16"``); with ``trainable="all"`` also which word
@@ -463,7 +466,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         X : list, array, or data frame of str, shape (n_questions, 2)
             Questions and contexts.
         n_best : int, default=1
-            Answers a question, at the most.
+            Maximum number of answers per question.
 
         Returns
         -------
@@ -537,7 +540,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         sample_weight : array-like of float, shape (n_questions,), default=None
             Weight of each question in the mean.
         languages : str or sequence of str, default="en"
-            Of the answers, one for all or one a question; see :func:`skminilm.metrics.mlqa_f1`.
+            Of the answers, one for all or one per question; see :func:`skminilm.metrics.mlqa_f1`.
 
         Returns
         -------
@@ -558,7 +561,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         sample_weight : array-like of float, shape (n_questions,), default=None
             Weight of each question in the share.
         languages : str or sequence of str, default="en"
-            Of the answers, one for all or one a question; see
+            Of the answers, one for all or one per question; see
             :func:`skminilm.metrics.mlqa_exact_match`.
 
         Returns

@@ -33,30 +33,31 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         Commit, tag or branch of a hub repository.
     trainable : {"head", "encoder", "all", "lora"} or int, default="encoder"
         What is trained besides the head: nothing (``"head"``), the top k
-        layers (an int k; what the layers below make of each text is computed
-        once and kept, see :func:`set_config`), all layers (``"encoder"``), the
-        layers and the embeddings (``"all"``; of the embedding table the rows
-        that occur), or low-rank adapters of all layers (``"lora"`` [2]_, rank
-        8, with the extra ``lora``).
+        layers (an int k; the output of the frozen layers below is computed
+        once per text and cached, see :func:`set_config`), all layers
+        (``"encoder"``), the layers and the embeddings (``"all"``; of the
+        embedding table only the rows of tokens that occur in the texts), or
+        low-rank adapters of all layers (``"lora"`` [2]_, rank 8, with the
+        extra ``lora``).
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a ridge regression on the frozen vectors
         whose penalty is chosen by leave-one-out, or at small random numbers.
     epochs : int or "auto", default="auto"
-        Passes over the texts. ``"auto"``: from 3 to 10, as many as make 60
-        steps.
+        Passes over the texts. ``"auto"``: as few as make 60 steps, but at
+        least 3 and at most 10.
     batch_size : int, default=32
-        Texts a step.
+        Texts per step.
     learning_rate : float or "auto", default="auto"
-        Of the encoder, at its peak: it rises linearly over the warm-up, then
-        falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
+        Peak learning rate of the encoder: it rises linearly over the warm-up,
+        then falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
     head_learning_rate : float, default=1e-2
-        Of the head, likewise.
+        Peak learning rate of the head, on the same schedule.
     weight_decay : float, default=0.01
-        Decoupled (AdamW), on the matrices of the layers.
+        Decoupled weight decay (AdamW) of the weight matrices of the layers.
     warmup_ratio : float, default=0.1
         Share of the steps in which the learning rates rise.
     max_length : int, default=128
-        Tokens a text may have; what is beyond is cut off with a warning.
+        Tokens per text at the most; what is beyond is cut off with a warning.
     pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
         From token states to one vector, which is scaled to norm 1. ``"pair"``
         is what ``"auto"`` means for sentence pairs, which run through the
@@ -66,7 +67,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         where c is the mean of the other text's tokens weighted by their
         similarity to x [3]_. Special tokens belong to the text they are at.
     prompt : str or None, default="auto"
-        Put before every text, of a pair before the first; see
+        Text put before every text (of a pair, before the first); see
         :class:`MiniLMEncoder`.
     early_stopping : bool, default=False
         Set texts aside, stop when R² on them does not rise any more, and go
@@ -83,8 +84,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         prompt and `max_length` must be the same (a fit with
         ``trainable="head"`` may go on with more).
     gradient_checkpointing : bool, default=False
-        Compute each layer a second time for its gradients instead of keeping
-        what is inside: a third more time, several times less memory a text.
+        Recompute the activations of each layer in the backward pass instead
+        of keeping them: takes a third more time and several times less memory
+        per text.
     precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
         Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
         trained computes in float32, frozen layers and predictions in integers.
@@ -92,17 +94,17 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         scaled so that gradients do not vanish.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"``: a GPU where one is
-        present. Training takes one, predictions take all of a kind (with an
-        int as `trainable` one). A model trained on one device predicts on any
-        other.
+        present. Training uses one GPU, prediction all GPUs of the same kind
+        (one if `trainable` is an int). A model trained on one device predicts
+        on any other.
     save_weights : {"delta", "fp16", "full"}, default="delta"
         What a fitted estimator holds, and what is saved with it. ``"delta"``:
-        what training changed, in float32 (7 MB a layer, 85 MB for
+        what training changed, in float32 (7 MB per layer, 85 MB for
         ``"encoder"``; ``"all"`` adds 1.5 kB for each word piece that occurs).
         ``"fp16"``: the same rounded to float16 after training, in half the
-        size. ``"full"``: besides the whole checkpoint, which must be
-        BERT-shaped, with its tokenizer, so that it opens where the checkpoint
-        is missing (145 MB more for ``"bundled"``).
+        size. ``"full"``: as ``"delta"``, plus the whole checkpoint with its
+        tokenizer, so that the estimator works where the checkpoint is missing
+        (145 MB more for ``"bundled"``); the checkpoint must be BERT-shaped.
     random_state : int, RandomState instance or None, default=None
         Drives the random head, the start of adapters, the order of the texts,
         and which of them early stopping sets aside. Two fits with the same int
@@ -116,21 +118,21 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         The head; of pairs, with ``pooling="pair"`` (the default for them), of
         shape (n_targets, 1536).
     intercept_ : ndarray of float64, shape (n_targets,)
-        Of the head.
+        Intercepts of the head.
     pooler_ : dict of str to ndarray, or None
         After :meth:`from_transformers` the layer below the head: `coef` and
         `intercept` of what a tanh is put over. Else None.
     n_iter_ : int
         Epochs run, those of earlier fits of a warm start included.
     history_ : list of dict
-        One an epoch: loss, learning_rate (of the encoder at its end; with
+        One per epoch: loss, learning_rate (of the encoder at its end; with
         ``trainable="head"`` of the head), seconds, texts_per_s; with texts set
         aside validation_loss and validation_score (R²). Losses are squared
         errors of the scaled targets.
     best_epoch_ : int
-        The epoch whose weights these are, from 1; 0: the start. After an
-        interruption without early stopping the last one that was completed,
-        though the steps behind it count too.
+        The epoch whose weights were kept, counted from 1; 0 is the start.
+        After an interruption without early stopping: the last completed
+        epoch, although the weights also include the steps after it.
     weights_ : dict of str to ndarray
         What training changed in the encoder, float32 (float16 with
         ``save_weights="fp16"``); with ``trainable="all"`` also which word

@@ -1,4 +1,4 @@
-"""Columns of a call, as users have them -> lists with one value a row."""
+"""Columns of a call, as users have them -> lists with one value per row."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ def as_rows(values: Any, name: str) -> list:
     if isinstance(values, nw.Series):
         return values.to_list()
     if isinstance(values, nw.DataFrame) or getattr(values, "ndim", 1) != 1:
-        raise TypeError(f"{name} has the shape {values.shape}: expected one value a row, shape (n_rows,).")
+        raise TypeError(f"{name} has the shape {values.shape}: expected one value per row, shape (n_rows,).")
     if isinstance(values, str | bytes | dict | set | frozenset) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} is a {type(values).__name__}, {shorten(values)}: expected one value a row.")
+        raise TypeError(
+            f"{name} is a {type(values).__name__}, {shorten(values)}: expected one value per row."
+        )
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 

@@ -16,7 +16,9 @@ from ._rows import check_given, check_same_length
 from ._validation import is_missing, lone_surrogate, shorten, shorten_list
 from ._warnings import warn
 
-_BINARIZER = "Of several labels a text sklearn.preprocessing.MultiLabelBinarizer makes a matrix of 0 and 1."
+_BINARIZER = (
+    "For several labels per text make an indicator matrix with sklearn.preprocessing.MultiLabelBinarizer."
+)
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +150,7 @@ def check_labels(y: Any, n_rows: int | None, n_labels: int | None = None, name: 
         row, column = bad[0]
         raise ValueError(
             f"{name} has several columns, so that each has to be 0 or 1: row {row}, column {column} is "
-            f"{y[row, column]:g}. For one class a text give one column."
+            f"{y[row, column]:g}. For one class per text give one column."
         )
     return y.astype(np.float32)
 
@@ -161,7 +163,7 @@ def check_numbers(y: Any, n_rows: int, n_targets: int | None = None, name: str =
     TypeError, ValueError
         Another shape, or a value that is not a finite number; its row is named.
     """
-    y = _number_array(y, name, "one number a text, or one column a target")
+    y = _number_array(y, name, "one number per text, or one column per target")
     check_same_length(y, n_rows, name, "number")
     if (
         y.ndim > 2
@@ -233,7 +235,7 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
 
 def _one_column(y: Any, name: str) -> np.ndarray:
     """Return the labels of any container as an array of shape (n,), of whatever type they are."""
-    check_given(y, name, "one label a text")
+    check_given(y, name, "one label per text")
     y = view(y)
     if isinstance(y, nw.Series):
         y = y.to_list()
@@ -246,7 +248,7 @@ def _one_column(y: Any, name: str) -> np.ndarray:
         hasattr(y, "shape") or isinstance(y, Iterable)
     ):
         raise TypeError(
-            f"{name} is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label a text."
+            f"{name} is a {type(y).__name__}: {shorten(y)}. Expected a list or array with one label per text."
         )
     if hasattr(y, "toarray"):  # a sparse matrix
         y = y.toarray()
@@ -254,7 +256,7 @@ def _one_column(y: Any, name: str) -> np.ndarray:
         y = [_plain(label) for label in y]
         widths = {len(label) if isinstance(label, list | tuple) else None for label in y}
         if len(widths) > 1:
-            raise ValueError(f"{name} is ragged: expected one label a text, shape (n_texts,). {_BINARIZER}")
+            raise ValueError(f"{name} is ragged: expected one label per text, shape (n_texts,). {_BINARIZER}")
         y = np.array(y, dtype=object)
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -265,7 +267,7 @@ def _one_column(y: Any, name: str) -> np.ndarray:
         )
         y = y[:, 0]
     if y.ndim != 1:
-        raise ValueError(f"{name} has the shape {y.shape}: expected one label a text, shape (n_texts,).")
+        raise ValueError(f"{name} has the shape {y.shape}: expected one label per text, shape (n_texts,).")
     return y
 
 
@@ -326,9 +328,9 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
             raise ValueError("it is complex")
         weights = np.asarray(sample_weight, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} holds what is not a number ({error}): give one weight a text.") from error
+        raise ValueError(f"{name} holds what is not a number ({error}): give one weight per text.") from error
     if weights.shape != (n_rows,):
-        raise ValueError(f"{name} has the shape {weights.shape}, expected ({n_rows},): one weight a text.")
+        raise ValueError(f"{name} has the shape {weights.shape}, expected ({n_rows},): one weight per text.")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise ValueError(f"{name} of row {bad[0]} is {weights[bad[0]]}: weights must be finite and >= 0.")

@@ -21,7 +21,7 @@ from ._target_validation import (
 if TYPE_CHECKING:
     from .finetuning import Objective
 
-# Inverse strength of the L2 penalty of the probe that the head starts at; from 25 classes on 0.4 a class.
+# Inverse strength of the L2 penalty of the probe that the head starts at; from 25 classes on 0.4 per class.
 _PROBE_C, _PROBE_C_A_CLASS = 10.0, 0.4
 _MAX_PROBE_STEPS = 50
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
@@ -142,7 +142,7 @@ class ClassTargets(Targets):
 
 
 class MultilabelTargets(Targets):
-    """Any number of labels a row, as an indicator matrix.
+    """Any number of labels per row, as an indicator matrix.
 
     A label is mostly rare, and what is fitted to rows as they are says "no" of
     nearly all: so the rows with it weigh as much as those without it.

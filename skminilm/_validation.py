@@ -12,13 +12,13 @@ import numpy as np
 from ._containers import view
 
 _EXPECTED = (
-    "Expected a list, array, or data-frame column of str with one text a row, or two columns for pairs"
+    "Expected a list, array, or data-frame column of str with one text per row, or two columns for pairs"
 )
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Validated input: one text a row, or two.
+    """Validated input: one text per row, or two.
 
     Attributes
     ----------

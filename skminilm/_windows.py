@@ -22,7 +22,7 @@ class Windows:
     Attributes
     ----------
     batch : TokenBatch
-        One sequence a window; `text_of_sequence` says of which row it is.
+        One sequence per window; `text_of_sequence` says of which row it is.
     context_starts, context_stops : ndarray of int64, shape (n_windows,)
         Which tokens of each sequence are the context.
     own_starts, own_stops : ndarray of int64, shape (n_windows,)

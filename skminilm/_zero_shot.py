@@ -53,12 +53,13 @@ class MiniLMZeroShotClassifier(
         the labels that `fit` finds in y.
     nli : MiniLMClassifier, FrozenEstimator or path, default=None
         A classifier fitted on pairs of premise and hypothesis, one of whose
-        classes is "entailment" (in any case of letters); or the folder of its
-        ``save``. Others have trained such classifiers:
-        :meth:`MiniLMClassifier.from_transformers`. It is not fitted again; clones of this estimator have it as it is. As a value of
-        a grid, which scikit-learn clones by itself, wrap it in
-        :class:`sklearn.frozen.FrozenEstimator`. That classifier has a model,
-        revision, prompt, precision and device of its own: leave those out here.
+        classes is "entailment" (upper or lower case); or the folder where it
+        was saved. :meth:`MiniLMClassifier.from_transformers` loads published
+        ones. It keeps its own model, revision, prompt, precision and device:
+        leave those out here. It is never fitted again, and clones of this
+        estimator keep it fitted; in a parameter grid, whose values
+        scikit-learn clones, wrap it in
+        :class:`sklearn.frozen.FrozenEstimator`.
     hypothesis_template : str, default="This text is about {}."
         A sentence with ``{}`` where the label goes.
     multi_label : bool, default=False
@@ -89,7 +90,7 @@ class MiniLMZeroShotClassifier(
     classes_ : ndarray of shape (n_labels,)
         The labels, sorted; in their order with ``multi_label=True``.
     hypotheses_ : list of str
-        One a label.
+        One per label.
     vectors_ : ndarray of float32, shape (n_labels, 384), or None
         Of the hypotheses; None with `nli`.
     multilabel_ : bool
@@ -181,7 +182,7 @@ class MiniLMZeroShotClassifier(
             ``center=True``.
         y : array-like of shape (n_texts,) or (n_texts, n_labels), default=None
             Needed where `labels` is None; otherwise only checked. With
-            ``multi_label=True`` a matrix of 0 and 1, one column a label.
+            ``multi_label=True`` a matrix of 0 and 1, one column per label.
 
         Returns
         -------

@@ -76,7 +76,7 @@ def english(requests):
 
 @pytest.fixture(scope="session")
 def split(requests):
-    """Train on five English requests an intent; test on the others, in four languages."""
+    """Train on five English requests per intent; test on the others, in four languages."""
     texts, y = np.array(requests.data, dtype=object), np.array(requests.target_names)[requests.target]
     is_new = requests.groups % 8 >= 5
     train = (requests.languages == "en") & ~is_new

@@ -599,7 +599,7 @@ def test_a_warm_start_on_a_part_without_a_class_says_how_it_goes_on():
 
 def test_a_warm_start_tells_labels_from_columns():
     model = MiniLMClassifier(trainable="head", warm_start=True).fit(["x", "y"], [0, 1])
-    with pytest.raises(ValueError, match="had one label a text, and y has several columns"):
+    with pytest.raises(ValueError, match="had one label per text, and y has several columns"):
         model.fit(["x", "y"], [[0, 1], [1, 0]])
 
 

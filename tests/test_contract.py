@@ -223,7 +223,7 @@ def checks_of(make):
 
 ALL = {name: checks_of(make) for name, make in ESTIMATORS.items()}
 BY_ENTAILMENT = ("zero-shot by entailment", "zero-shot of several labels")
-# It takes one column a label: the y of all other checks is one class a row.
+# It takes one column per label: the y of all other checks is one class per row.
 ALL["zero-shot of several labels"] = {
     name: check
     for name, check in ALL["zero-shot of several labels"].items()

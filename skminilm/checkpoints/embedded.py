@@ -83,7 +83,7 @@ _opened: WeakValueDictionary[str, Checkpoint] = WeakValueDictionary()
 
 
 def open_embedded(state: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint that :func:`embed_checkpoint` took in, opened once a process."""
+    """Return the checkpoint that :func:`embed_checkpoint` took in, opened once per process."""
     digest = state.get("digest") or content_digest(state)  # which earlier versions did not keep
     checkpoint = _opened.get(digest)
     if checkpoint is None:

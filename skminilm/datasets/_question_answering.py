@@ -53,7 +53,7 @@ def load_squad(path: Any, *, split: str = "train", languages: Any = None) -> Bun
 
     Nothing is downloaded but for a name on the Hugging Face hub. Files of SQuAD
     1.1 and 2.0, MLQA, XQuAD and TyDi QA (gold passage) have this layout. A name
-    that ends in ``.jsonl`` or ``.jsonl.gz`` means one JSON object a line with the
+    that ends in ``.jsonl`` or ``.jsonl.gz`` means one JSON object per line with the
     fields context, question, id, answer_text, answer_start, and where they apply
     lang and answers (the texts of all answers).
 

@@ -37,7 +37,7 @@ def load_xnli(data_dir: Any, *, split: str = "test", languages: Any = None, retu
     data_dir : str or path
         The folder with these folders, or the one with the files; or the name.
     split : {"train", "dev", "test"}, default="test"
-        Train: 392,702 pairs a language. Dev: 2,490. Test: 5,010.
+        Train: 392,702 pairs per language. Dev: 2,490. Test: 5,010.
     languages : str or list of str, default=None
         Two-letter codes. None: English to train on, otherwise all.
     return_X_y : bool, default=False

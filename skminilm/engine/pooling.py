@@ -1,4 +1,4 @@
-"""Token states to one vector a text or pair."""
+"""Token states to one vector per text or pair."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class StreamingModel(ABC):
         batch_tokens: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compute one vector a text.
+        """Compute one vector per text.
 
         Parameters
         ----------

@@ -57,7 +57,7 @@ class TrainingResult:
     weights : dict of str to ndarray
         Of the network.
     history : list of dict
-        One an epoch: loss, learning_rate (at its end), seconds, texts_per_s;
+        One per epoch: loss, learning_rate (at its end), seconds, texts_per_s;
         with validation texts validation_loss and validation_score.
     best_epoch : int
         Whose weights these are; 0: the start.

@@ -45,7 +45,7 @@ class TrainableNetwork(ABC):
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield vectors of some texts part by part: which texts, and float32 (n_vectors, hidden_size).
 
-        One vector a text, or one a token of each text.
+        One vector per text, or one per token of each text.
 
         The caller is done with a part before it asks for the next one.
         """

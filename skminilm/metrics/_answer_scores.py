@@ -69,7 +69,7 @@ def mlqa_f1(y_true: Any, y_pred: Any, languages: Any = "en", *, sample_weight: A
     y_pred : list or array-like of str, length n_rows
         Answers; None or ``""`` stands for no answer.
     languages : str or array-like of str, default="en"
-        Language of the answers, one code for all rows or one a row. What
+        Language of the answers, one code for all rows or one per row. What
         follows ``-`` or ``_`` is left out, and three-letter codes are known, so
         that ``"zh-CN"`` and ``"zho_Hans"`` are ``"zh"``.
     sample_weight : array-like of float, shape (n_rows,), default=None
