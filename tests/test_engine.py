@@ -58,9 +58,9 @@ def cosines(a, b):
 
 @pytest.fixture(scope="module")
 def many_texts(requests):
-    """500 real texts in 16 languages, three of them long."""
+    """160 real texts in 16 languages, three of them long."""
     long = [" ".join(requests.data[start : start + 12]) for start in (0, 200, 500)]
-    return requests.data[: 497 * 2 : 2] + long
+    return requests.data[: 157 * 6 : 6] + long
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def expected(reference, many_texts):
 
 def test_fp32_agrees_with_transformers(many_texts, expected):
     found = encode(many_texts, normalize=False, prompt=None)
-    assert found.shape == (500, 384)
+    assert found.shape == (len(many_texts), 384)
     assert np.abs(found - expected).max() <= 2e-5
 
 
@@ -81,7 +81,7 @@ def test_bf16_agrees_with_transformers(many_texts, expected):
 
 @pytest.mark.parametrize("pooling", ["cls", "max"])
 def test_other_poolings_agree_with_transformers(many_texts, reference, pooling):
-    some = many_texts[::25]
+    some = many_texts[::8]
     found = encode(some, pooling=pooling, normalize=False, prompt=None)
     assert np.abs(found - reference(some, pooling)).max() <= 2e-5
 
@@ -92,8 +92,8 @@ def test_vectors_do_not_depend_on_batch_or_order(many_texts, precision, bound):
     order = np.random.default_rng(0).permutation(len(many_texts))
     shuffled = encode([many_texts[i] for i in order], precision, batch_tokens=700)
     assert np.abs(shuffled - together[order]).max() <= bound
-    alone = np.vstack([encode([text], precision) for text in many_texts[::50]])
-    assert np.abs(alone - together[::50]).max() <= bound
+    alone = np.vstack([encode([text], precision) for text in many_texts[::16]])
+    assert np.abs(alone - together[::16]).max() <= bound
 
 
 def test_one_text_longer_than_the_token_budget(many_texts):

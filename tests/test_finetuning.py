@@ -201,8 +201,10 @@ def test_lora_trains_adapters_only(split):
     assert losses[-1] < 0.8 * losses[0]
     assert classifier.score(X_new, y_new) > 0.5
     assert np.abs(classifier.encode(X) - MiniLMEncoder(max_length=128).transform(X)).max() > 1e-2
-    again = MiniLMClassifier(trainable="lora", random_state=0).fit(X, y)
-    assert changed(classifier, again) == 0
+    first, again = (
+        MiniLMClassifier(trainable="lora", epochs=1, random_state=0).fit(X[::2], y[::2]) for _ in "ab"
+    )
+    assert changed(first, again) == 0
 
 
 @needs_peft

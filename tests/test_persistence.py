@@ -135,7 +135,7 @@ def test_sizes(split, tmp_path):
 
 @pytest.mark.parametrize("trainable", ["encoder", 1, "all"], ids=str)
 def test_half_the_size_with_the_same_predictions(split, trainable, tmp_path):
-    X, y, X_new, _ = split
+    X, y, X_new = split[0][::2], split[1][::2], split[2][::4]
     classifier = MiniLMClassifier(trainable=trainable, save_weights="fp16", **OPTIONS).fit(X, y)
     before = classifier.predict_proba(X_new)
     classifier.save(tmp_path / "saved")
