@@ -21,6 +21,16 @@ if "SKMINILM_TESTS_WITHOUT" in os.environ:
     ctypes.c_int.in_dll(_library.load(), f"{os.environ['SKMINILM_TESTS_WITHOUT']}_allowed").value = 0
 
 
+def pytest_configure():
+    """Share the processor's cores among the workers of ``-n``."""
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+        import torch
+
+        n_threads = max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+        torch.set_num_threads(n_threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))  # of the processes that tests start
+
+
 @pytest.fixture(autouse=True)
 def no_network(request, monkeypatch):
     """Block every socket that is not on this machine, unless a test is marked ``network``."""
