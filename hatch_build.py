@@ -105,4 +105,4 @@ def _run_first(commands: list[list]) -> None:
 
 
 def _run(command: list) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")

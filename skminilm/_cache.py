@@ -8,10 +8,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ._folders import own_path
 
 if TYPE_CHECKING:
     from ._disk_cache import DiskVectorCache
@@ -147,7 +148,7 @@ def open_cache(cache: str | os.PathLike[str] | None) -> VectorCache | DiskVector
         return None
     if cache == "memory":
         return memory_cache
-    path = Path(cache).expanduser()
+    path = own_path(cache)
     is_name = isinstance(cache, str) and os.sep not in cache and "/" not in cache
     if cache == "" or (is_name and not path.is_dir()):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +21,20 @@ from ._warnings import warn
 _FILE_NAME = "vectors.sqlite3"
 _FORMAT_VERSION = 1
 _KEYS_A_QUERY = 500
-_BUSY_TIMEOUT_S = 60
+_BUSY_TIMEOUT_S = 10.0  # of a writer; each writes for some milliseconds
+_REST_S = 60.0  # a file that somebody keeps locked, or a disk without locks, is left alone for so long
 _BYTES_A_TRANSACTION = 4 * 2**20  # which the log beside the file holds too
 _DROPPED_SHARE = 0.1  # of the entries, oldest first, when the bound is reached
 _SCHEMA = "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 _Result = TypeVar("_Result")
+_left_alone: dict[Path, float] = {}  # until then, by time.monotonic()
+# SQLite and its locks do not survive a fork in the middle of a call of another thread.
+_use_lock = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_use_lock.acquire, after_in_parent=_use_lock.release, after_in_child=_use_lock.release
+    )
 
 
 class _DamagedError(Exception):
@@ -120,19 +130,25 @@ class DiskVectorCache:
 
     def _use(self, action: Callable[[sqlite3.Connection], _Result]) -> _Result | None:
         """Run an action on the file, setting a damaged one aside first."""
+        with _use_lock:
+            if time.monotonic() < _left_alone.get(self._path, 0):
+                return None
+            return self._use_now(action)
+
+    def _use_now(self, action: Callable[[sqlite3.Connection], _Result]) -> _Result | None:
         for _ in range(2):
             identity = self._identity()
             try:
                 with closing(self._connect()) as connection:
                     return action(connection)
             except OSError as error:  # no lock in this folder
-                self._warn_of_no_use(error)
+                self._warn_of_no_use(error, is_locked=isinstance(error, TimeoutError))
                 return None
             except (_DamagedError, sqlite3.DatabaseError) as error:
                 is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
                 is_passing &= not str(error).startswith(("no such table", "no such column"))
                 if is_passing or not self._may_write():
-                    self._warn_of_no_use(error)
+                    self._warn_of_no_use(error, is_locked=is_passing and "locked" in str(error))
                     return None
                 try:
                     self._set_aside(identity, error)
@@ -173,7 +189,10 @@ class DiskVectorCache:
         return connection
 
     def _may_write(self) -> bool:
-        return os.access(self._path.parent, os.W_OK)
+        # In a file that may only be read SQLite would still make the files beside it, which its owner could not
+        # write to then.
+        is_ours = not self._path.exists() or os.access(self._path, os.W_OK)
+        return is_ours and os.access(self._path.parent, os.W_OK)
 
     def _address_for_reading(self) -> str:
         """Return a URI for a folder that may only be read, where SQLite can make no log beside the file."""
@@ -217,8 +236,12 @@ class DiskVectorCache:
             "computed again; delete it when you do not need it."
         )
 
-    def _warn_of_no_use(self, error: Exception) -> None:
-        warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.")
+    def _warn_of_no_use(self, error: Exception, *, is_locked: bool) -> None:
+        again = ""
+        if is_locked:
+            _left_alone[self._path] = time.monotonic() + _REST_S
+            again = f" It is tried again in {_REST_S:.0f} s."
+        warn(f"The cache {self._path} cannot be used now ({error}): vectors are computed.{again}")
 
 
 def _user_version(connection: sqlite3.Connection) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import StrOptions
 
-from ._cache import open_cache
+from ._cache import VectorCache, open_cache
 from ._encoding import (
     encode_texts,
     open_checkpoint,
@@ -24,9 +24,11 @@ from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_texts
+from ._warnings import warn
 from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings, known_hidden_size
 
 if TYPE_CHECKING:
+    from ._disk_cache import DiskVectorCache
     from .engine import Compute
 
 
@@ -273,6 +275,7 @@ class MiniLMEncoder(
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
         checkpoint = self._open(fitted=False)
+        open_cache(self.cache)
         vectors = self._encode(texts, checkpoint, checkpoint.defaults)
         self._remember(checkpoint, texts)
         return vectors
@@ -379,7 +382,7 @@ class MiniLMEncoder(
             checkpoint,
             settings,
             compute=compute,
-            cache=open_cache(self.cache),
+            cache=self._open_cache(),
             batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
             verbose=self.verbose,
         )
@@ -387,6 +390,17 @@ class MiniLMEncoder(
         _last_calls[self] = _Call(int((lengths > settings.max_length).sum()), int(lengths.max()))
         warn_of_truncation(lengths, settings)
         return vectors
+
+    def _open_cache(self) -> VectorCache | DiskVectorCache | None:
+        try:
+            return open_cache(self.cache)
+        except OSError as error:
+            if not hasattr(self, "fingerprint_"):
+                raise
+            warn(
+                f"{error} Until then vectors are computed."
+            )  # fitted elsewhere, where there was such a folder
+            return None
 
     @property
     def n_truncated_(self) -> int:

@@ -29,6 +29,7 @@ def open_checkpoint(
     *,
     local_files_only: bool = False,
     fingerprint: str | None = None,
+    settings_known: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint and refuse one with other weights than at fit.
 
@@ -37,8 +38,15 @@ def open_checkpoint(
     fingerprint : str or None
         That of the checkpoint that an estimator was fitted with; None for an
         estimator that is not fitted.
+    settings_known : bool
+        Pooling, normalisation and prompt are not read from the checkpoint; those of a fitted estimator never are.
     """
-    checkpoint = load_checkpoint(model, revision, local_files_only=local_files_only)
+    checkpoint = load_checkpoint(
+        model,
+        revision,
+        local_files_only=local_files_only,
+        settings_known=settings_known or fingerprint is not None,
+    )
     if fingerprint is not None and fingerprint != checkpoint.fingerprint:
         raise ValueError(
             f"model={model!r} has other weights, tokenizer or configuration here (fingerprint "

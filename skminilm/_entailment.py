@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import MiniLMClassifier
 from ._encoding import unique_texts, warn_of_truncation
+from ._folders import own_path
 from ._validation import Texts, shorten_list
 from .checkpoints import EncodingSettings
 
@@ -111,7 +112,7 @@ def _scores_of_some(
 
 def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
     """Open a saved classifier, and again only where its files have changed."""
-    folder = Path(path).expanduser()
+    folder = own_path(path)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     folder = folder.resolve() if files else folder  # a message names what was given
     stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

@@ -24,8 +24,8 @@ from ._encoding import (
     warn_of_second_prompt,
     warn_of_truncation,
 )
+from ._folders import new_folder
 from ._parameters import NumberInterval
-from ._persistence import new_folder
 from ._rows import reread
 from ._target_validation import check_row_weights
 from ._targets import Targets
@@ -147,7 +147,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         options = {"precision": precision, "device": device, "save_weights": save_weights, "verbose": verbose}
         estimator = cls(model, revision=revision, prompt=prompt, **given, **options)
         estimator._validate_params()
-        checkpoint = open_checkpoint(model, revision)
+        checkpoint = open_checkpoint(model, revision, settings_known=True)
         head = read_sequence_head(checkpoint)
         settings = resolve_settings(
             checkpoint,

@@ -6,22 +6,25 @@ arrays, of which the JSON names the place.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import hashlib
 import importlib.metadata
 import json
 import os
-import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 
+from ._folders import (
+    copy_mode,
+    copy_rights,
+    errors_of_the_system,
+    own_path,
+    replace_folder,
+    temporary_folder,
+)
 from .checkpoints.digests import arrays_digest, file_sha256
 from .checkpoints.embedded import content_digest
 
@@ -40,13 +43,12 @@ _NOT_KEPT = (
 )
 # A mount point, or a folder in one that may not be written.
 _CANNOT_BE_EXCHANGED = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepiece", "numpy")
 
 
 def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write an estimator to a folder; nothing but a folder that holds an estimator alone is ever replaced."""
-    path = Path(path).expanduser().resolve()  # through links, so that they stay links
+    path = own_path(path).resolve()  # through links, so that they stay links
     is_empty = path.is_dir() and {file.name for file in path.iterdir()} <= _TEMPORARY_FILES
     if path.exists() and not is_empty and not is_saved_estimator(path):
         raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
@@ -56,45 +58,21 @@ def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
         "versions": package_versions(),
         **_encode_estimator(estimator, "", arrays),
     }
-    if is_empty or _is_inside(path):  # the folder itself stays: a process, or a disk, may be in it
+    # The folder itself stays: a process, or a disk, may be in it.
+    if is_empty or os.path.ismount(path) or _is_inside(path):
         _write_files(path, content, arrays)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".skminilm-") as temporary:
-            new = Path(temporary) / "new"
+        with temporary_folder(path.parent) as temporary:
+            new = temporary / "new"
             new.mkdir()
-            _copy_rights(path, new)
-            _write_files(new, content, arrays)
-            _replace_folder(path, new)
+            copy_rights(path, new)
+            _write_files(new, content, arrays, earlier=path)
+            replace_folder(path, new)
     except OSError as error:
         if not path.exists() or error.errno not in _CANNOT_BE_EXCHANGED:
             raise
         _write_files(path, content, arrays)
-
-
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder, which is at `path` when all has been written, and gone where that failed.
-
-    Raises
-    ------
-    FileExistsError
-        Something is at `path`.
-    """
-    path = Path(path).expanduser().resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} is there already: choose another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".skminilm-") as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
-        yield new
-        if path.exists():  # it stays: a process may be in it
-            for file in sorted(new.iterdir()):
-                file.rename(path / file.name)
-        else:
-            new.rename(path)
 
 
 def _is_inside(path: Path) -> bool:
@@ -105,8 +83,13 @@ def _is_inside(path: Path) -> bool:
         return False
 
 
-def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write the two files of an estimator; an end between the two renames is noticed by their digests."""
+def _write_files(
+    folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray], earlier: Path | None = None
+) -> None:
+    """Write the two files of an estimator; an end between the two renames is noticed by their digests.
+
+    They get the rights of those that are in the folder `earlier`, by default in `folder`.
+    """
     temporary = {name: folder / f".{name}" for name in (_ARRAYS_FILE, _STATE_FILE)}
     for file in temporary.values():
         file.unlink(missing_ok=True)  # of an ended process, or a link to elsewhere
@@ -117,49 +100,13 @@ def _write_files(folder: Path, content: dict[str, Any], arrays: dict[str, np.nda
         content["digest"] = _digest(content)
         # In ASCII: a path need not be valid Unicode.
         _write_text(temporary[_STATE_FILE], json.dumps(content, indent=1))
-        # safetensors may write for the owner alone.
-        temporary[_ARRAYS_FILE].chmod(stat.S_IMODE(temporary[_STATE_FILE].stat().st_mode))
+        copy_mode(temporary[_STATE_FILE], temporary[_ARRAYS_FILE])
         for name, file in temporary.items():
+            copy_rights((earlier or folder) / name, file)
             os.replace(file, folder / name)
     finally:
         for file in temporary.values():
             file.unlink(missing_ok=True)
-
-
-def _copy_rights(old: Path, new: Path) -> None:
-    """Give a folder the mode and the group of another, where that is there and the system lets us."""
-    with contextlib.suppress(OSError):
-        status = old.stat()
-        if hasattr(os, "chown"):
-            with contextlib.suppress(OSError):
-                os.chown(new, -1, status.st_gid)
-        new.chmod(stat.S_IMODE(status.st_mode))
-
-
-def _replace_folder(path: Path, new: Path) -> None:
-    """Rename `new` to `path`; what was at `path` is left in `new`, or in a folder `old` beside it."""
-    if _swap(path, new):
-        return
-    old = new.with_name("old")
-    try:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    except BaseException as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        if isinstance(error, OSError) and _swap(path, new):  # another process has made the folder meanwhile
-            return
-        raise
-
-
-def _swap(first: Path, second: Path) -> bool:
-    """Exchange the names of two folders at once, so that each is always there; tell whether that was possible."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
-        return False
-    return rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
 
 
 def is_saved_estimator(path: Path) -> bool:
@@ -176,7 +123,7 @@ def is_saved_estimator(path: Path) -> bool:
 
 def _load(path: str | os.PathLike[str], kind: type) -> Any:
     """Read an estimator of the class `kind`, again where another process replaces it meanwhile."""
-    path = Path(path).expanduser()
+    path = own_path(path)
     while True:
         folder = _identity(path)
         try:
@@ -396,7 +343,8 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    save_file(arrays, path)
+    with errors_of_the_system(path):
+        save_file(arrays, path)
     with open(path, "r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 

@@ -318,7 +318,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             verbose=verbose,
         )
         answerer._validate_params()
-        checkpoint = open_checkpoint(model, revision)
+        checkpoint = open_checkpoint(model, revision, settings_known=True)
         head = read_span_head(checkpoint)
         settings = answerer._settings(checkpoint)
         result = TrainingResult(head.coef, head.intercept, weights={})
@@ -398,7 +398,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             others = check_questions(X_val, "X_val")
             check_same_columns(texts, others)
         random = check_random_state(self.random_state)
-        checkpoint = open_checkpoint(self.model, self.revision)
+        checkpoint = open_checkpoint(self.model, self.revision, settings_known=True)
         self._check_trainable(checkpoint)
         settings, compute = self._settings(checkpoint), self._compute(checkpoint)
         if self.save_weights == "full":

@@ -650,6 +650,23 @@ def test_a_cache_that_may_lack_its_settings_is_not_trusted(
     assert [arguments[:2] for arguments in asked] == [("somebody/cls", "a" * 40)]
 
 
+def test_a_fitted_estimator_knows_its_settings(tmp_path, monkeypatch, transformers_folder):
+    hub_cache(tmp_path, transformers_folder, "somebody/some-model", "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder = MiniLMEncoder("somebody/some-model", revision="a" * 40)
+    with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed"):
+        expected = encoder.fit_transform(["a"])
+    monkeypatch.setattr(hub, "_wanted_files", lambda *_: pytest.fail("it was asked"))
+    for is_another_process in (False, True):
+        if is_another_process:
+            _loaded.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(encoder.transform(["a"]), expected)
+    with pytest.raises(pytest.fail.Exception, match="it was asked"):
+        MiniLMEncoder("somebody/some-model", revision="a" * 40).fit(["a"])
+
+
 @pytest.mark.parametrize(("asked_for", "expected"), [(10, 10.0), (45, 45.0)])
 def test_a_first_download_waits_as_long_as_the_environment_says(tmp_path, monkeypatch, asked_for, expected):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

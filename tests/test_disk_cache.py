@@ -3,6 +3,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,11 +188,69 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     monkeypatch.setattr("skminilm._disk_cache._BUSY_TIMEOUT_S", 0.1)
     blocker = sqlite3.connect(tmp_path / "vectors.sqlite3", isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
-    with pytest.warns(UserWarning, match="cannot be used now .*locked.*: vectors are computed"):
+    message = r"cannot be used now .*locked.*: vectors are computed. It is tried again in 60 s"
+    with pytest.warns(UserWarning, match=message) as caught:
         found = encoder.transform(texts[2:4])
+    assert len(caught) == 1  # neither waited nor warned for a second time, when the vectors are put there
+    encoder.transform(texts[2:4])
     blocker.execute("ROLLBACK")
     blocker.close()
     np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[2:4]))
+    cache = DiskVectorCache(tmp_path)
+    assert len(cache) == 0
+    later = time.monotonic() + 61
+    monkeypatch.setattr("skminilm._disk_cache.time.monotonic", lambda: later)
+    assert len(cache) == 2
+
+
+def test_a_file_of_another_user_is_read_without_files_beside_it(tmp_path, monkeypatch):
+    """The owner could not write to those."""
+    DiskVectorCache(tmp_path).put(KEYS, ROWS)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
+    made, connect = set(), sqlite3.connect
+
+    def connecting(*args, **options):
+        connection = connect(*args, **options)
+        connection.set_trace_callback(lambda _: made.update(path.name for path in tmp_path.iterdir()))
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connecting)
+    np.testing.assert_array_equal(DiskVectorCache(tmp_path).get(KEYS), ROWS)
+    assert "vectors.sqlite3" in made
+    assert not {name for name in made if name.endswith(("-wal", "-shm"))}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_waits_for_those_who_use_a_file(cache):
+    cache.put(KEYS, ROWS)
+    inside, is_over = threading.Event(), []
+
+    def slow(connection):
+        inside.set()
+        time.sleep(0.5)  # the fork is asked for meanwhile
+        is_over.append(True)
+
+    user = threading.Thread(target=cache._use, args=(slow,))
+    user.start()
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if is_over and len(cache) == len(KEYS) else 1)
+    user.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_fitted_estimator_computes_where_its_folder_cannot_be_made(tmp_path, texts):
+    encoder = MiniLMEncoder(cache=tmp_path / "here").fit(texts[:1])
+    (tmp_path / "here").rmdir()
+    (tmp_path / "here").write_text("")
+    with pytest.warns(UserWarning, match="cannot be used as a folder .*vectors are computed"):
+        found = encoder.transform(texts[:2])
+    np.testing.assert_array_equal(found, MiniLMEncoder(cache=None).transform(texts[:2]))
+    for unfitted in ("fit", "fit_transform"):
+        with pytest.raises(OSError, match="cannot be used as a folder"):
+            getattr(encoder, unfitted)(texts[:2])
 
 
 @pytest.mark.parametrize("name", ["file:x", "a?b=c", "d#e %20", "ключи и векторы"])

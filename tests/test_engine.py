@@ -1,3 +1,4 @@
+import os
 import threading
 import weakref
 from collections import Counter
@@ -42,6 +43,7 @@ from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
 from skminilm.engine.packing import group_by_length, make_pack, plan_packs, round_up
 from skminilm.engine.pooling import pool
+from skminilm.engine.sentence_transformers_model import SentenceTransformersModel
 from skminilm.engine.spans import best_spans
 from skminilm.engine.streaming import plan_chunks
 
@@ -278,6 +280,23 @@ def test_a_fork_after_use_works(texts):
     with multiprocessing.get_context("fork").Pool(2) as processes:
         for found in processes.map_async(encode, [texts[:8]] * 4).get(timeout=60):
             assert np.abs(found - expected).max() <= 2e-5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_while_a_thread_computes_with_another_architecture(distilbert_folder, monkeypatch):
+    """The locks of the library's tokenizer are held in the child, by a thread that is not there."""
+    encode(["a"], model=distilbert_folder)
+    (model,) = (model for model in registry._models.values() if isinstance(model, SentenceTransformersModel))
+    with model._lock:  # as another thread would
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if model not in registry._models.values() and model in registry._lost_in_fork else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if model in registry._models.values() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_precision_follows_the_hardware(monkeypatch):

@@ -212,6 +212,17 @@ def test_a_damaged_graph_is_made_again(transformers_folder, texts, own_folder):
     np.testing.assert_array_equal(found, first)
 
 
+def test_a_graph_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    def is_dir(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "is_dir", is_dir)
+    with pytest.warns(UserWarning, match=r"may not be read \(Permission denied\); it is computed anew"):
+        assert openvino_graph.read_graphs(tmp_path, 1) is None
+    monkeypatch.undo()
+    assert tmp_path.is_dir()
+
+
 @pytest.mark.parametrize("damage", [b"\xff\xfe"])
 def test_a_checksum_that_is_no_text_is_damage(transformers_folder, texts, own_folder, damage):
     options = dict(model=transformers_folder, calibration_texts=[*texts[:3], repr(damage)])

@@ -398,7 +398,7 @@ def test_a_link_in_the_folder_leads_nowhere(tmp_path):
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(
-            _persistence, "_replace_folder", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy"))
+            _persistence, "replace_folder", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy"))
         )
         MiniLMEncoder(prompt="b").save(folder)  # in place
     assert (tmp_path / "victim").read_text() == "precious"
@@ -532,7 +532,7 @@ def test_a_save_that_fails_at_its_last_step_brings_the_old_one_back(tmp_path, mo
         return original(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    monkeypatch.setattr(_persistence, "_swap", lambda *_: False)  # as on other systems than Linux
+    monkeypatch.setattr("skminilm._folders._swap", lambda *_: False)  # as on other systems than Linux
     with pytest.raises(OSError, match="no space left"):
         MiniLMEncoder().save(tmp_path / "saved")
     assert MiniLMEncoder.load(tmp_path / "saved").prompt == "x: "
@@ -572,7 +572,7 @@ def test_several_processes_save_and_load_one_folder(tmp_path, is_there):
 
 
 def test_a_folder_is_replaced_where_names_cannot_be_swapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(_persistence, "_swap", lambda *_: False)
+    monkeypatch.setattr("skminilm._folders._swap", lambda *_: False)
     for length in (10, 11):
         MiniLMEncoder(max_length=length).save(tmp_path / "saved")
         assert MiniLMEncoder.load(tmp_path / "saved").max_length == length
@@ -605,7 +605,7 @@ def test_a_folder_that_cannot_be_exchanged_is_written_in_place(tmp_path, monkeyp
         raise OSError(reason, "busy")
 
     MiniLMEncoder(prompt="a").save(tmp_path / "mounted")
-    monkeypatch.setattr(_persistence, "_replace_folder", busy)
+    monkeypatch.setattr(_persistence, "replace_folder", busy)
     MiniLMEncoder(prompt="b").save(tmp_path / "mounted")
     assert MiniLMEncoder.load(tmp_path / "mounted").prompt == "b"
     with pytest.raises(OSError, match="busy"):

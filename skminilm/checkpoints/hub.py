@@ -114,6 +114,11 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
         find_weights(transformer)
     except (OSError, LocalEntryNotFoundError):
         return None
+    except RuntimeError as error:  # of Path.expanduser
+        raise OSError(
+            "The cache of the hub is in the home folder, and this process has none: set the environment variable "
+            "HF_HUB_CACHE to a folder, or HOME."
+        ) from error
     needed = (("config.json",), TOKENIZER_FILES)
     present = all(any((transformer / name).is_file() for name in names) for names in needed)
     return folder if present else None

@@ -29,7 +29,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def load_checkpoint(
-    model: str | os.PathLike[str], revision: str | None = None, *, local_files_only: bool = False
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    local_files_only: bool = False,
+    settings_known: bool = False,
 ) -> Checkpoint:
     """Find, verify and open a checkpoint; once per process and state of its files.
 
@@ -42,6 +46,8 @@ def load_checkpoint(
         or the newest for other repositories.
     local_files_only : bool
         Never ask the hub.
+    settings_known : bool
+        Who asks knows pooling, normalisation and prompt; the checkpoint need not say them.
 
     Raises
     ------
@@ -67,7 +73,7 @@ def load_checkpoint(
         return _load_bundled()
     if is_folder:
         return _load_folder(Path(name), name)
-    return _load_hub(name, revision, local_files_only)
+    return _load_hub(name, revision, local_files_only, settings_known)
 
 
 def known_hidden_size(model: str | os.PathLike[str], revision: str | None = None) -> int | None:
@@ -84,8 +90,7 @@ def known_hidden_size(model: str | os.PathLike[str], revision: str | None = None
         return preset.hidden_size
     if name and Path(name).is_dir():
         return load_checkpoint(model, revision).hidden_size
-    with _lock:
-        loaded = _loaded.get(_hub_key(name, revision))
+    loaded = _find_loaded(name, revision)
     return None if loaded is None else loaded.hidden_size
 
 
@@ -100,11 +105,18 @@ def _load_folder(folder: Path, name: str, preset: Preset | None = None) -> Check
 
     if not folder.is_dir():
         raise OSError(f"The folder {folder} does not exist. Known presets: {', '.join(PRESETS)}.")
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise OSError(
+            f"The path {str(folder.resolve())!r} is not valid UTF-8, or the locale is not ({error.reason}), and the libraries "
+            "that read checkpoints take no other: rename the folder, or set the environment variable PYTHONUTF8=1."
+        ) from error
     key = str(folder.resolve()), preset, *_states(model_files(folder))
     return _load_once(key, lambda: load_folder(folder, name, preset))
 
 
-def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkpoint:
+def _load_hub(name: str, revision: str | None, local_files_only: bool, settings_known: bool) -> Checkpoint:
     from . import hub
 
     preset = find_preset(name)
@@ -115,18 +127,34 @@ def _load_hub(name: str, revision: str | None, local_files_only: bool) -> Checkp
             "nor a hub id of the form 'owner/name'."
         )
     revision = revision or (preset.revision if preset else None)
+    settings_known = settings_known or preset is not None
+    if settings_known:
+        found = _find_loaded(repo_id, revision)
+        if found is not None:
+            return found
 
     def load() -> Checkpoint:
         folder = hub.download(
-            repo_id, revision, local_files_only=local_files_only, settings_known=preset is not None
+            repo_id,
+            revision,
+            local_files_only=local_files_only,
+            settings_known=settings_known,
         )
         return _load_folder(folder, name, preset)
 
-    return _load_once(_hub_key(repo_id, revision), load)  # a snapshot's files never change
+    # A snapshot's files never change. Who does not know the settings is to be warned where they are missing.
+    return _load_once(_hub_key(repo_id, revision, settings_known), load)
 
 
-def _hub_key(repo_id: str, revision: str | None) -> tuple:
-    return "hub", repo_id, revision
+def _find_loaded(repo_id: str, revision: str | None) -> Checkpoint | None:
+    """Return a checkpoint of the hub that this process has loaded."""
+    with _lock:
+        found = [_loaded.get(_hub_key(repo_id, revision, known)) for known in (True, False)]
+    return found[0] or found[1]
+
+
+def _hub_key(repo_id: str, revision: str | None, settings_known: bool) -> tuple:
+    return "hub", repo_id, revision, settings_known
 
 
 def _states(paths: list[Path]) -> Iterator[tuple]:

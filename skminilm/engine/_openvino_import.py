@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 _SILENCE = {"CI": "true", "NNCF_CI": "1"}
@@ -35,7 +36,12 @@ def check_installed(precision: str) -> None:
 
 def import_silently(name: str) -> ModuleType:
     """Import OpenVINO or NNCF."""
-    with _environment(_SILENCE):
+    variables = dict(_SILENCE)
+    try:
+        Path.home()
+    except RuntimeError:  # their telemetry asks for one before it looks whether it may report
+        variables["HOME"] = os.sep
+    with _environment(variables):
         return importlib.import_module(name)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from .._folders import copy_mode
 from ..checkpoints import BertConfig, Checkpoint, EncodingSettings
 from ..checkpoints.tokenizer import write_tokenizer
 from .weight_reading import read_fused_weights
@@ -37,13 +37,13 @@ def export_network(
     if tuned:
         weights = replaced_weights(weights, tuned)
     tensors = {name: tensor.contiguous() for name, tensor in unfused_weights(weights, checkpoint.config)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
     for name, content in _configuration(checkpoint.config, settings).items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    mode = (folder / "config.json").stat().st_mode
-    (folder / "model.safetensors").chmod(stat.S_IMODE(mode))  # safetensors may write for the owner alone
+    copy_mode(folder / "config.json", file)
 
 
 def _configuration(config: BertConfig, settings: EncodingSettings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 import platformdirs
 import torch
 
+from .._folders import own_path
 from .._warnings import warn
 from ..checkpoints import BertConfig
 from ._openvino_import import import_silently
@@ -242,9 +243,20 @@ def quantized_folder(fingerprint: str, calibration: tuple) -> Path:
 
     In the folder of the environment variable ``SKMINILM_CACHE``, else in the
     user's cache folder as the system defines it.
+
+    Raises
+    ------
+    OSError
+        There is no such folder.
     """
     chosen = os.environ.get("SKMINILM_CACHE")
-    cache_folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("skminilm")
+    try:
+        cache_folder = own_path(chosen) if chosen else platformdirs.user_cache_path("skminilm")
+    except RuntimeError as error:
+        raise OSError(
+            "The quantised graph is kept in the user's cache folder, and this process has no home folder: set the "
+            "environment variable SKMINILM_CACHE to a folder."
+        ) from error
     versions = [importlib.metadata.version(package) for package in ("openvino", "nncf")]
     parts = (_QUANTIZATION_VERSION, fingerprint, *versions, calibration)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -253,13 +265,16 @@ def quantized_folder(fingerprint: str, calibration: tuple) -> Path:
 
 def read_graphs(folder: Path, n_graphs: int) -> list[ov.Model] | None:
     """Return the graphs kept in a folder; None where there are none, or damaged ones (with a warning)."""
-    if not folder.is_dir():
-        return None
     try:
+        if not folder.is_dir():
+            return None
         if (folder / "sha256").read_text() != _digest(folder):
             raise OSError("its sha256 is another than when it was written")
         core = ov.Core()
         return [core.read_model(folder / f"{i}.xml") for i in range(n_graphs)]
+    except PermissionError as error:  # another user's
+        warn(f"The quantised graph in {folder} may not be read ({error.strerror}); it is computed anew.")
+        return None
     except (OSError, RuntimeError, ValueError) as error:  # the last of bytes that are no text
         warn(f"The quantised graph in {folder} is damaged ({error}); it is computed again.")
         shutil.rmtree(folder, ignore_errors=True)

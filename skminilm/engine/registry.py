@@ -25,9 +25,7 @@ Model = StreamingModel | SentenceTransformersModel
 # Precisions and backends that are compared in turn have to fit: what is dropped is built anew at its next use.
 _MAX_MODELS = 6
 _models: OrderedDict[tuple, Model] = OrderedDict()
-_lost_in_fork: list[
-    StreamingModel
-] = []  # never freed: to end, they would wait for threads that are not there
+_lost_in_fork: list[Model] = []  # never freed: to end, they would wait for threads that are not there
 _lock = threading.RLock()
 _build_lock = threading.RLock()  # who wants a model that is there does not wait for one that is being built
 
@@ -36,9 +34,7 @@ def _after_fork() -> None:
     global _lock, _build_lock
     _lock, _build_lock = threading.RLock(), threading.RLock()
     for key, model in list(_models.items()):
-        if isinstance(model, SentenceTransformersModel):
-            model.renew_lock()
-        elif not model.survives_fork:
+        if not model.survives_fork:
             _lost_in_fork.append(_models.pop(key))
     # GNU OpenMP's threads do not survive a fork; a second parallel region would wait for them forever.
     torch.set_num_threads(1)

@@ -122,9 +122,10 @@ class SentenceTransformersModel:
     def _count_tokens(self, text: str) -> int:
         return len(self._model.tokenizer(text, verbose=False)["input_ids"])
 
-    def renew_lock(self) -> None:
-        """Forget a lock that another thread held when the process forked."""
-        self._lock = threading.Lock()
+    @property
+    def survives_fork(self) -> bool:
+        """False while another thread computes: the libraries' own locks, as of tokenizers, stay held in the child."""
+        return not self._lock.locked()
 
     def _fixed(self, parameter: str, value: object, only: str) -> ValueError:
         return ValueError(
