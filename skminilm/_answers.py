@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
@@ -32,6 +32,7 @@ _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
 
 
 _NUMBER = re.compile(r"\s*-?\d+(\.0*)?\s*")
+_NO_POSITION = {"", "nan", "NaN", "None", "<NA>"}  # as arrays and files of str write what is missing
 _KEYS_OF_SQUAD = {"text", "answer_start"}  # of the answers that the library `datasets` has
 
 
@@ -130,20 +131,24 @@ def answer_rows(y: Any, name: str) -> list:
     if len(columns) == 1:
         return columns[0]
     texts, starts = columns
-    # An array of str and int, or a frame that was read as str, holds numbers as str.
-    starts = [None if is_missing(start) or start == "" else start for start in starts]
-    if all(start is None or (isinstance(start, str) and _NUMBER.fullmatch(start)) for start in starts):
-        starts = [None if start is None else int(float(start)) for start in starts]
-    return [_located(*row) for row in zip(texts, starts, strict=True)]
+    # Otherwise the second column holds second answers.
+    starts = [_position(start) for start in starts] if all(map(_is_position, starts)) else starts
+    return [None if is_missing(text) else (text, start) for text, start in zip(texts, starts, strict=True)]
 
 
-def _located(text: Any, start: Any) -> tuple[Any, Any] | None:
-    """Return an answer and its position out of two columns, where whole numbers may have become floats."""
-    if is_missing(text):
+def _is_position(start: Any) -> bool:
+    """Tell whether a value is a position or none, of which an array or a frame may have made a str or a float."""
+    if isinstance(start, str):
+        return start in _NO_POSITION or _NUMBER.fullmatch(start) is not None
+    return is_missing(start) or (isinstance(start, Real) and not isinstance(start, bool | np.bool_))
+
+
+def _position(start: Any) -> Any:
+    if is_missing(start) or (isinstance(start, str) and start in _NO_POSITION):
         return None
-    if is_missing(start):
-        return text, None
-    return text, int(start) if isinstance(start, float) and start.is_integer() else start
+    if isinstance(start, str):
+        return int(start.partition(".")[0])
+    return int(start) if isinstance(start, Integral) or float(start).is_integer() else start
 
 
 def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, int | None]]:

@@ -207,7 +207,6 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
 
     _parameter_constraints = {  # noqa: RUF012
         **FineTunedEstimator._parameter_constraints,
-        "refit_head": ["boolean"],
         "label_smoothing": [NumberInterval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
@@ -398,9 +397,6 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         if not is_multilabel(y):
             return ClassTargets(y, len(row_weights), self.class_weight, self.label_smoothing)
         return MultilabelTargets(y, row_weights, self.class_weight, self.label_smoothing)
-
-    def _refits_head(self) -> bool:
-        return self.refit_head and self.trainable != "head"
 
     def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
         multilabel = isinstance(targets, MultilabelTargets)

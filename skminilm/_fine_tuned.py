@@ -68,6 +68,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         **TrainedNetworkEstimator._parameter_constraints,
         "trainable": [StrOptions(set(TRAINABLE)), NumberInterval(Integral, 1, None, closed="left")],
         "init_head": [StrOptions({"probe", "random"})],
+        "refit_head": ["boolean"],
         "epochs": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_length": [NumberInterval(Integral, 3, None, closed="left")],
         "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
@@ -92,7 +93,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         """Return what :meth:`_target_attributes` does, for the last layer of a head that is there already."""
 
     def _refits_head(self) -> bool:
-        return False
+        return self.refit_head and self.trainable != "head"
 
     @classmethod
     def from_transformers(

@@ -42,6 +42,12 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a ridge regression on the frozen vectors
         whose penalty is chosen by leave-one-out, or at small random numbers.
+    refit_head : bool, default=True
+        After training fit the head anew to the vectors of the trained
+        network, as a ridge regression. With ``early_stopping=True`` it is kept
+        only if it scores at least as well on the validation texts.
+        ``trainable="head"``, which changes no vectors, and a fit that was
+        interrupted have no refit.
     epochs : int or "auto", default="auto"
         Passes over the texts. ``"auto"``: as few as make 60 steps, but at
         least 3 and at most 10.
@@ -186,6 +192,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         revision=None,
         trainable="encoder",
         init_head="probe",
+        refit_head=True,
         epochs="auto",
         batch_size=32,
         learning_rate="auto",
@@ -210,6 +217,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         self.revision = revision
         self.trainable = trainable
         self.init_head = init_head
+        self.refit_head = refit_head
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -248,7 +256,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
             mean 1.
         X_val, y_val : like X and y, default=None
             Texts set aside: their loss and score stand in `history_`, and
-            ``early_stopping=True`` goes by them.
+            ``early_stopping=True`` goes by them. Inside
+            :class:`sklearn.compose.TransformedTargetRegressor` give `y_val`
+            transformed: scikit-learn transforms y alone.
 
         Returns
         -------

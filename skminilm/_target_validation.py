@@ -170,10 +170,11 @@ def check_numbers(y: Any, n_rows: int, n_targets: int | None = None, name: str =
         or y.shape[-1] == 0
         or (n_targets is not None and (1 if y.ndim == 1 else y.shape[1]) != n_targets)
     ):
-        raise ValueError(f"{name} has the shape {y.shape}: expected {n_targets or 'n'} number(s) a text.")
+        raise ValueError(f"{name} has the shape {y.shape}: expected {n_targets or 'n'} number(s) per text.")
     bad = np.argwhere(~np.isfinite(y))
     if len(bad):
-        raise ValueError(f"{name} has a number that is not finite: row {bad[0][0]} is {y[tuple(bad[0])]}.")
+        place = f"row {bad[0][0]}" + (f", column {bad[0][1]}" if y.ndim == 2 else "")
+        raise ValueError(f"{name} has a number that is not finite: {place} is {y[tuple(bad[0])]}.")
     return y
 
 

@@ -284,14 +284,15 @@ class RealTargets(Targets):
     def fit_head(
         self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Fit a ridge regression whose penalty is chosen by leave-one-out."""
+        """Fit a ridge regression whose penalties, one per target, are chosen by leave-one-out."""
         from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
 
         counted = row_weights > 0
         vectors, values, weights = vectors[counted], values[counted], _of_mean_one(row_weights[counted])
         if len(values) == 1:  # none is left where one is left out
             return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)
-        ridge = RidgeCV(_RIDGE_ALPHAS).fit(vectors, values, sample_weight=weights)
+        # Where targets shared one, those that texts say nothing about would flatten the others.
+        ridge = RidgeCV(_RIDGE_ALPHAS, alpha_per_target=True).fit(vectors, values, sample_weight=weights)
         coef = ridge.coef_.reshape(self.n_outputs, -1)
         return coef.astype(np.float32), np.broadcast_to(ridge.intercept_, self.n_outputs).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,8 @@ def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
         _check_n_columns(array.shape[1], name)
         return [array[:, column].tolist() for column in range(array.shape[1])], None
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
-        raise TypeError(f"{name} is a {type(X).__name__}: {shorten(X)}. {_EXPECTED}.")
+        collect = ": call its collect()" if hasattr(X, "collect") else ""  # a lazy frame of polars, for one
+        raise TypeError(f"{name} is a {type(X).__name__}: {shorten(X)}. {_EXPECTED}{collect}.")
     return _columns_of(list(X), name), None
 
 
@@ -167,6 +169,11 @@ def _check_column(values: list, name: str, place: str, missing: str) -> list[str
         if not isinstance(value, str):
             if not is_missing(value):
                 remedy = "Convert it, for example with str(value) or Series.astype(str)."
+                if isinstance(value, numbers.Number):
+                    remedy = (
+                        "Convert it, for example with str(value) or Series.astype(str), if it is a code; leave columns of "
+                        "numbers to a ColumnTransformer, beside MiniLMEncoder."
+                    )
                 if isinstance(value, bytes | bytearray):
                     remedy = "Decode it, for example with value.decode('utf-8')."
                 if isinstance(value, dict):

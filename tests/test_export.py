@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEXTS, edit_json
+from conftest import TEXTS, edit_json, tiny_bert
 from sentence_transformers import SentenceTransformer
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor
 
@@ -107,3 +108,62 @@ def test_nothing_is_overwritten(tmp_path, transformers_folder, monkeypatch):
         classifier.export(tmp_path / "network")
     assert sorted(path.name for path in (tmp_path / "network").iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
+def test_long_texts_are_cut_where_they_were_in_training(tmp_path, transformers_folder):
+    classifier = MiniLMClassifier(
+        transformers_folder, epochs=1, max_length=24, precision="fp32", random_state=0
+    )
+    classifier.fit(["good", "bad"], [1, 0]).export(tmp_path / "network")
+    with pytest.warns(UserWarning, match="max_length=24"):
+        expected = classifier.encode(["where is it? " * 10])
+    vectors = SentenceTransformer(str(tmp_path / "network"), device="cpu").encode(["where is it? " * 10])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_the_tokenizer_in_a_folder_of_sentence_transformers(tmp_path, transformers_folder):
+    folder = shutil.copytree(transformers_folder, tmp_path / "model" / "0_Transformer").parent
+    module = {
+        "idx": 0,
+        "name": "0",
+        "path": "0_Transformer",
+        "type": "sentence_transformers.models.Transformer",
+    }
+    (folder / "modules.json").write_text(json.dumps([module]))
+    regressor = MiniLMRegressor(folder, epochs=1, max_length=24, precision="fp32", random_state=0)
+    regressor.fit(["good", "bad", "fine"], [0.1, 0.2, 0.5]).export(tmp_path / "network")
+    vectors = SentenceTransformer(str(tmp_path / "network"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(vectors, regressor.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "bpe"},
+        {"byte_fallback": True, "vocab_size": 2000},
+        {"add_dummy_prefix": False},
+        {"remove_extra_whitespaces": False},
+        {"normalization_rule_name": "identity"},
+        {},
+    ],
+    ids=str,
+)
+def test_vocabularies_that_tokenizer_json_cannot_say(tmp_path, requests, options):
+    prefix = tmp_path / "vocabulary"
+    common = {"vocab_size": 1500, "character_coverage": 0.98, "minloglevel": 2}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(requests.data), model_prefix=str(prefix), **(common | options)
+    )
+    folder, vocabulary = tmp_path / "model", prefix.with_suffix(".model")
+    n_pieces = SentencePieceProcessor(model_file=str(vocabulary)).get_piece_size()
+    tiny_bert(n_pieces + 2).save_pretrained(folder)
+    shutil.copy(vocabulary, folder / "sentencepiece.bpe.model")
+    regressor = MiniLMRegressor(folder, **OPTIONS).fit(X, [0.1, 0.2, 0.3, 0.5])
+    if not options:  # as XLM-R's was trained
+        regressor.export(tmp_path / "network")
+        for vectors in read_by_others(tmp_path / "network"):
+            np.testing.assert_allclose(vectors, regressor.encode(TEXTS), atol=1e-5)
+        return
+    with pytest.raises(ValueError, match=r"SentencePiece model of another kind than XLM-R's"):
+        regressor.export(tmp_path / "network")
+    assert not (tmp_path / "network").exists()

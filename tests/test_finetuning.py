@@ -16,6 +16,7 @@ import torch
 from conftest import resident_mib
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, clear_cache, set_config
 from skminilm._cache import DEFAULT_STATE_CACHE_BYTES, state_cache
@@ -1265,3 +1266,31 @@ def test_the_scale_of_the_loss_is_halved_at_once_and_doubled_after_2000_steps():
     assert scale.value == start / 2
     scale.update(False)
     assert scale.value == start
+
+
+def test_shares_of_labels_are_those_of_the_texts_that_are_trained_on(transformers_folder):
+    X = [f"text {number}" for number in range(40)]
+    Y = np.zeros((40, 2), int)
+    Y[::4, 0] = Y[::2, 1] = 1
+    aside = train_test_split(np.arange(40), test_size=0.5, random_state=np.random.RandomState(0))[1]
+    other = Y.copy()
+    other[aside] = 1
+    options = dict(
+        trainable="head",
+        epochs=1,
+        early_stopping=True,
+        validation_fraction=0.5,
+        random_state=0,
+        max_length=24,
+    )
+    losses = [
+        MiniLMClassifier(transformers_folder, **options).fit(X, y).history_[0]["loss"] for y in (Y, other)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_other_labels_in_y_val(transformers_folder):
+    classifier = MiniLMClassifier(transformers_folder, trainable="head", epochs=1, max_length=24)
+    for y_val in ([[1, 0, 1]], [[1]]):
+        with pytest.raises(ValueError, match="y_val"):
+            classifier.fit(["a", "b"], [[1, 0], [0, 1]], X_val=["c"], y_val=y_val)

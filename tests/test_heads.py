@@ -1,5 +1,6 @@
 """Heads that transformers trained: the estimators give what transformers gives."""
 
+import json
 import shutil
 
 import joblib
@@ -9,13 +10,17 @@ import torch
 import transformers
 from conftest import TEXTS, edit_json
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
 
 from skminilm import (
     MiniLMClassifier,
+    MiniLMEncoder,
     MiniLMQuestionAnswerer,
     MiniLMRegressor,
     MiniLMZeroShotClassifier,
+    _fine_tuned,
 )
+from skminilm._entailment import nli_digest
 from skminilm.checkpoints import load_checkpoint
 from skminilm.checkpoints.tokenizer import write_tokenizer
 
@@ -328,3 +333,206 @@ def test_names_that_are_none(make_folder, names):
     edit_json(folder / "config.json", id2label=names)
     with pytest.raises(OSError, match="garbles id2label"):
         MiniLMClassifier.from_transformers(folder)
+
+
+def test_the_pooler_of_older_files_is_not_the_one_of_the_head(make_folder, outputs_of):
+    """XLM-R's head has a layer of its own; older files hold the network's pooler beside it."""
+    folder, network = make_folder(id2label=NLI)
+    extra = {"roberta.pooler.dense.weight": torch.ones(16, 16), "roberta.pooler.dense.bias": torch.ones(16)}
+    save_file({**network.state_dict(), **extra}, folder / "model.safetensors", metadata={"format": "pt"})
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    expected = np.array(outputs_of(network, TEXTS))[:, [2, 0, 1]]
+    np.testing.assert_allclose(classifier.decision_function(TEXTS), expected, atol=1e-5)
+
+
+def test_a_network_that_was_saved_under_several_names(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    names = ["XLMRobertaModel", "XLMRobertaForSequenceClassification"]
+    edit_json(folder / "config.json", architectures=names)
+    assert len(MiniLMClassifier.from_transformers(folder).classes_) == 3
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.zeros(2), r"has the shapes \(3, 16\) and \(2,\)"),
+        (torch.full((3,), torch.inf), "not finite"),
+        (None, "lack 'classifier.out_proj.bias'"),
+    ],
+)
+def test_a_damaged_intercept(make_folder, bias, message):
+    folder, network = make_folder(id2label=NLI)
+    weights = {**network.state_dict(), "classifier.out_proj.bias": bias}
+    weights = {name: value for name, value in weights.items() if value is not None}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match=message):
+        MiniLMClassifier.from_transformers(folder)
+
+
+def test_a_head_of_spans_with_another_number_of_outputs(make_folder):
+    folder, _ = make_folder(task="QuestionAnswering", num_labels=3)
+    with pytest.raises(OSError, match=r"qa_outputs has the shapes \(3, 16\)"):
+        MiniLMQuestionAnswerer.from_transformers(folder, max_length=76, stride=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_in_low_precision(make_folder, outputs_of, dtype):
+    folder, network = make_folder(id2label=NLI)
+    network.to(dtype).save_pretrained(folder)
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    assert classifier.coef_.dtype == np.float32
+    expected = np.array(outputs_of(network.float(), PAIRS))[:, [2, 0, 1]]
+    np.testing.assert_allclose(classifier.decision_function(PAIRS), expected, atol=1e-5)
+
+
+def test_a_head_in_a_folder_of_sentence_transformers(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    (folder / "0_Transformer").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(folder / "0_Transformer" / path.name)
+    module = {
+        "idx": 0,
+        "name": "0",
+        "path": "0_Transformer",
+        "type": "sentence_transformers.models.Transformer",
+    }
+    (folder / "modules.json").write_text(json.dumps([module]))
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    assert classifier.classes_.tolist() == sorted(NLI.values())
+
+
+def test_true_is_no_number(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    edit_json(folder / "config.json", id2label={"0": True, "1": False, "2": 2})
+    with pytest.raises(OSError, match="garbles id2label"):
+        MiniLMClassifier.from_transformers(folder)
+
+
+def test_one_label_that_may_hold(make_folder, outputs_of):
+    folder, network = make_folder(problem_type="multi_label_classification", id2label={0: "toxic"})
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    assert classifier.classes_.tolist() == ["toxic"]
+    np.testing.assert_array_equal(classifier.predict(TEXTS), np.array(outputs_of(network, TEXTS)) > 0)
+    with pytest.raises(ValueError, match="gives classes"):
+        MiniLMRegressor.from_transformers(folder)
+
+
+def test_a_prompt_before_texts(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    plain = MiniLMClassifier.from_transformers(folder, **FP32)
+    prompted = MiniLMClassifier.from_transformers(folder, prompt="query: ", **FP32)
+    assert prompted.prompt == prompted.settings_["prompt"] == "query: "
+    expected = plain.decision_function([f"query: {text}" for text in TEXTS])
+    np.testing.assert_allclose(prompted.decision_function(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [MiniLMClassifier, MiniLMRegressor, MiniLMQuestionAnswerer])
+def test_parameters_arrive(make_folder, kind):
+    task = "QuestionAnswering" if kind is MiniLMQuestionAnswerer else "SequenceClassification"
+    folder, _ = make_folder(
+        task=task, num_labels=2, **({"problem_type": "regression"} if kind is MiniLMRegressor else {})
+    )
+    with pytest.raises(ValueError, match="revision='v1' has no meaning"):
+        kind.from_transformers("bundled", revision="v1")
+    options = dict(max_length=20, precision="fp32", device="cpu", save_weights="full", verbose=1)
+    if kind is MiniLMQuestionAnswerer:
+        options |= dict(stride=3, max_answer_length=4, no_answer_threshold=0.5)
+    else:
+        options |= dict(prompt="query: ")
+    estimator = kind.from_transformers(folder, **options)
+    assert {name: estimator.get_params()[name] for name in options} == options
+    assert estimator.checkpoint_ is not None
+
+
+def test_revision_is_a_parameter(make_folder, monkeypatch):
+    folder, _ = make_folder(id2label=NLI)
+    opened = []
+    original = _fine_tuned.open_checkpoint
+    monkeypatch.setattr(
+        _fine_tuned,
+        "open_checkpoint",
+        lambda model, revision, **options: opened.append(revision) or original(model, None),
+    )
+    classifier = MiniLMClassifier.from_transformers(folder, revision="v2")
+    assert opened == [classifier.revision] == ["v2"]
+
+
+def test_the_network_below_a_head_of_transformers(make_folder, tmp_path):
+    folder, _ = make_folder(id2label=NLI, layer_norm_eps=1e-2)
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    classifier.export(tmp_path / "network")
+    expected = classifier.encode(TEXTS)
+    assert np.abs(np.linalg.norm(expected, axis=1) - 1).min() > 0.1
+    vectors = SentenceTransformer(str(tmp_path / "network"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    vectors = MiniLMEncoder(tmp_path / "network", normalize="auto", precision="fp32").transform(TEXTS)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_an_xlmr_configuration_that_does_not_say_what_pads(make_folder, outputs_of):
+    folder, network = make_folder(id2label=NLI)
+    config = json.loads((folder / "config.json").read_text())
+    del config["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    classifier = MiniLMClassifier.from_transformers(folder, **FP32)
+    expected = np.array(outputs_of(network, TEXTS))[:, [2, 0, 1]]
+    np.testing.assert_allclose(classifier.decision_function(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (["Entailment", "entailment", "contradiction"], {}),
+        (list(NLI.values()), {"problem_type": "multi_label_classification"}),
+    ],
+)
+def test_entailment_is_one_class_of_several(make_folder, names, options):
+    folder, _ = make_folder(id2label=dict(enumerate(names)), **options)
+    nli = MiniLMClassifier.from_transformers(folder)
+    with pytest.raises(ValueError, match="nli needs the class 'entailment'"):
+        MiniLMZeroShotClassifier(labels=["sports", "politics"], nli=nli).fit()
+
+
+def test_the_digest_of_nli_follows_its_classes(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    nli = MiniLMClassifier.from_transformers(folder)
+    before = nli_digest(nli)
+    nli.classes_ = nli.classes_[::-1]
+    assert nli_digest(nli) != before
+
+
+def test_texts_are_cut_where_the_longest_hypothesis_leaves_no_room(make_folder):
+    folder, _ = make_folder(id2label=NLI)
+    nli = MiniLMClassifier.from_transformers(folder, max_length=20)
+    labels = ["law", "the laws of all the countries of the whole wide world"]
+    zero_shot = MiniLMZeroShotClassifier(labels=labels, nli=nli, hypothesis_template="{}").fit()
+    with pytest.warns(UserWarning, match="1 of 1 texts have more than max_length=20 tokens"):
+        zero_shot.predict(["The parliament voted on it."])
+
+
+def test_roles_of_tokens(tmp_path):
+    write_tokenizer(tmp_path, load_checkpoint("bundled"))
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    roles = ("bos", "cls", "eos", "sep", "unk", "pad", "mask")
+    assert [getattr(written, f"{role}_token_id") for role in roles] == [0, 0, 2, 2, 3, 1, 250_001]
+
+
+def test_the_same_question_again(make_folder):
+    folder, _ = make_folder(task="QuestionAnswering")
+    answerer = MiniLMQuestionAnswerer.from_transformers(folder, max_length=76, stride=16)
+    X = [("Where is the key?", "The key is under the mat."), ("Wer kommt?", "Morgen kommt Ada.")]
+    margins = answerer.no_answer_margin(X)
+    assert margins[0] != margins[1]
+    np.testing.assert_array_equal(answerer.no_answer_margin([X[1], X[0], X[1]]), margins[[1, 0, 1]])
+    spans = answerer.predict_spans([X[0], X[0]])
+    spans[0].clear()
+    assert len(spans[1]) == 1
+
+
+def test_a_stride_that_hides_answers_in_the_first_slice(make_folder, monkeypatch):
+    folder, _ = make_folder(task="QuestionAnswering")
+    monkeypatch.setattr("skminilm._windows._SLICE_CHARACTERS", 10)
+    answerer = MiniLMQuestionAnswerer.from_transformers(folder, max_length=64, stride=8, max_answer_length=9)
+    long = " ".join(f"word{number}" for number in range(60))
+    with pytest.warns(UserWarning, match="stride=8 tokens, less than"):
+        answerer.predict([("q", long), ("q", "one window")])

@@ -898,3 +898,57 @@ def test_patience_of_questions_counts(xlmr_folder, monkeypatch, patience):
     )
     model.fit(QUESTIONS, ANSWERS, X_val=QUESTIONS, y_val=ANSWERS)
     assert (model.n_iter_, model.best_epoch_) == (patience, 0)
+
+
+@pytest.mark.parametrize("start", [np.nan, None, ""])
+def test_an_answer_without_its_place(start):
+    y = np.array([("a", start), ("b", 2)], dtype=object)
+    assert check_answers(y, ["a b a c"] * 2) == ([("a", 0), ("b", 2)], ["", ""])
+
+
+def test_places_that_are_no_whole_numbers():
+    with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \['b', 2\.5\]"):
+        check_answers(pd.DataFrame({"text": ["b"], "start": [2.5]}), ["a b a c"])
+
+
+def test_places_before_the_context():
+    assert "is not at -1" in check_answers(np.array([("b", "-1")]), ["a b"])[1][0]
+
+
+def test_more_keys_than_squad_has():
+    y = [{"text": ["b"], "answer_start": [2], "language": "en"}]
+    with pytest.raises(TypeError, match="y has no answer in row 0"):
+        check_answers(y, ["a b"])
+
+
+def test_second_answers_among_them_numbers():
+    y = np.array([("b", "2"), ("a", "c")])
+    assert check_answers(y, ["2 a b c"] * 2)[0] == [("b", 4), ("a", 2)]
+
+
+def test_one_window_that_is_sure_of_its_answer_is_enough():
+
+    context = " ".join(f"word{number}" for number in range(40))
+    windows = cut_windows(load_checkpoint("bundled").tokenizer, Texts(["q"], [context]), 64, 16)
+    found = np.full((len(windows.own_starts), 5), -9.0, np.float32)
+    found[:, 0] = 50.0
+    found[:, 3:] = windows.own_starts[:, None]
+    found[1, :3] = -5.0, 4.0, 4.0
+    ((span,),), (margin,) = choose_answers(windows, found, [context], 1, 0.0)
+    assert span.text
+    assert margin == -9
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array([("b", 4), ("a", np.nan)]),
+        pd.DataFrame({"text": ["b", "a"], "start": ["4.0", "None"]}),
+        np.array([("b", "4"), ("a", None)], dtype=object),
+        np.array([("b", "4"), ("a", 0)], dtype=object),
+        np.array([("b", 4), ("a", "0")], dtype=object),
+    ],
+)
+def test_places_of_which_one_is_missing_or_of_another_type(y):
+    """None of them may become a second answer."""
+    assert check_answers(y, ["b a b", "a b"]) == ([("b", 4), ("a", 0)], ["", ""])

@@ -104,7 +104,7 @@ def test_numbers_that_cannot_be_learned_are_refused(y, message):
 
 def test_warm_start_and_early_stopping(rated):
     X, y, X_new, y_new = rated
-    options = dict(trainable=1, epochs=2, random_state=0)
+    options = dict(trainable=1, epochs=2, refit_head=False, random_state=0)
     regressor = MiniLMRegressor(warm_start=True, **options).fit(X, y)
     before = regressor.predict(X)
     regressor.set_params(learning_rate=1e-12, head_learning_rate=1e-12).fit(X, 2 * y)
@@ -248,3 +248,25 @@ def test_the_ridge_regression_of_the_start_counts_rows_by_their_weights(rated):
         vectors, (y - mean) / scale, sample_weight=weights / weights.mean()
     )
     np.testing.assert_allclose(found.predict(X), ridge.predict(vectors) * scale + mean, atol=1e-3)
+
+
+def test_a_target_that_texts_do_not_explain_costs_the_others_nothing(rated):
+    X, y, X_new, _ = rated
+    noise = np.random.RandomState(0).randn(len(X), 4)
+    alone = MiniLMRegressor(trainable="head", random_state=0).fit(X, y).predict(X_new)
+    beside = MiniLMRegressor(trainable="head", random_state=0).fit(X, np.c_[y, noise]).predict(X_new)
+    np.testing.assert_allclose(beside[:, 0], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n_targets", [1, 2])
+def test_the_head_is_refitted_to_the_trained_network(rated, n_targets):
+    X, y, X_new, _ = rated
+    y = y if n_targets == 1 else np.c_[y, np.sqrt(y)]
+    options = dict(trainable=1, epochs=2, precision="fp32", random_state=0)
+    refitted = MiniLMRegressor(**options).fit(X, y)
+    as_trained = MiniLMRegressor(refit_head=False, **options).fit(X, y)
+    vectors, new_vectors = as_trained.encode(X), as_trained.encode(X_new)
+    np.testing.assert_array_equal(new_vectors, refitted.encode(X_new))
+    ridge = RidgeCV(np.logspace(-3, 2, 11), alpha_per_target=True).fit(vectors, y)
+    np.testing.assert_allclose(refitted.predict(X_new), ridge.predict(new_vectors), rtol=0.02, atol=0.02)
+    assert np.abs(refitted.predict(X_new) - as_trained.predict(X_new)).max() > 1e-3

@@ -129,7 +129,7 @@ def test_two_columns_are_pairs(X):
         (pl.Series(["a", None]), ValueError, "missing value: row 1 is None"),
         (["a", 5], TypeError, r"row 1 is 5 \(int\).*astype\(str\)"),
         (["a", b"b"], TypeError, r"row 1 is b'b' \(bytes\)"),
-        (np.array([1.5, 2.5]), TypeError, r"row 0 is 1\.5 \(float\)"),
+        (np.array([1.5, 2.5]), TypeError, r"row 0 is 1\.5 \(float\).*ColumnTransformer"),
         ([("a", "b"), ("c",)], ValueError, r"X is ragged: row 0 has 2 column\(s\), row 1 is \('c',\)"),
         ([("a",), "b"], ValueError, "X is ragged: .* row 1 is 'b'"),
         ([("a", "b", "c")], ValueError, r"X has 3 columns.*df\['subject'\].*ColumnTransformer"),

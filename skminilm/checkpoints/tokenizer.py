@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .token_batch import Tokenizer
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
 """What a folder may hold, in the order of preference."""
 
+_SPACES = ("two  spaces", " one before", "one after ")
 _SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 _MASK = "<mask>"
@@ -153,9 +155,9 @@ def _unigram_from_json(content: dict) -> SentencePieceTokenizer | None:
     return tokenizer if len(pieces) >= XLMR_PIECES or _agree(tokenizer, content) else None
 
 
-def _agree(tokenizer: SentencePieceTokenizer, content: dict) -> bool:
-    """Tell whether a rebuilt tokenizer gives the ids of the library's, for texts in many scripts."""
-    texts = [probe["text"] for probe in _golden_ids()["single"]]
+def _agree(tokenizer: SentencePieceTokenizer, content: dict, more: Sequence[str] = ()) -> bool:
+    """Tell whether a rebuilt tokenizer gives the ids of the library's, for texts in many scripts and `more`."""
+    texts = [*(probe["text"] for probe in _golden_ids()["single"]), *more]
     try:
         library_tokenizer = LibraryTokenizer(json.dumps(content))
     except Exception as error:  # the library raises plain Exception
@@ -171,7 +173,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
     Raises
     ------
     ValueError
-        It has another vocabulary than XLM-R's, and the files beside the vocabulary are not there.
+        It has another vocabulary than XLM-R's, and the files beside the vocabulary are not there or do not suffice.
     """
     kind, state = checkpoint.tokenizer.state()
     origin = None if checkpoint.folder is None else find_transformer(checkpoint.folder)
@@ -195,7 +197,13 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
         settings |= read_json(origin / "tokenizer_config.json") or {}
     if not (folder / "tokenizer.json").is_file():
         # transformers reads a SentencePiece model only where the package protobuf is there.
-        (folder / "tokenizer.json").write_text(checkpoint.tokenizer.library_json(), encoding="utf-8")
+        content = checkpoint.tokenizer.library_json()
+        if not _agree(checkpoint.tokenizer, json.loads(content), _SPACES):
+            raise ValueError(
+                f"The vocabulary of {checkpoint.name!r} is a SentencePiece model of another kind than XLM-R's, which "
+                "tokenizer.json cannot say: put a tokenizer.json of its authors beside it, and fit again."
+            )
+        (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     # The class that takes tokenizer.json as it is: otherwise the type of the network decides, or XLM-R's class, which
     # makes a normaliser of its own.
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL_ROLES}
