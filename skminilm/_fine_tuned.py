@@ -358,7 +358,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         else:
             batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
             lengths = batch.full_lengths  # of all texts, also where no vectors were needed
-            network = self._new_network(batch, checkpoint, settings, compute, options.seed, earlier)
+            n_training = len(data.training)
+            network = self._new_network(
+                batch, checkpoint, settings, compute, options.seed, earlier, n_training
+            )
         warn_of_truncation(lengths, settings, data.n_rows)
         del vectors
         return train(

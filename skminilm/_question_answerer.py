@@ -638,7 +638,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         options = self._training_options(self.epochs, compute, random)
         coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
         return train(
-            self._new_network(data.batch, checkpoint, None, compute, options.seed, None),
+            self._new_network(data.batch, checkpoint, None, compute, options.seed, None, data.n_training),
             coef,
             np.zeros(2, np.float32),
             SpanObjective(self.max_answer_length),

@@ -15,6 +15,8 @@ from ._targets import MAX_DEVIATIONS, RealTargets, Targets
 from ._validation import shorten_list
 from .checkpoints.heads import SequenceHead
 
+_TEXTS_FOR_FULL_RATE = 128
+
 
 class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     """Predict numbers from texts in about 100 languages with a fine-tuned MiniLM.
@@ -55,7 +57,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         Texts per step.
     learning_rate : float or "auto", default="auto"
         Peak learning rate of the encoder: it rises linearly over the warm-up,
-        then falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``.
+        then falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``;
+        where all layers are trained on fewer than 128 texts, in proportion
+        less.
     head_learning_rate : float, default=1e-2
         Peak learning rate of the head, on the same schedule.
     weight_decay : float, default=0.01
@@ -315,6 +319,13 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         y = check_numbers(y, len(predicted), n_targets).reshape(predicted.shape)
         weights = check_row_weights(sample_weight, len(predicted))
         return float(r2_score(y, predicted, sample_weight=weights))
+
+    def _learning_rate(self, n_texts: int) -> float:
+        rate = super()._learning_rate(n_texts)
+        if self.learning_rate != "auto" or self.trainable not in ("encoder", "all"):
+            return rate
+        # The ridge regression that it starts at nearly interpolates few texts: larger steps throw it far off.
+        return rate * min(1.0, n_texts / _TEXTS_FOR_FULL_RATE)
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         return RealTargets(y, row_weights)

@@ -70,7 +70,8 @@ class TrainedNetworkEstimator(
         "verbose": ["verbose"],
     }
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, n_texts: int) -> float:
+        """Return that of the encoder at its peak, in a fit to so many texts."""
         if self.learning_rate != "auto":
             return float(self.learning_rate)
         return _LORA_LEARNING_RATE if self.trainable == "lora" else self._encoder_learning_rate
@@ -121,8 +122,12 @@ class TrainedNetworkEstimator(
         compute: Compute,
         seed: int,
         earlier: EarlierFit | None,
+        n_training: int,
     ) -> TrainableNetwork:
-        """Return the network over some texts; without `settings` it gives the states of tokens, not pooled."""
+        """Return the network over some texts, of which `n_training` are trained on.
+
+        Without `settings` it gives the states of tokens, not pooled.
+        """
         from .engine import TunedWeights, new_layer_states, read_trainable_weights
         from .finetuning import EncoderOptions, TrainableEncoder, n_frozen_layers
 
@@ -138,7 +143,7 @@ class TrainedNetworkEstimator(
             trainable=self.trainable,
             pooling=settings.pooling if settings else None,
             normalize=settings.normalize if settings else False,
-            learning_rate=self._learning_rate(),
+            learning_rate=self._learning_rate(n_training),
             weight_decay=self.weight_decay,
             dtype=compute.training_dtype,
             gradient_checkpointing=self.gradient_checkpointing,

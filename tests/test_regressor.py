@@ -270,3 +270,31 @@ def test_the_head_is_refitted_to_the_trained_network(rated, n_targets):
     ridge = RidgeCV(np.logspace(-3, 2, 11), alpha_per_target=True).fit(vectors, y)
     np.testing.assert_allclose(refitted.predict(X_new), ridge.predict(new_vectors), rtol=0.02, atol=0.02)
     assert np.abs(refitted.predict(X_new) - as_trained.predict(X_new)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "n_texts", "rate"),
+    [
+        ({}, 32, 2.5e-5),
+        ({"trainable": "all"}, 32, 2.5e-5),
+        ({}, 500, 1e-4),
+        ({"trainable": 2}, 32, 1e-4),
+        ({"trainable": "lora"}, 32, 1e-3),
+        ({"learning_rate": 2e-4}, 32, 2e-4),
+    ],
+    ids=str,
+)
+def test_few_texts_move_all_layers_less(options, n_texts, rate):
+    assert MiniLMRegressor(**options)._learning_rate(n_texts) == pytest.approx(rate)
+
+
+def test_the_rate_counts_the_texts_that_are_trained_on(rated, monkeypatch):
+    seen, rate = [], MiniLMRegressor._learning_rate
+    monkeypatch.setattr(
+        MiniLMRegressor, "_learning_rate", lambda self, n_texts: seen.append(n_texts) or rate(self, n_texts)
+    )
+    X, y, X_new, y_new = rated
+    options = dict(trainable=1, epochs=1, random_state=0)
+    MiniLMRegressor(**options).fit(X, y, X_val=X_new, y_val=y_new)
+    MiniLMRegressor(early_stopping=True, validation_fraction=0.25, **options).fit(X, y)
+    assert seen == [len(X), len(X) * 3 // 4]
