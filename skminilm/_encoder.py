@@ -397,9 +397,8 @@ class MiniLMEncoder(
         except OSError as error:
             if not hasattr(self, "fingerprint_"):
                 raise
-            warn(
-                f"{error} Until then vectors are computed."
-            )  # fitted elsewhere, where there was such a folder
+            # It was fitted elsewhere, where there was such a folder.
+            warn(f"{error} Until then vectors are computed.")
             return None
 
     @property

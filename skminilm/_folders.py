@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_PREFIX = ".skminilm-"
-_EARLIER = "old"
+_PREFIX = ".skminilm-writing-"
+_NEW, _EARLIER = "new", "old"
 _STALE_S = 24 * 60 * 60.0
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -53,9 +53,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     is_there = path.exists()
     if is_there and not (path.is_dir() and all(file.name.startswith(_PREFIX) for file in path.iterdir())):
         raise FileExistsError(f"{path} is there already: choose another path.")
-    with temporary_folder(path if is_there else path.parent) as temporary:
-        new = temporary / "new"
-        new.mkdir()
+    with temporary_folder(path if is_there else path.parent) as new:
         with errors_of_the_system(path):
             yield new
         if not is_there:
@@ -67,19 +65,26 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Give a hidden folder in `parent`, which is made where it is missing, and delete it in the end."""
+    """Give an empty folder, hidden in `parent`, which is made where it is missing; delete it in the end."""
     parent.mkdir(parents=True, exist_ok=True)
     _delete_stale(parent)
     with tempfile.TemporaryDirectory(dir=parent, prefix=_PREFIX) as temporary:
-        yield Path(temporary)
+        new = Path(temporary) / _NEW
+        new.mkdir()
+        yield new
 
 
 def _delete_stale(parent: Path) -> None:
-    """Delete temporary folders of processes that ended without doing so, more than a day ago."""
+    """Delete temporary folders of processes that ended without doing so, more than a day ago.
+
+    Nothing but those: what holds more than an unfinished folder may be the only copy of something.
+    """
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            newest = max(file.lstat().st_mtime for file in (folder, *folder.rglob("*")))
-            if newest < time.time() - _STALE_S and not (folder / _EARLIER).exists():
+            if [path.name for path in folder.iterdir()] != [_NEW]:
+                continue
+            newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+            if newest < time.time() - _STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

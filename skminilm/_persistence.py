@@ -63,9 +63,7 @@ def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
         _write_files(path, content, arrays)
         return
     try:
-        with temporary_folder(path.parent) as temporary:
-            new = temporary / "new"
-            new.mkdir()
+        with temporary_folder(path.parent) as new:
             copy_rights(path, new)
             _write_files(new, content, arrays, earlier=path)
             replace_folder(path, new)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -67,22 +66,30 @@ def test_who_may_read_a_saved_estimator_may_read_the_next_one(tmp_path, umask, m
 
 
 def test_what_ended_processes_left_is_deleted_after_a_day(tmp_path):
-    ages = {"today": 3600, "long ago": 2 * 86400, "long ago with an earlier one": 2 * 86400}
-    for name, age in ages.items():
-        folder = tmp_path / f".skminilm-{name}"
-        (folder / "new").mkdir(parents=True)
-        if "earlier" in name:
-            (folder / "old").mkdir()
+    day = 24 * 60 * 60
+    folders = {
+        ".skminilm-writing-ended": (["new/file"], 2 * day),
+        ".skminilm-writing-today": (["new/file"], day / 24),
+        ".skminilm-writing-between_renames": (["new/file", "old/file"], 2 * day),
+        ".skminilm-writing-of-a-user": (["novel.txt"], 2 * day),
+        ".skminilm-writing-empty": ([], 2 * day),
+        ".skminilm-cache": (["new/file"], 2 * day),
+    }
+    for name, (files, age) in folders.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).touch()
         for path in (*folder.rglob("*"), folder):
             os.utime(path, (time.time() - age,) * 2)
-    (tmp_path / "other").mkdir()
     MiniLMEncoder().save(tmp_path / "model")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"other", "model", ".skminilm-today", ".skminilm-long ago with an earlier one"}
+    assert left == {"model", *folders} - {".skminilm-writing-ended"}
 
 
 def test_a_new_folder_beside_what_an_ended_process_left(tmp_path):
-    (tmp_path / "network" / ".skminilm-x" / "new").mkdir(parents=True)
+    (tmp_path / "network" / ".skminilm-writing-x" / "new").mkdir(parents=True)
     with new_folder(tmp_path / "network") as folder:
         (folder / "file").touch()
     assert (tmp_path / "network" / "file").exists()
@@ -155,10 +162,6 @@ def test_a_temporary_folder_is_gone_in_the_end(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
 def test_a_checkpoint_in_a_folder_whose_name_is_no_text(tmp_path, transformers_folder):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/model-\xe9"))
-    os.symlink(transformers_folder, folder)
-    link = MiniLMEncoder(folder).fit(["a"])  # where the folder is has a name that is
-    folder.unlink()
-    shutil.copytree(transformers_folder, folder)
-    assert link.hidden_size_ > 0
+    folder.symlink_to(transformers_folder)
     with pytest.raises(OSError, match=r"model-.* is not valid UTF-8"):
         MiniLMEncoder(folder).fit(["a"])

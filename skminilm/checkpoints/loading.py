@@ -106,11 +106,11 @@ def _load_folder(folder: Path, name: str, preset: Preset | None = None) -> Check
     if not folder.is_dir():
         raise OSError(f"The folder {folder} does not exist. Known presets: {', '.join(PRESETS)}.")
     try:
-        str(folder.resolve()).encode()
+        str(folder).encode()
     except UnicodeEncodeError as error:
         raise OSError(
-            f"The path {str(folder.resolve())!r} is not valid UTF-8, or the locale is not ({error.reason}), and the libraries "
-            "that read checkpoints take no other: rename the folder, or set the environment variable PYTHONUTF8=1."
+            f"The path {str(folder)!r} is not valid UTF-8, or the locale is not ({error.reason}), and the libraries that read "
+            "checkpoints take no other: rename the folder, or set the environment variable PYTHONUTF8=1."
         ) from error
     key = str(folder.resolve()), preset, *_states(model_files(folder))
     return _load_once(key, lambda: load_folder(folder, name, preset))
