@@ -135,9 +135,9 @@ def errors_of_the_system(path: Path) -> Iterator[None]:
     """Turn what safetensors and tokenizers raise where `path` cannot be written into an OSError that names it."""
     try:
         yield
-    except Exception as error:  # tokenizers raises no other
-        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+    except Exception as error:  # tokenizers raises nothing narrower
+        number = re.search(r"os error (\d+)|Os { code: (\d+)", str(error))
         if number is None:
             raise
-        code = int(number[1])
+        code = int(number[1] or number[2])
         raise OSError(code, os.strerror(code), str(path)) from error

@@ -25,6 +25,8 @@ ESTIMATORS = [
 DIFFERENT = {
     (MiniLMClassifier, MiniLMRegressor): {
         "init_head",
+        "refit_head",
+        "learning_rate",
         "early_stopping",
         "validation_fraction",
         "warm_start",
