@@ -124,12 +124,6 @@ def copy_rights(old: Path, new: Path) -> None:
         new.chmod(stat.S_IMODE(status.st_mode))
 
 
-def copy_mode(old: Path, new: Path) -> None:
-    """Give a file the mode of another: safetensors may write for the owner alone. Some disks know no modes."""
-    with contextlib.suppress(OSError):
-        new.chmod(stat.S_IMODE(old.stat().st_mode))
-
-
 @contextlib.contextmanager
 def errors_of_the_system(path: Path) -> Iterator[None]:
     """Turn what safetensors and tokenizers raise where `path` cannot be written into an OSError that names it."""

@@ -18,7 +18,6 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 
 from ._folders import (
-    copy_mode,
     copy_rights,
     errors_of_the_system,
     own_path,
@@ -98,7 +97,8 @@ def _write_files(
         content["digest"] = _digest(content)
         # In ASCII: a path need not be valid Unicode.
         _write_text(temporary[_STATE_FILE], json.dumps(content, indent=1))
-        copy_mode(temporary[_STATE_FILE], temporary[_ARRAYS_FILE])
+        # safetensors may write for the owner alone.
+        copy_rights(temporary[_STATE_FILE], temporary[_ARRAYS_FILE])
         for name, file in temporary.items():
             copy_rights((earlier or folder) / name, file)
             os.replace(file, folder / name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import narwhals as nw
@@ -169,7 +169,7 @@ def _check_column(values: list, name: str, place: str, missing: str) -> list[str
         if not isinstance(value, str):
             if not is_missing(value):
                 remedy = "Convert it, for example with str(value) or Series.astype(str)."
-                if isinstance(value, numbers.Number):
+                if isinstance(value, Number):
                     remedy = (
                         "Convert it, for example with str(value) or Series.astype(str), if it is a code; leave columns of "
                         "numbers to a ColumnTransformer, beside MiniLMEncoder."

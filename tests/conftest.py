@@ -298,6 +298,17 @@ def computed(monkeypatch):
     return counts
 
 
+def move_into_module(folder):
+    """Lay a network's folder out as older sentence-transformers did, all of it in one of a module; return the folder."""
+    (folder / "0_Transformer").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(folder / "0_Transformer" / path.name)
+    module = {"idx": 0, "name": "0", "path": "0_Transformer"}
+    module["type"] = "sentence_transformers.models.Transformer"
+    (folder / "modules.json").write_text(json.dumps([module]))
+    return folder
+
+
 def edit_json(path, **changes):
     """Change some fields of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEXTS, edit_json, tiny_bert
+from conftest import TEXTS, edit_json, move_into_module, tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -122,14 +122,7 @@ def test_long_texts_are_cut_where_they_were_in_training(tmp_path, transformers_f
 
 
 def test_the_tokenizer_in_a_folder_of_sentence_transformers(tmp_path, transformers_folder):
-    folder = shutil.copytree(transformers_folder, tmp_path / "model" / "0_Transformer").parent
-    module = {
-        "idx": 0,
-        "name": "0",
-        "path": "0_Transformer",
-        "type": "sentence_transformers.models.Transformer",
-    }
-    (folder / "modules.json").write_text(json.dumps([module]))
+    folder = move_into_module(shutil.copytree(transformers_folder, tmp_path / "model"))
     regressor = MiniLMRegressor(folder, epochs=1, max_length=24, precision="fp32", random_state=0)
     regressor.fit(["good", "bad", "fine"], [0.1, 0.2, 0.5]).export(tmp_path / "network")
     vectors = SentenceTransformer(str(tmp_path / "network"), device="cpu").encode(TEXTS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import TEXTS, edit_json
+from conftest import TEXTS, edit_json, move_into_module
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 
@@ -387,16 +387,7 @@ def test_networks_in_low_precision(make_folder, outputs_of, dtype):
 
 def test_a_head_in_a_folder_of_sentence_transformers(make_folder):
     folder, _ = make_folder(id2label=NLI)
-    (folder / "0_Transformer").mkdir()
-    for path in [path for path in folder.iterdir() if path.is_file()]:
-        path.rename(folder / "0_Transformer" / path.name)
-    module = {
-        "idx": 0,
-        "name": "0",
-        "path": "0_Transformer",
-        "type": "sentence_transformers.models.Transformer",
-    }
-    (folder / "modules.json").write_text(json.dumps([module]))
+    move_into_module(folder)
     classifier = MiniLMClassifier.from_transformers(folder, **FP32)
     assert classifier.classes_.tolist() == sorted(NLI.values())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from .._folders import copy_mode
+from .._folders import copy_rights
 from ..checkpoints import BertConfig, Checkpoint, EncodingSettings
 from ..checkpoints.tokenizer import write_tokenizer
 from .weight_reading import read_fused_weights
@@ -43,7 +43,7 @@ def export_network(
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    copy_mode(folder / "config.json", file)
+    copy_rights(folder / "config.json", file)  # safetensors may write for the owner alone
 
 
 def _configuration(config: BertConfig, settings: EncodingSettings) -> dict[str, Any]:
