@@ -170,7 +170,7 @@ class DiskVectorCache:
         )
         try:
             version = _user_version(connection)
-            if version == 0:
+            if version == 0 and may_write:
                 # Two connections that turn one file to a write-ahead log wait for each other: SQLite
                 # refuses one of them at once, whatever the timeout.
                 with self._locked():
@@ -189,15 +189,17 @@ class DiskVectorCache:
         return connection
 
     def _may_write(self) -> bool:
-        # In a file that may only be read SQLite would still make the files beside it, which its owner could not
-        # write to then.
+        # Beside a file that may only be read SQLite would still make files, which its owner could not write to then.
         is_ours = not self._path.exists() or os.access(self._path, os.W_OK)
         return is_ours and os.access(self._path.parent, os.W_OK)
 
     def _address_for_reading(self) -> str:
-        """Return a URI for a folder that may only be read, where SQLite can make no log beside the file."""
-        # Without a log nobody else is writing, which SQLite has to be told (immutable=1).
-        options = "mode=ro" if Path(f"{self._path}-wal").exists() else "mode=ro&immutable=1"
+        """Return a URI for a file that may only be read."""
+        # A log is read only in a folder where SQLite can make no files: elsewhere it would make a missing part of the
+        # log, even of a log that is gone a moment later, and the owner of the file could not write to that. Otherwise
+        # SQLite has to be told that nobody is writing (immutable=1); if somebody is, checksums tell.
+        reads_log = Path(f"{self._path}-wal").exists() and not os.access(self._path.parent, os.W_OK)
+        options = "mode=ro" if reads_log else "mode=ro&immutable=1"
         uri = self._path.absolute().as_uri()
         if not uri.startswith("file:///"):  # a server on Windows
             uri = uri.replace("file://", "file:////", 1)

@@ -203,9 +203,13 @@ def test_a_cache_that_cannot_be_used_warns_and_computes(tmp_path, texts, monkeyp
     assert len(cache) == 2
 
 
-def test_a_file_of_another_user_is_read_without_files_beside_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_written_to", [False, True])
+def test_a_file_of_another_user_is_read_without_files_beside_it(tmp_path, monkeypatch, is_written_to):
     """The owner could not write to those."""
     DiskVectorCache(tmp_path).put(KEYS, ROWS)
+    if is_written_to:  # a log without its index, as it is for a moment where the owner opens or closes it
+        (tmp_path / "vectors.sqlite3-wal").touch()
+    there = {path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
     made, connect = set(), sqlite3.connect
 
@@ -216,8 +220,17 @@ def test_a_file_of_another_user_is_read_without_files_beside_it(tmp_path, monkey
 
     monkeypatch.setattr(sqlite3, "connect", connecting)
     np.testing.assert_array_equal(DiskVectorCache(tmp_path).get(KEYS), ROWS)
-    assert "vectors.sqlite3" in made
-    assert not {name for name in made if name.endswith(("-wal", "-shm"))}
+    assert made == there == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_file_that_another_user_is_about_to_make_is_not_made_nor_locked(tmp_path, monkeypatch):
+    sqlite3.connect(tmp_path / "vectors.sqlite3").close()
+    (tmp_path / "vectors.sqlite3").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
+    with pytest.warns(UserWarning, match="cannot be used now .*: vectors are computed"):
+        assert DiskVectorCache(tmp_path).get(KEYS) == [None] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.sqlite3"]
+    assert (tmp_path / "vectors.sqlite3").stat().st_size == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
