@@ -48,9 +48,7 @@ _VERSIONS_OF = ("skminilm", "scikit-learn", "torch", "transformers", "sentencepi
 def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write an estimator to a folder; nothing but a folder that holds an estimator alone is ever replaced."""
     path = own_path(path).resolve()  # through links, so that they stay links
-    is_empty = path.is_dir() and {file.name for file in path.iterdir()} <= _TEMPORARY_FILES
-    if path.exists() and not is_empty and not is_saved_estimator(path):
-        raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
+    is_empty = _check_place(path)
     arrays: dict[str, np.ndarray] = {}
     content = {
         "format_version": FORMAT_VERSION,
@@ -65,11 +63,20 @@ def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
         with temporary_folder(path.parent) as new:
             copy_rights(path, new)
             _write_files(new, content, arrays, earlier=path)
+            _check_place(path)  # where something else may have come meanwhile
             replace_folder(path, new)
     except OSError as error:
         if not path.exists() or error.errno not in _CANNOT_BE_EXCHANGED:
             raise
         _write_files(path, content, arrays)
+
+
+def _check_place(path: Path) -> bool:
+    """Refuse a path where something else than an estimator is; tell whether an empty folder is there."""
+    is_empty = path.is_dir() and {file.name for file in path.iterdir()} <= _TEMPORARY_FILES
+    if path.exists() and not is_empty and not is_saved_estimator(path):
+        raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
+    return is_empty
 
 
 def _is_inside(path: Path) -> bool:

@@ -620,6 +620,25 @@ def test_no_file_of_somebody_else_is_replaced(tmp_path, content):
     assert (tmp_path / "estimator.json").read_text() == content
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_comes_there_during_a_save_is_not_replaced(tmp_path, monkeypatch, is_there):
+    path, write_text = tmp_path / "model", _persistence._write_text
+    if is_there:
+        MiniLMEncoder(prompt="a").save(path)
+
+    def writing(*args):
+        path.mkdir(exist_ok=True)
+        (path / "notes.txt").write_text("precious")
+        write_text(*args)
+
+    monkeypatch.setattr(_persistence, "_write_text", writing)
+    with pytest.raises(FileExistsError, match="holds something else"):
+        MiniLMEncoder(prompt="b").save(path)
+    assert (path / "notes.txt").read_text() == "precious"
+    assert not is_there or MiniLMEncoder.load(path).prompt == "a"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
 def test_names_that_are_no_unicode_are_kept(tmp_path):
     MiniLMEncoder(cache="a/\udcff", prompt="\ud800").save(tmp_path / ("n" * 250))
     loaded = MiniLMEncoder.load(tmp_path / ("n" * 250))
