@@ -50,17 +50,22 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         It cannot be written.
     """
     path = own_path(path).resolve()
+    _check_free(path)
     is_there = path.exists()
-    if is_there and not (path.is_dir() and all(file.name.startswith(_PREFIX) for file in path.iterdir())):
-        raise FileExistsError(f"{path} is there already: choose another path.")
     with temporary_folder(path if is_there else path.parent) as new:
         with errors_of_the_system(path):
             yield new
+        _check_free(path)  # where something may have come meanwhile
         if not is_there:
             new.rename(path)
             return
         for file in sorted(new.iterdir()):
             file.rename(path / file.name)
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and all(file.name.startswith(_PREFIX) for file in path.iterdir())):
+        raise FileExistsError(f"{path} is there already: choose another path.")
 
 
 @contextlib.contextmanager

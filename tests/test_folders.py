@@ -95,6 +95,20 @@ def test_a_new_folder_beside_what_an_ended_process_left(tmp_path):
     assert (tmp_path / "network" / "file").exists()
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_comes_to_a_new_folder_meanwhile_is_not_replaced(tmp_path, is_there):
+    path = tmp_path / "network"
+    if is_there:
+        path.mkdir()
+    with pytest.raises(FileExistsError, match=r"network is there already"), new_folder(path) as folder:
+        (folder / "config.json").write_text("new")
+        (folder / "weights").write_text("new")
+        path.mkdir(exist_ok=True)
+        (path / "config.json").write_text("precious")
+    assert {file.name: file.read_text() for file in path.iterdir()} == {"config.json": "precious"}
+    assert [file.name for file in tmp_path.iterdir()] == ["network"]
+
+
 _SAVE_BEYOND_A_LIMIT = """
 import resource, signal, sys
 from skminilm import MiniLMClassifier
