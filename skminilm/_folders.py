@@ -25,15 +25,19 @@ def own_path(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     OSError
-        This process has no home folder.
+        This process, or the user after the ``~``, has no home folder.
     """
+    path = Path(path)
     try:
-        return Path(path).expanduser()
+        return path.expanduser()
     except RuntimeError as error:
-        raise OSError(
-            f"{os.fspath(path)!r} begins with the home folder, and this process has none: give the whole path, or set "
-            "the environment variable HOME."
-        ) from error
+        problem = "the home folder, and this process has none: give the whole path, or set the environment variable HOME"
+        if path.parts[0] != "~":
+            problem = (
+                f"the home folder of a user who is not known here: give the whole path, or {f'./{path}'!r} for a folder of "
+                "that name"
+            )
+        raise OSError(f"{str(path)!r} begins with {problem}.") from error
 
 
 @contextlib.contextmanager
@@ -64,7 +68,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _check_free(path: Path) -> None:
-    if path.exists() and not (path.is_dir() and all(file.name.startswith(_PREFIX) for file in path.iterdir())):
+    is_empty = path.is_dir() and all(file.name.startswith(_PREFIX) for file in path.iterdir())
+    if path.exists() and not is_empty:
         raise FileExistsError(f"{path} is there already: choose another path.")
 
 

@@ -100,11 +100,16 @@ def test_what_comes_to_a_new_folder_meanwhile_is_not_replaced(tmp_path, is_there
     path = tmp_path / "network"
     if is_there:
         path.mkdir()
-    with pytest.raises(FileExistsError, match=r"network is there already"), new_folder(path) as folder:
-        (folder / "config.json").write_text("new")
-        (folder / "weights").write_text("new")
-        path.mkdir(exist_ok=True)
-        (path / "config.json").write_text("precious")
+
+    def write():
+        with new_folder(path) as folder:
+            (folder / "config.json").write_text("new")
+            (folder / "weights").write_text("new")
+            path.mkdir(exist_ok=True)
+            (path / "config.json").write_text("precious")
+
+    with pytest.raises(FileExistsError, match="network is there already"):
+        write()
     assert {file.name: file.read_text() for file in path.iterdir()} == {"config.json": "precious"}
     assert [file.name for file in tmp_path.iterdir()] == ["network"]
 
@@ -164,6 +169,13 @@ def test_without_a_home_folder(monkeypatch, use):
     monkeypatch.setattr(Path, "expanduser", no_home)
     with pytest.raises(OSError, match=r"begins with the home folder, and this process has none: .*HOME"):
         use()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it takes any name for that of a user")
+@pytest.mark.parametrize("path", ["~no-such-user/model", "~draft"])
+def test_a_name_that_begins_as_the_home_folder_of_nobody(path):
+    with pytest.raises(OSError, match=r"home folder of a user who is not known here: .*'\./~"):
+        MiniLMEncoder().save(path)
 
 
 def test_a_temporary_folder_is_gone_in_the_end(tmp_path):
