@@ -58,8 +58,8 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     learning_rate : float or "auto", default="auto"
         Peak learning rate of the encoder: it rises linearly over the warm-up,
         then falls linearly to 0. ``"auto"``: 1e-4, and 1e-3 for ``"lora"``;
-        where all layers are trained on fewer than 128 texts, in proportion
-        less.
+        with ``trainable="encoder"`` or ``"all"`` and fewer than 128 texts to
+        train on, in proportion less.
     head_learning_rate : float, default=1e-2
         Peak learning rate of the head, on the same schedule.
     weight_decay : float, default=0.01
@@ -253,7 +253,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
             One column: texts. Two columns: sentence pairs.
         y : array-like of float, shape (n_texts,) or (n_texts, n_targets)
-            Numbers, finite; several columns: several numbers a text.
+            Numbers, finite; several columns: several numbers per text.
         sample_weight : array-like of float, shape (n_texts,), default=None
             Weight of each text in the loss, in the head's start, and in the
             scale of the targets. Only their ratios count: they are scaled to
