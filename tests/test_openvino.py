@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -241,6 +242,17 @@ def test_a_graph_that_cannot_be_kept_is_used(transformers_folder, texts, tmp_pat
     with pytest.warns(UserWarning, match="cannot be kept in .*SKMINILM_CACHE"):
         found = encode(texts[:4], "int8", model=transformers_folder, calibration_texts=texts[8:12])
     assert np.isfinite(found).all()
+
+
+def test_what_ended_processes_left_of_a_graph_is_deleted_after_a_day(tmp_path):
+    left = tmp_path / ".skminilm-writing-x"
+    (left / "new").mkdir(parents=True)
+    for path in (left / "new", left):
+        os.utime(path, (time.time() - 2 * 24 * 60 * 60,) * 2)
+    ov, ops = openvino_graph.ov, openvino_graph.ops
+    numbers = ops.parameter([4], ov.Type.f32)
+    openvino_graph.write_graphs([ov.Model([numbers], [numbers])], tmp_path / "graphs")
+    assert [path.name for path in tmp_path.iterdir()] == ["graphs"]
 
 
 @pytest.mark.filterwarnings("ignore:.*max_length=24")

@@ -9,7 +9,6 @@ import locale
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from .._folders import own_path
+from .._folders import own_path, temporary_folder
 from .._warnings import warn
 from ..checkpoints import BertConfig
 from ._openvino_import import import_silently
@@ -293,10 +292,7 @@ def write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
 
 
 def _write_graphs(graphs: Sequence[ov.Model], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
-        fresh = Path(temporary) / "graphs"
-        fresh.mkdir()
+    with temporary_folder(folder.parent) as fresh:
         with _decimal_points():
             for i, graph in enumerate(graphs):
                 ov.save_model(graph, fresh / f"{i}.xml", compress_to_fp16=False)
