@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
-from skminilm._folders import new_folder, temporary_folder
+from skminilm._folders import errors_of_the_system, new_folder, replace_folder, temporary_folder
 
 needs_modes = pytest.mark.skipif(os.name == "nt", reason="it has other rights")
 
@@ -70,6 +70,7 @@ def test_what_ended_processes_left_is_deleted_after_a_day(tmp_path):
     folders = {
         ".skminilm-writing-ended": (["new/file"], 2 * day),
         ".skminilm-writing-today": (["new/file"], day / 24),
+        ".skminilm-writing-for_days": (["new/file"], 2 * day),
         ".skminilm-writing-between_renames": (["new/file", "old/file"], 2 * day),
         ".skminilm-writing-of-a-user": (["novel.txt"], 2 * day),
         ".skminilm-writing-empty": ([], 2 * day),
@@ -83,6 +84,7 @@ def test_what_ended_processes_left_is_deleted_after_a_day(tmp_path):
             (folder / file).touch()
         for path in (*folder.rglob("*"), folder):
             os.utime(path, (time.time() - age,) * 2)
+    os.utime(tmp_path / ".skminilm-writing-for_days" / "new" / "file")
     MiniLMEncoder().save(tmp_path / "model")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"model", *folders} - {".skminilm-writing-ended"}
@@ -137,6 +139,36 @@ def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path, transformers_fo
     done = subprocess.run(code, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == [str(errno.EFBIG)] * 2, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
+    ],
+)
+def test_errors_that_carry_the_number_of_the_system(tmp_path, message):
+    with pytest.raises(OSError, match="No space left on device") as caught, errors_of_the_system(tmp_path):
+        raise RuntimeError(message)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names cannot be swapped")
+def test_a_folder_that_another_process_makes_at_the_last_moment_is_replaced(tmp_path, monkeypatch):
+    path, new, rename = tmp_path / "path", tmp_path / "new", Path.rename
+    for folder in (new, tmp_path / "theirs"):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+
+    def late(source, target):
+        if not path.exists():
+            rename(tmp_path / "theirs", path)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    replace_folder(path, new)
+    assert (path / "file").read_text() == "new"
 
 
 def test_a_disk_that_knows_no_modes(tmp_path, monkeypatch, transformers_folder):
