@@ -443,10 +443,13 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         ------
         ValueError
             The vectors are of pairs, which sentence-transformers cannot
-            compare (``pooling="pair"``), or the checkpoint is of another
-            architecture.
+            compare (``pooling="pair"``), the checkpoint is of another
+            architecture, or its tokenizer cannot be written as transformers
+            reads it.
         FileExistsError
             Something is there.
+        OSError
+            It cannot be written.
         """
         from .engine import export_network, own_modes
 

@@ -201,6 +201,8 @@ class PersistenceMixin:
             A parameter cannot be written; it is named.
         FileExistsError
             Something else is there.
+        OSError
+            It cannot be written.
         """
         _save(self, path)
 
