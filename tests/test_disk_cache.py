@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -249,7 +250,11 @@ def test_a_fork_waits_for_those_who_use_a_file(cache):
     inside.wait()
     child = os.fork()
     if child == 0:
-        os._exit(0 if is_over and len(cache) == len(KEYS) else 1)
+        found = []
+        other = threading.Thread(target=lambda: found.append(len(cache)), daemon=True)
+        other.start()  # which has not forked: the lock has to be free
+        other.join(20)
+        os._exit(0 if is_over and found == [len(KEYS)] else 1)
     user.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -285,6 +290,8 @@ def test_a_folder_that_may_only_be_read_is_read(tmp_path, texts, encoded, monkey
     with pytest.warns(UserWarning, match="cannot be used now .*readonly"):
         MiniLMEncoder(cache=tmp_path).transform(texts[:4])
     assert encoded == [texts[3]]
+    MiniLMEncoder(cache=tmp_path).transform(texts[:3])  # not left alone, as what is locked is
+    assert encoded == [texts[3]]
 
 
 def test_a_folder_that_may_only_be_read_and_is_written_to(tmp_path, monkeypatch):
@@ -307,6 +314,15 @@ def test_a_folder_that_cannot_be_locked_does_not_stop_the_work(cache):
     file_of(cache).with_suffix(".lock").mkdir()
     with pytest.warns(UserWarning, match="cannot be used now .*: vectors are computed"):
         cache.put(KEYS, ROWS)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_lock_that_somebody_keeps_is_waited_for_once(cache, monkeypatch):
+    monkeypatch.setattr("skminilm._disk_cache._BUSY_TIMEOUT_S", 0.1)
+    with FileLock(file_of(cache).with_suffix(".lock")):
+        with pytest.warns(UserWarning, match="cannot be used now .*It is tried again in 60 s"):
+            cache.put(KEYS, ROWS)
+        assert cache.get(KEYS) == [None] * len(KEYS)  # without a second warning
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path):
