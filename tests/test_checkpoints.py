@@ -650,6 +650,17 @@ def test_a_cache_that_may_lack_its_settings_is_not_trusted(
     assert [arguments[:2] for arguments in asked] == [("somebody/cls", "a" * 40)]
 
 
+def test_the_hub_is_not_asked_again_after_fit(tmp_path, monkeypatch, transformers_folder):
+    """It could have another commit of the branch by then."""
+    hub_cache(tmp_path, transformers_folder, "somebody/some-model", "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder = MiniLMEncoder("somebody/some-model", cache=None)
+    with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed"):
+        encoder.fit(["a"])
+    monkeypatch.setattr(hub, "download", lambda *args, **options: pytest.fail("it was asked"))
+    assert encoder.transform(["a"]).shape == (1, encoder.hidden_size_)
+
+
 def test_a_fitted_estimator_knows_its_settings(tmp_path, monkeypatch, transformers_folder):
     hub_cache(tmp_path, transformers_folder, "somebody/some-model", "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -348,6 +348,12 @@ def test_one_warning_counts_the_texts_of_all_slices(nli, monkeypatch, n_pairs):
     assert caught[0].filename == __file__
 
 
+def test_a_pair_is_as_long_as_with_its_longest_hypothesis(nli):
+    model = MiniLMZeroShotClassifier(labels={0: "cooking", 1: "sports " * 130}, nli=nli).fit()
+    with pytest.warns(UserWarning, match="2 of 2 texts have more than max_length=128 tokens"):
+        model.predict_proba(TEXTS[:2])
+
+
 def test_search_and_pipeline():
     y = ["politics", "sports", "cooking", "politics"] * 3
     search = GridSearchCV(
