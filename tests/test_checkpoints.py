@@ -19,7 +19,7 @@ import torch
 import transformers
 from conftest import edit_json, tiny_bert
 
-from skminilm import MiniLMClassifier, MiniLMEncoder
+from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMQuestionAnswerer, MiniLMRegressor
 from skminilm.checkpoints import PRESETS, BertConfig, bundled, hub, load_checkpoint
 from skminilm.checkpoints.embedded import content_digest, embed_checkpoint, open_embedded
 from skminilm.checkpoints.folder import model_files
@@ -659,6 +659,29 @@ def test_the_hub_is_not_asked_again_after_fit(tmp_path, monkeypatch, transformer
         encoder.fit(["a"])
     monkeypatch.setattr(hub, "download", lambda *args, **options: pytest.fail("it was asked"))
     assert encoder.transform(["a"]).shape == (1, encoder.hidden_size_)
+
+
+@pytest.mark.parametrize(
+    "open_network",
+    [
+        MiniLMClassifier.from_transformers,
+        MiniLMRegressor.from_transformers,
+        MiniLMQuestionAnswerer.from_transformers,
+        lambda name: MiniLMQuestionAnswerer(name).fit([("Who?", "Ada.")], ["Ada"]),
+    ],
+    ids=["classes", "numbers", "answers", "fit to answers"],
+)
+def test_who_pools_by_itself_needs_no_settings_of_the_hub(monkeypatch, open_network):
+    seen = []
+
+    def download(*args, settings_known, **options):
+        seen.append(settings_known)
+        raise OSError("enough")
+
+    monkeypatch.setattr("skminilm.checkpoints.hub.download", download)
+    with pytest.raises(OSError, match="enough"):
+        open_network("somebody/some-model")
+    assert seen == [True]
 
 
 def test_a_fitted_estimator_knows_its_settings(tmp_path, monkeypatch, transformers_folder):
