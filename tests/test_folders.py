@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from skminilm import MiniLMClassifier, MiniLMEncoder
-from skminilm._folders import errors_of_the_system, new_folder, replace_folder, temporary_folder
+from skminilm._folders import copy_rights, errors_of_the_system, new_folder, replace_folder, temporary_folder
 
 needs_modes = pytest.mark.skipif(os.name == "nt", reason="it has other rights")
 
@@ -63,6 +63,25 @@ def test_who_may_read_a_saved_estimator_may_read_the_next_one(tmp_path, umask, m
     MiniLMEncoder(prompt="b").save(path)
     assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == modes
     assert MiniLMEncoder.load(path).prompt == "b"
+
+
+@needs_modes
+@pytest.mark.parametrize("may_be_given", [True, False])
+def test_a_file_gets_the_group_of_another_where_it_may(tmp_path, monkeypatch, may_be_given):
+    old, new, seen = tmp_path / "old", tmp_path / "new", []
+    for file, mode in ((old, 0o640), (new, 0o600)):
+        file.touch()
+        file.chmod(mode)
+
+    def chown(*args):
+        seen.append(args)
+        if not may_be_given:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", chown)
+    copy_rights(old, new)
+    assert seen == [(new, -1, old.stat().st_gid)]
+    assert stat.S_IMODE(new.stat().st_mode) == 0o640
 
 
 def test_what_ended_processes_left_is_deleted_after_a_day(tmp_path):
