@@ -272,7 +272,10 @@ def read_graphs(folder: Path, n_graphs: int) -> list[ov.Model] | None:
         core = ov.Core()
         return [core.read_model(folder / f"{i}.xml") for i in range(n_graphs)]
     except PermissionError as error:  # another user's
-        warn(f"The quantised graph in {folder} may not be read ({error.strerror}); it is computed anew.")
+        warn(
+            f"The quantised graph in {folder} may not be read ({error.strerror}): it is computed anew in each process. Set the "
+            "environment variable SKMINILM_CACHE to a folder that can be read and written."
+        )
         return None
     except (OSError, RuntimeError, ValueError) as error:  # the last of bytes that are no text
         warn(f"The quantised graph in {folder} is damaged ({error}); it is computed again.")
