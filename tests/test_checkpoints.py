@@ -650,6 +650,22 @@ def test_a_cache_that_may_lack_its_settings_is_not_trusted(
     assert [arguments[:2] for arguments in asked] == [("somebody/cls", "a" * 40)]
 
 
+@pytest.mark.parametrize(
+    ("reason", "error", "message"),
+    [
+        ("Could not determine home directory.", OSError, "set the environment variable HF_HUB_CACHE"),
+        ("can't start new thread", RuntimeError, "can't start new thread"),
+    ],
+)
+def test_only_a_missing_home_folder_is_called_so(monkeypatch, reason, error, message):
+    def snapshot_download(*args, **options):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(error, match=message):
+        load_checkpoint("somebody/some-model")
+
+
 def test_the_hub_is_not_asked_again_after_fit(tmp_path, monkeypatch, transformers_folder):
     """It could have another commit of the branch by then."""
     hub_cache(tmp_path, transformers_folder, "somebody/some-model", "main")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ if importlib.util.find_spec("nncf") is None:
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
 
 from skminilm.engine import openvino_graph, openvino_model
+from skminilm.engine._openvino_import import import_silently
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +236,23 @@ def test_a_checksum_that_is_no_text_is_damage(transformers_folder, texts, own_fo
     release_models()
     with pytest.warns(UserWarning, match="The quantised graph in .* is damaged"):
         encode(texts[:4], "int8", **options)
+
+
+def test_without_a_home_folder(monkeypatch):
+    def no_home(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    seen, before = [], os.environ.get("HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(openvino_graph.platformdirs, "user_cache_path", no_home)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", lambda name: seen.append((name, os.environ["HOME"])))
+        import_silently("openvino")
+    assert seen == [("openvino", os.sep)]
+    assert os.environ.get("HOME") == before
+    monkeypatch.delenv("SKMINILM_CACHE")
+    with pytest.raises(OSError, match="no home folder: set the environment variable SKMINILM_CACHE"):
+        openvino_graph.quantized_folder("fingerprint", ())
 
 
 def test_a_graph_that_cannot_be_kept_is_used(transformers_folder, texts, tmp_path, monkeypatch):

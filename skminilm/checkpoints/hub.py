@@ -114,7 +114,9 @@ def _usable_in_cache(snapshot: Callable[..., Path]) -> Path | None:
         find_weights(transformer)
     except (OSError, LocalEntryNotFoundError):
         return None
-    except RuntimeError as error:  # of Path.expanduser
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # which Path.expanduser says
+            raise
         raise OSError(
             "The cache of the hub is in the home folder, and this process has none: set the environment variable "
             "HF_HUB_CACHE to a folder, or HOME."
