@@ -909,6 +909,8 @@ def test_an_answer_without_its_place(start):
 def test_places_that_are_no_whole_numbers():
     with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \['b', 2\.5\]"):
         check_answers(pd.DataFrame({"text": ["b"], "start": [2.5]}), ["a b a c"])
+    with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \['b', True\]"):
+        check_answers(np.array([("b", True)], dtype=object), ["a b a c"])
 
 
 def test_places_before_the_context():
