@@ -33,10 +33,7 @@ def own_path(path: str | os.PathLike[str]) -> Path:
     except RuntimeError as error:
         problem = "the home folder, and this process has none: give the whole path, or set the environment variable HOME"
         if path.parts[0] != "~":
-            problem = (
-                f"the home folder of a user who is not known here: give the whole path, or {f'./{path}'!r} for a folder of "
-                "that name"
-            )
+            problem = "the home folder of a user who is not known here: give the whole path, also of a folder whose name begins so"
         raise OSError(f"{str(path)!r} begins with {problem}.") from error
 
 
