@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+from ._progress import tqdm
 
 if TYPE_CHECKING:
     from .finetuning import TrainingResult

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ._cache import VectorCache, state_cache, vector_keys
+from ._progress import tqdm
 from ._validation import Texts, shorten
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings, load_checkpoint

@@ -11,13 +11,13 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
 from ._answers import AnswerSpan, check_answers, check_questions, keep_found
 from ._cache import state_cache
 from ._callbacks import FitProgress, with_callbacks
 from ._encoding import open_checkpoint, resolve_settings, unique_texts
 from ._parameters import NumberInterval
+from ._progress import tqdm
 from ._rows import reread
 from ._spans import choose_answers
 from ._target_validation import check_row_weights

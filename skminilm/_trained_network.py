@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import StrOptions
-from tqdm.auto import tqdm
 
 from ._cache import state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import open_checkpoint
 from ._parameters import TRAINING_PRECISIONS, NumberInterval, ParameterValidationMixin
 from ._persistence import PersistenceMixin
+from ._progress import tqdm
 from ._text_columns import TextColumnsMixin
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings

@@ -55,6 +55,21 @@ def test_all_names_together_load_no_torch():
     assert in_new_process("from skminilm import *; import sys; print('torch' in sys.modules)") == "False"
 
 
+def test_a_notebook_without_widgets_is_told_nothing_about_them():
+    code = (
+        "import sys, types\n"
+        "kernel = types.SimpleNamespace(config={'IPKernelApp': {}})\n"
+        "sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: kernel)\n"
+        "sys.modules['ipykernel.zmqshell'] = types  # what newer versions of tqdm go by\n"
+        "sys.modules['ipywidgets'] = None\n"
+        "from skminilm import *\n"
+        "assert 'tqdm.notebook' in sys.modules"
+    )
+    # Where warnings are errors, tqdm catches its own.
+    result = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_models_are_released_and_loaded_again(transformers_folder, texts):
     import gc
     import weakref
