@@ -31,8 +31,8 @@ _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
 )
 
 
-_NUMBER = re.compile(r"\s*-?\d+(\.0*)?\s*")
-_NO_POSITION = {"", "nan", "NaN", "None", "<NA>"}  # as arrays and files of str write what is missing
+_NUMBER = re.compile(r"\s*-?\d{1,18}(\.0*)?\s*")
+_NO_POSITION = {"", "nan", "NaN", "None", "null", "<NA>"}  # as arrays and files of str write what is missing
 _KEYS_OF_SQUAD = {"text", "answer_start"}  # of the answers that the library `datasets` has
 
 
@@ -114,7 +114,7 @@ def answer_rows(y: Any, name: str) -> list:
     Raises
     ------
     TypeError
-        It has more columns, or is no collection.
+        It has more columns, the second holds positions and something else, or it is no collection.
     """
     values = view(y)
     if isinstance(values, nw.DataFrame):
@@ -131,8 +131,16 @@ def answer_rows(y: Any, name: str) -> list:
     if len(columns) == 1:
         return columns[0]
     texts, starts = columns
+    others = [row for row, start in enumerate(starts) if not _is_position(start)]
+    if not others:
+        starts = [_position(start) for start in starts]
+    elif any(_is_position(start) and _position(start) is not None for start in starts):
+        raise TypeError(
+            f"{name} has {shorten(starts[others[0]])} in row {others[0]} of its second column, which holds positions "
+            f"elsewhere: mend it, leave the cell empty (the first occurrence is meant then), or, where the second column "
+            f"holds second answers, give {name} as a list of lists."
+        )
     # Otherwise the second column holds second answers.
-    starts = [_position(start) for start in starts] if all(map(_is_position, starts)) else starts
     return [None if is_missing(text) else (text, start) for text, start in zip(texts, starts, strict=True)]
 
 

@@ -923,22 +923,21 @@ def test_more_keys_than_squad_has():
         check_answers(y, ["a b"])
 
 
-def test_second_answers_among_them_numbers():
-    y = np.array([("b", "2"), ("a", "c")])
-    assert check_answers(y, ["2 a b c"] * 2)[0] == [("b", 4), ("a", 2)]
+def test_second_answers():
+    y = np.array([("b", "2 a"), ("a", "c"), ("a", "")])
+    assert check_answers(y, ["2 a b c"] * 3)[0] == [("b", 4), ("a", 2), ("a", 2)]
+    assert mlqa_f1([["b", "2"], ["a", "c"]], ["2", "c"]) == 1
 
 
-def test_one_window_that_is_sure_of_its_answer_is_enough():
-
-    context = " ".join(f"word{number}" for number in range(40))
-    windows = cut_windows(load_checkpoint("bundled").tokenizer, Texts(["q"], [context]), 64, 16)
-    found = np.full((len(windows.own_starts), 5), -9.0, np.float32)
-    found[:, 0] = 50.0
-    found[:, 3:] = windows.own_starts[:, None]
-    found[1, :3] = -5.0, 4.0, 4.0
-    ((span,),), (margin,) = choose_answers(windows, found, [context], 1, 0.0)
-    assert span.text
-    assert margin == -9
+@pytest.mark.parametrize("odd", ["c", "-", "0.5", "1" * 5000, "true"])
+@pytest.mark.parametrize("position", ["2", 2, 2.0])
+def test_a_place_that_is_none_among_others(odd, position):
+    """One odd cell turns none of the others into second answers."""
+    y = np.array([("b", position), ("a", odd), ("a", None)], dtype=object)
+    with pytest.raises(TypeError, match=rf"y has '{odd[:3]}.* in row 1 .* give y as a list of lists"):
+        check_answers(y, ["2 a b c"] * 3)
+    with pytest.raises(TypeError, match="y_true has .* in row 1"):
+        mlqa_f1(y, ["b", "a", "a"], "en")
 
 
 @pytest.mark.parametrize(
