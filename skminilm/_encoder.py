@@ -394,7 +394,7 @@ class MiniLMEncoder(
     def _open_cache(self) -> VectorCache | DiskVectorCache | None:
         try:
             return open_cache(self.cache)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not hasattr(self, "fingerprint_"):
                 raise
             # It was fitted elsewhere, where there was such a folder.

@@ -271,6 +271,17 @@ def test_a_fitted_estimator_computes_where_its_folder_cannot_be_made(tmp_path, t
             getattr(encoder, unfitted)(texts[:2])
 
 
+def test_a_fitted_estimator_computes_where_no_folder_has_that_name(tmp_path, texts, monkeypatch):
+    (tmp_path / "vectors").mkdir()
+    monkeypatch.chdir(tmp_path)
+    encoder = MiniLMEncoder(cache="vectors").fit(texts[:1])
+    (tmp_path / "vectors").rmdir()
+    with pytest.warns(UserWarning, match="cache='vectors' is not known.*vectors are computed"):
+        assert encoder.transform(texts[:2]).shape == (2, 384)
+    with pytest.raises(ValueError, match="cache='vectors' is not known"):
+        encoder.fit(texts[:1])
+
+
 @pytest.mark.parametrize("name", ["file:x", "a?b=c", "d#e %20", "ключи и векторы"])
 def test_names_of_folders_are_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

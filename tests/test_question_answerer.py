@@ -936,7 +936,7 @@ def test_a_place_that_is_none_among_others(odd, position):
     y = np.array([("b", position), ("a", odd), ("a", None)], dtype=object)
     with pytest.raises(TypeError, match=rf"y has '{odd[:3]}.* in row 1 .* give y as a list of lists"):
         check_answers(y, ["2 a b c"] * 3)
-    with pytest.raises(TypeError, match="y_true has .* in row 1"):
+    with pytest.raises(TypeError, match=r"y_true has .* in row 1"):
         mlqa_f1(y, ["b", "a", "a"], "en")
 
 
