@@ -65,7 +65,7 @@ class DiskVectorCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_DISK_CACHE_BYTES) -> None:
-        self._path = folder / _FILE_NAME
+        self._path = folder.absolute() / _FILE_NAME
         self._max_bytes = max_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class DiskVectorCache:
         return self._use(read) or [None] * len(keys)
 
     def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
-        """Store one vector a key."""
+        """Store one vector per key."""
         entries = [(key, _pack(key, vector)) for key, vector in zip(keys, vectors, strict=True)]
         bound = min(_BYTES_A_TRANSACTION, self._max_bytes // 4)
         n_together = max(1, bound // max((len(key) + len(stored) for key, stored in entries), default=1))
@@ -163,7 +163,7 @@ class DiskVectorCache:
     def _connect(self) -> sqlite3.Connection:
         may_write = self._may_write()
         connection = sqlite3.connect(
-            self._path.absolute() if may_write else self._address_for_reading(),
+            self._path if may_write else self._address_for_reading(),
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
             uri=not may_write,
@@ -200,7 +200,7 @@ class DiskVectorCache:
         # SQLite has to be told that nobody is writing (immutable=1); if somebody is, checksums tell.
         reads_log = Path(f"{self._path}-wal").exists() and not os.access(self._path.parent, os.W_OK)
         options = "mode=ro" if reads_log else "mode=ro&immutable=1"
-        uri = self._path.absolute().as_uri()
+        uri = self._path.as_uri()
         if not uri.startswith("file:///"):  # a server on Windows
             uri = uri.replace("file://", "file:////", 1)
         return f"{uri}?{options}"
