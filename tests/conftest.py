@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from skminilm import clear_cache
 from skminilm.datasets import load_support_requests
@@ -19,6 +20,12 @@ from skminilm.engine.kernels import _library
 # What a processor without AMX or VNNI runs, on one with it: "tiles" or "vnni".
 if "SKMINILM_TESTS_WITHOUT" in os.environ:
     ctypes.c_int.in_dll(_library.load(), f"{os.environ['SKMINILM_TESTS_WITHOUT']}_allowed").value = 0
+
+# The same examples in every run, however long they take. --hypothesis-profile=default draws others.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def pytest_configure():
