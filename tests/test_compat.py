@@ -84,18 +84,18 @@ def test_mlflow_logs_and_loads(english, tmp_path, monkeypatch):
 ON_DASK = """
 import joblib, sys
 from distributed import Client, LocalCluster
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import cross_val_predict
 from skminilm import MiniLMClassifier
 from skminilm.datasets import load_support_requests
 if __name__ == "__main__":
     requests = load_support_requests()
     X, y = requests.data[:256], requests.target[:256]
-    model = MiniLMClassifier(trainable="head", epochs=1, random_state=0)
-    expected = cross_val_score(model, X, y, cv=2)
+    model = MiniLMClassifier(trainable="head", epochs=1, precision="fp32", random_state=0)
+    expected = cross_val_predict(model, X, y, cv=2, method="predict_proba")
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
         with joblib.parallel_config("dask"):
-            found = cross_val_score(model, X, y, cv=2)
-    assert abs(found - expected).max() < 0.04, (found, expected)
+            found = cross_val_predict(model, X, y, cv=2, method="predict_proba")
+    assert abs(found - expected).max() < 0.01, abs(found - expected).max()  # threads change the rounding
 """
 
 
