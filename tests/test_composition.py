@@ -13,6 +13,7 @@ import sklearn
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
@@ -26,7 +27,6 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
     TunedThresholdClassifierCV,
     cross_val_predict,
-    cross_val_score,
     cross_validate,
     learning_curve,
 )
@@ -76,15 +76,15 @@ def test_column_transformer(frame, column):
 
 def test_searches(english, pipeline):
     X, y = english
-    grid = {"clf__C": [0.01, 10.0], "enc__pooling": ["mean", "cls"]}
+    grid = {"clf": [DummyClassifier(), LogisticRegression(C=10)], "enc__pooling": ["mean", "cls"]}
     searches = [
         GridSearchCV(pipeline, grid, cv=2),
         RandomizedSearchCV(pipeline, grid, n_iter=3, cv=2, random_state=0),
-        HalvingGridSearchCV(pipeline, grid, cv=2, min_resources=32, random_state=0),
+        HalvingGridSearchCV(pipeline, grid, cv=2, min_resources=32, factor=2, random_state=0),
     ]
     for search in searches:
-        assert search.fit(X, y).best_score_ > 0.3
-        assert search.best_params_["clf__C"] == 10
+        assert search.fit(X, y).best_score_ > 0.3  # by chance 0.125
+        assert isinstance(search.best_params_["clf"], LogisticRegression)
 
 
 def test_a_grid_over_models_and_over_what_is_trained(english, transformers_folder):
@@ -165,14 +165,15 @@ BACKENDS = ["loky", "threading"] + (["multiprocessing"] if sys.platform == "linu
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_parallel_workers_give_the_scores_of_one(english, backend, recwarn):
+def test_parallel_workers_give_the_probabilities_of_one(english, backend, recwarn):
     X, y = english
-    MiniLMEncoder().transform(X[:4])  # the model is in use before any fork
-    for model in (MiniLMClassifier(**HEAD), MiniLMClassifier(trainable=1, epochs=1, random_state=0)):
-        expected = cross_val_score(model, X, y, cv=2)
+    MiniLMEncoder(precision="fp32").transform(X[:4])  # the model is in use before any fork
+    for trainable in ("head", 1):
+        model = MiniLMClassifier(trainable=trainable, epochs=1, precision="fp32", random_state=0)
+        expected = cross_val_predict(model, X, y, cv=2, method="predict_proba")
         with joblib.parallel_backend(backend, n_jobs=2):
-            found = cross_val_score(model, X, y, cv=2, n_jobs=2)
-        np.testing.assert_allclose(found, expected, atol=0.04)  # a text or so: threads change the rounding
+            found = cross_val_predict(model, X, y, cv=2, method="predict_proba", n_jobs=2)
+        np.testing.assert_allclose(found, expected, atol=0.01)  # threads change the rounding
     assert not [w for w in recwarn if "tokenizer" in str(w.message).lower()]
 
 
@@ -204,9 +205,9 @@ def test_sample_weight_is_routed(english, routing):
     head = MiniLMClassifier(**HEAD).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
     weighted = Pipeline([("clf", head)]).fit(X, wrong, sample_weight=weights)
     plain = Pipeline([("clf", MiniLMClassifier(**HEAD))]).fit(X, wrong)
-    assert weighted.score(X, y) > plain.score(X, y)
+    assert weighted.score(X, y) > plain.score(X, y) + 0.3
     search = GridSearchCV(head, {"init_head": ["probe"]}, cv=2).fit(X, wrong, sample_weight=weights)
-    assert (search.predict(X) == y).mean() > 0.7
+    assert (search.predict(X) == y).mean() > plain.score(X, y) + 0.3
     regressor = MiniLMRegressor(**HEAD).set_fit_request(sample_weight=True)
     Pipeline([("reg", regressor)]).fit(X, np.arange(len(X)), sample_weight=weights)
 
@@ -222,7 +223,7 @@ def test_score_takes_weights(english, head):
 def test_regression_in_a_search(english):
     X, y = english
     numbers = np.searchsorted(sorted(set(y)), y).astype(float)
-    assert make_pipeline(MiniLMEncoder(), Ridge()).fit(X, numbers).score(X, numbers) > 0.3
+    assert make_pipeline(MiniLMEncoder(), Ridge(0.1)).fit(X, numbers).score(X, numbers) > 0.5
     search = GridSearchCV(MiniLMRegressor(**HEAD), {"head_learning_rate": [1e-3, 1e-2]}, cv=2).fit(X, numbers)
     assert np.isfinite(search.best_score_)
 
