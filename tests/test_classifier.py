@@ -431,7 +431,7 @@ def test_grid_search_and_cross_validation(split):
     X, y, _, _ = split
     classifier = MiniLMClassifier(trainable="head", random_state=0)
     grid = GridSearchCV(classifier, {"epochs": [1, 5], "init_head": ["probe", "random"]}, cv=2).fit(X, y)
-    assert grid.best_score_ > 0.2
+    assert grid.score(X, y) > 0.8  # the best one has learned all of it
     assert len(cross_val_score(classifier, X, y, cv=2)) == 2
 
 
@@ -510,6 +510,7 @@ def test_validation_counts_rows_alike_however_they_are_set_aside(split):
     options = dict(
         trainable="head",
         epochs=2,
+        batch_size=64,  # one step an epoch: the order of the rows does not count
         random_state=0,
         early_stopping=True,
         class_weight={label: 10.0 ** -(number % 4) for number, label in enumerate(np.unique(y))},

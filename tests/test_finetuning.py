@@ -76,9 +76,9 @@ def test_a_grid_search_computes_frozen_layers_once_a_text(states_computed, split
     X, y, _, _ = split
     grid = {"learning_rate": [5e-5, 1e-4], "weight_decay": [0.0, 0.1]}
     classifier = MiniLMClassifier(trainable=2, epochs=1, random_state=0)
-    search = GridSearchCV(classifier, grid, cv=2).fit(X, y)
+    search = GridSearchCV(classifier, grid, cv=2, error_score="raise").fit(X, y)
     assert len(states_computed) == len(set(X))
-    assert search.best_score_ > 0.3
+    assert search.score(X, y) > 0.8
 
 
 @pytest.fixture
@@ -803,15 +803,15 @@ def test_the_head_is_fitted_anew_to_the_trained_network(split):
     from sklearn.linear_model import LogisticRegression
 
     X, y, X_new, _ = split
-    options = dict(trainable=2, epochs=2, precision="fp32", random_state=0)
+    options = dict(trainable=2, epochs=2, head_learning_rate=0.1, precision="fp32", random_state=0)
     refitted = MiniLMClassifier(**options).fit(X, y)
     trained = MiniLMClassifier(refit_head=False, **options).fit(X, y)
     assert changed(refitted, trained) == 0
     expected = LogisticRegression(C=10, max_iter=2000).fit(trained.encode(X), y)
     np.testing.assert_allclose(
-        refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=1e-3
+        refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=5e-3
     )
-    assert np.abs(trained.predict_proba(X_new) - refitted.predict_proba(X_new)).max() > 0.01
+    assert np.abs(trained.predict_proba(X_new) - refitted.predict_proba(X_new)).max() > 0.05
 
 
 def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatch):

@@ -202,8 +202,9 @@ def test_what_is_masked_is_missing(rated):
         MiniLMRegressor(trainable="head").fit(X, np.ma.array(y, mask=mask))
     with pytest.raises(ValueError, match="missing value: row 3 is None"):
         MiniLMRegressor(trainable="head").fit(np.ma.array(X, mask=mask), y)
-    regressor = MiniLMRegressor(trainable="head", random_state=0).fit(np.ma.array(X), np.ma.array(y))
-    assert regressor.score(X, y) > 0.8
+    regressor = MiniLMRegressor(trainable="head", random_state=0)
+    expected = clone(regressor).fit(X, y).predict(X)
+    np.testing.assert_array_equal(regressor.fit(np.ma.array(X), np.ma.array(y)).predict(X), expected)
 
 
 def test_what_is_set_aside_counts_in_no_scale():
@@ -213,6 +214,7 @@ def test_what_is_set_aside_counts_in_no_scale():
     options = {
         "trainable": "head",
         "epochs": 2,
+        "batch_size": 64,  # one step an epoch: the order of the rows does not count
         "n_iter_no_change": 9,
         "early_stopping": True,
         "random_state": 0,
@@ -230,7 +232,6 @@ def test_what_is_set_aside_counts_in_no_scale():
         X_val=[texts[i] for i in validation],
         y_val=y[validation],
     )
-    # The split has drawn from the random state, so that batches come in another order.
     losses = [[row["loss"] for row in model.history_] for model in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     np.testing.assert_allclose(found.predict(texts), expected.predict(texts), atol=0.05)
