@@ -95,7 +95,7 @@ if __name__ == "__main__":
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
         with joblib.parallel_config("dask"):
             found = cross_val_predict(model, X, y, cv=2, method="predict_proba")
-    assert abs(found - expected).max() < 0.01, abs(found - expected).max()  # threads change the rounding
+    assert abs(found - expected).max() < 1e-3, abs(found - expected).max()  # threads change the rounding
 """
 
 
@@ -104,6 +104,6 @@ def test_dask_runs_cross_validation_on_a_cluster(tmp_path):
     pytest.importorskip("distributed")
     (tmp_path / "script.py").write_text(ON_DASK)
     done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=180
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr

@@ -173,7 +173,7 @@ def test_parallel_workers_give_the_probabilities_of_one(english, backend, recwar
         expected = cross_val_predict(model, X, y, cv=2, method="predict_proba")
         with joblib.parallel_backend(backend, n_jobs=2):
             found = cross_val_predict(model, X, y, cv=2, method="predict_proba", n_jobs=2)
-        np.testing.assert_allclose(found, expected, atol=0.01)  # threads change the rounding
+        np.testing.assert_allclose(found, expected, atol=1e-3)  # threads change the rounding
     assert not [w for w in recwarn if "tokenizer" in str(w.message).lower()]
 
 
@@ -187,7 +187,7 @@ def threads():
 print(joblib.Parallel(n_jobs=2)(joblib.delayed(threads)() for _ in range(2)))
 """
     environment_threads = max(1, joblib.cpu_count() // 2)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert all(n <= environment_threads for n in json.loads(done.stdout))
 
