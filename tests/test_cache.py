@@ -114,7 +114,7 @@ def test_a_fork_while_another_thread_uses_a_cache(name):
     with cache._lock:
         process = multiprocessing.get_context("fork").Process(target=cache.get, args=([b"key"],))
         process.start()
-        process.join(20)
+        process.join(120)
         process.kill()
     process.join()
     assert process.exitcode == 0

@@ -735,7 +735,7 @@ def silent_hub(monkeypatch):
 
     def repo_info(*_, **__):
         held.append(1)
-        is_over.wait(120)
+        is_over.wait(600)
         held.pop()
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
@@ -910,7 +910,7 @@ def slow_download(monkeypatch, transformers_folder):
         asked.append(repo_id)
         if repo_id == "somebody/slow":
             began.set()
-            assert may_end.wait(30)
+            assert may_end.wait(120)
         return transformers_folder
 
     _loaded.clear()
@@ -923,12 +923,12 @@ def test_a_download_holds_up_nobody_else(slow_download):
     began, may_end, asked = slow_download
     with ThreadPoolExecutor(3) as threads:
         slow = [threads.submit(load_checkpoint, "somebody/slow") for _ in range(2)]
-        assert began.wait(30)
+        assert began.wait(120)
         for model in ("bundled", "somebody/other"):
-            assert threads.submit(load_checkpoint, model).result(timeout=30).hidden_size
+            assert threads.submit(load_checkpoint, model).result(timeout=120).hidden_size
         assert not any(future.done() for future in slow)
         may_end.set()
-        assert slow[0].result(timeout=30) is slow[1].result(timeout=30)
+        assert slow[0].result(timeout=120) is slow[1].result(timeout=120)
     assert sorted(asked) == ["somebody/other", "somebody/slow"]
 
 
@@ -949,10 +949,10 @@ def test_a_fork_during_a_download_waits_for_nobody(slow_download, transformers_f
     began, may_end, _ = slow_download
     with ThreadPoolExecutor(1) as threads:
         threads.submit(load_checkpoint, "somebody/slow")
-        assert began.wait(30)
+        assert began.wait(120)
         try:
             with multiprocessing.get_context("fork").Pool(1) as processes:
-                assert processes.apply_async(_load_in_child, [transformers_folder]).get(timeout=60) == 32
+                assert processes.apply_async(_load_in_child, [transformers_folder]).get(timeout=120) == 32
         finally:
             may_end.set()
 

@@ -274,7 +274,7 @@ def test_saved_models_predict_the_same_in_a_new_process(split, tmp_path):
         "np.save(folder + '/out.npy', model.predict_proba(json.load(open(folder + '/texts.json'))))"
     )
     for mmap_mode in ("", "r"):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path), mmap_mode], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), mmap_mode], check=True, timeout=600)
         np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), classifier.predict_proba(X_new))
 
 

@@ -297,7 +297,7 @@ def test_steps_of_warmup_become_a_share(warmup_steps, n_rows, expected):
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_the_message_says_what_to_install(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from skminilm.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 1
     assert 'pip install "skminilm[cli]"' in result.stderr
     assert "Traceback" not in result.stderr

@@ -102,7 +102,7 @@ def test_many_processes_write_at_once(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
         assert process.exitcode == 0
     assert len(DiskVectorCache(tmp_path)) == 4 * 20 * 50
 
@@ -121,7 +121,7 @@ def test_many_processes_make_the_file_at_once(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
         assert process.exitcode == 0
     assert [len(DiskVectorCache(tmp_path / str(name))) for name in range(30)] == [4] * 30
 

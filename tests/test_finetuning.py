@@ -791,7 +791,7 @@ def test_two_processes_train_what_one_does(split, tmp_path):
     # What `accelerate launch` runs on several GPUs; on CPUs it starts one process only.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for command, out in (([sys.executable], "one"), (launch, "two")):
-        subprocess.run([*command, script, data, tmp_path / out], check=True, timeout=200, capture_output=True)
+        subprocess.run([*command, script, data, tmp_path / out], check=True, timeout=600, capture_output=True)
     alone = np.load(tmp_path / "one.npz")
     first, second = (np.load(tmp_path / f"two{rank}.npz") for rank in (0, 1))
     for name in alone.files:

@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path, transformers_fo
     options = dict(trainable=1, epochs=1, max_length=64, random_state=0)
     MiniLMClassifier(transformers_folder, **options).fit(["a", "b"], [0, 1]).save(tmp_path / "model")
     code = [sys.executable, "-c", _SAVE_BEYOND_A_LIMIT, tmp_path / "model", tmp_path / "other", tmp_path]
-    done = subprocess.run(code, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(code, capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == [str(errno.EFBIG)] * 2, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -12,7 +12,7 @@ run = subprocess.run
 
 
 def in_new_process(code):
-    result = run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    result = run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

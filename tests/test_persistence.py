@@ -50,7 +50,7 @@ def run(code, *arguments):
         capture_output=True,
         text=True,
         cwd="/",
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
