@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from skminilm import clear_cache
+from skminilm.checkpoints.loading import _loaded
 from skminilm.datasets import load_support_requests
 from skminilm.engine.kernels import _library
 
@@ -36,6 +37,14 @@ def pytest_configure():
         n_threads = max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
         torch.set_num_threads(n_threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))  # of the processes that tests start
+
+
+@pytest.fixture(autouse=True)
+def _no_checkpoint_of_the_hub_stays_open():
+    """One test's hub is not another's."""
+    yield
+    for key in [key for key in _loaded if key[0] == "hub"]:
+        del _loaded[key]
 
 
 @pytest.fixture(autouse=True)
