@@ -89,7 +89,7 @@ from skminilm import MiniLMClassifier
 from skminilm.datasets import load_support_requests
 if __name__ == "__main__":
     requests = load_support_requests()
-    X, y = requests.data[:256], requests.target[:256]
+    X, y = requests.data[:128], requests.target[:128]
     model = MiniLMClassifier(trainable="head", epochs=1, precision="fp32", random_state=0)
     expected = cross_val_predict(model, X, y, cv=2, method="predict_proba")
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):

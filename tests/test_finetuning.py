@@ -507,8 +507,8 @@ def test_global_random_states_are_left_alone(split):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_many_fits_leave_memory_flat(split, monkeypatch):
-    X, y, _, _ = split
-    options = dict(trainable=6, epochs=1, random_state=0)
+    X, y = split[0][::2], split[1][::2]
+    options = dict(trainable=6, epochs=1, batch_size=10, random_state=0)
     sizes = []
     for turn in range(9):
         with monkeypatch.context() as patch:
@@ -898,7 +898,7 @@ def trained_on_a_cpu(split):
     def fit(trainable):
         options = dict(trainable=trainable, epochs=1, random_state=0)
         classifier = MiniLMClassifier(device="cpu", precision="fp32", **options).fit(*split[:2])
-        return classifier, classifier.predict_proba(split[2])
+        return classifier, classifier.predict_proba(split[2][::4])
 
     return fit
 
@@ -916,10 +916,10 @@ def trained_on_a_cpu(split):
     ],
 )
 def test_trained_on_a_gpu_opens_on_a_cpu_and_the_other_way(split, trained_on_a_cpu, precision, trainable):
-    X, y, X_new, y_new = split
+    X, y, X_new = split[0], split[1], split[2][::4]
     options = dict(trainable=trainable, epochs=1, random_state=0)
     on_gpu = MiniLMClassifier(device="cuda", precision=precision, **options).fit(X, y)
-    assert on_gpu.score(X_new, y_new) > 0.5
+    assert on_gpu.score(X, y) > 0.9
     expected = on_gpu.predict_proba(X_new)
     on_gpu.set_params(device="cpu", precision="fp32")
     np.testing.assert_allclose(on_gpu.predict_proba(X_new), expected, atol=0.05)

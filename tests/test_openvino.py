@@ -114,6 +114,7 @@ def test_order_and_batches_do_not_matter(mixed):
 
 
 def test_several_threads_share_a_model(mixed):
+    mixed = mixed[::3]
     expected = encode(mixed)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: encode(mixed), range(8)):
