@@ -1,3 +1,4 @@
+import itertools
 import unicodedata
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import sklearn
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -251,10 +253,10 @@ def test_question_answerer_by_language():
     frame = score_by_language(answerer, X, y, ["de", "zh", "de", "de"])
     assert answerer.calls == 1
     assert frame.columns.tolist() == ["language", "n", "f1", "exact_match", "low", "high"]
-    assert frame.loc[1].tolist() == ["zh", 1, 0.8, 0.0, 0.0, 1.0]
-    german = frame.loc[0]
-    assert german[["n", "f1", "exact_match", "high"]].tolist() == pytest.approx([3, 2 / 3, 2 / 3, 1])
-    assert german["low"] == pytest.approx(2 / 3 - 1.959964 * np.std([1, 1, 0], ddof=1) / np.sqrt(3))
+    assert frame.loc[1, :"exact_match"].tolist() == ["zh", 1, 0.8, 0.0]
+    assert frame.loc[0, :"exact_match"].tolist() == pytest.approx(["de", 3, 2 / 3, 2 / 3])
+    wilsons = binomtest(2, 3).proportion_ci(0.95, method="wilson")  # the rows have 1, 1 and 0
+    assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([*wilsons])
     columns = pd.DataFrame({"text": ["Wien", "北京城", "Graz", None], "start": [0, 0, None, None]})
     pd.testing.assert_frame_equal(score_by_language(answerer, X, columns, ["de", "zh", "de", "de"]), frame)
 
@@ -274,7 +276,7 @@ def test_frame_without_pandas(monkeypatch, has_polars):
     if has_polars:
         frame = score_by_language(Answerer(), [("?", "x")], ["x"], ["en"])
         assert isinstance(frame, pl.DataFrame)
-        assert frame.row(0) == ("en", 1, 1.0, 1.0, 0.0, 1.0)
+        assert frame.row(0) == ("en", 1, 1.0, 1.0, pytest.approx(0.206549, abs=1e-6), 1.0)
     else:
         with pytest.raises(ImportError, match="pip install pandas"):
             score_by_language(Answerer(), [("?", "x")], ["x"], ["en"])
@@ -477,21 +479,47 @@ def test_languages_come_in_the_order_of_first_appearance(translations):
         assert list(dict.fromkeys(tested)) == expected
 
 
-@pytest.mark.parametrize(("answer", "low", "high"), [("yes", 0.565518, 1.0), ("no", 0.0, 0.434482)])
-def test_answers_that_are_all_right_or_all_wrong_have_wilsons_interval(answer, low, high):
+def scores_of_answers(values, languages):
+    """Return the frame of answers whose F1 are `values`: 0, one half or 1."""
+
     class Answerer:
         def predict_spans(self, X): ...
 
         def predict(self, X):
             return ["yes"] * len(X)
 
-    frame = score_by_language(Answerer(), [("?", "yes")] * 5, [answer] * 5, ["en"] * 5)
-    assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([low, high], abs=1e-6)
+    references = {0.0: "no", 0.5: "yes or no", 1.0: "yes"}
+    return score_by_language(Answerer(), values, [references[value] for value in values], languages)
 
 
-def test_an_interval_begins_at_0_at_the_earliest():
-    frame = score_by_language(Answerer(), [("?", "Wien")] * 3, ["Wien", "x", "y"], ["de"] * 3)
-    assert frame["low"][0] == 0
+@pytest.mark.parametrize("n_right", [0, 1, 4, 5])
+def test_answers_that_are_all_right_or_wrong_have_wilsons_interval(n_right):
+    frame = scores_of_answers([1.0] * n_right + [0.0] * (5 - n_right), ["sw"] * 5)
+    wilsons = binomtest(n_right, 5).proportion_ci(0.95, method="wilson")
+    assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([*wilsons])
+
+
+def test_interval_of_a_mean_f1_is_the_normal_one_where_rows_are_many():
+    values = np.tile([0.0, 0.5, 1.0, 1.0], 2500)
+    frame = scores_of_answers(values.tolist(), ["sw"] * len(values))
+    half = 1.959964 * values.std() / np.sqrt(len(values))
+    assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([0.625 - half, 0.625 + half], abs=2e-4)
+
+
+@pytest.mark.parametrize("n", [3, 10, 30])
+@pytest.mark.parametrize("shares", [(0.03, 0.04, 0.93), (0.1, 0.1, 0.8), (0.7, 0.2, 0.1), (0.2, 0.6, 0.2)])
+def test_interval_of_a_mean_f1_holds_the_true_one_as_often_as_it_says(shares, n):
+    random = np.random.RandomState(0)
+    languages = ["".join(letters) for letters in itertools.product("abcdef", repeat=3)]  # 216 samples
+    values = random.choice([0.0, 0.5, 1.0], (len(languages), n), p=shares)
+    frame = scores_of_answers(values.ravel().tolist(), np.repeat(languages, n).tolist())
+    low, high = frame["low"].to_numpy(), frame["high"].to_numpy()
+    assert low.min() >= 0
+    assert high.max() <= 1
+    assert (low <= frame["f1"]).all()
+    assert (frame["f1"] <= high).all()
+    truth = np.dot(shares, [0.0, 0.5, 1.0])
+    assert ((low <= truth) & (truth <= high)).mean() > 0.89  # 0.95 on average over many distributions
 
 
 def test_scores_come_in_the_order_of_first_appearance():
