@@ -63,6 +63,16 @@ def test_a_constant_target_scores_1_where_it_is_predicted_exactly(found, score):
     assert RegressionObjective().score(np.full((3, 1), found, np.float32), targets, np.ones(3)) == score
 
 
+def test_a_constant_validation_target_does_not_outvote_the_others():
+    random = np.random.RandomState(0)
+    varied = random.standard_normal(9).astype(np.float32)
+    for _ in range(20):  # whether rounding matters depends on numbers and weights
+        weights = random.uniform(0.1, 5, 9)
+        targets = np.stack([varied, np.full(9, random.uniform(), np.float32)], axis=1)
+        score = RegressionObjective().score(targets + np.float32([0, 0.1]), targets, weights)
+        assert score == 0.5  # the mean of 1 and 0
+
+
 def test_the_scale_of_the_weights_does_not_matter(rated):
     X, y, X_new, _ = rated
     weights = np.where(y < 4, 1.0, 3.0)

@@ -109,7 +109,9 @@ class RegressionObjective(Objective):
         mean = np.average(targets, axis=0, weights=row_weights)
         residual = np.average((predictions - targets) ** 2, axis=0, weights=row_weights)
         variance = np.average((targets - mean) ** 2, axis=0, weights=row_weights)
-        constant = variance == 0  # as in scikit-learn: 1 where predicted exactly, else 0
+        # As in scikit-learn 1 where predicted exactly, else 0. A weighted mean of equal numbers may differ from them by
+        # rounding, which would pass for variance.
+        constant = (variance == 0) | (targets == targets[:1]).all(axis=0)
         explained = 1 - residual / np.where(constant, 1.0, variance)
         return float(np.where(constant, (residual == 0).astype(float), explained).mean())
 
