@@ -152,7 +152,7 @@ class MultilabelTargets(Targets):
     y : array-like or sparse matrix of 0 and 1, shape (n_rows, n_labels)
     row_weights : ndarray of float64, shape (n_rows,)
     class_weight : dict, "balanced" or None, default=None
-        A dict says how much 0 and 1 count in all columns.
+        A dict says how much 0 and 1 count in all columns, and nothing else.
     label_smoothing : float, default=0.0
     """
 
@@ -164,6 +164,12 @@ class MultilabelTargets(Targets):
         label_smoothing: float = 0.0,
     ) -> None:
         self.values = check_labels(y, len(row_weights))
+        unknown = [key for key in class_weight if key not in (0, 1)] if isinstance(class_weight, dict) else []
+        if unknown:
+            raise ValueError(
+                f"class_weight names {unknown[0]!r}: where y has several columns, it says how much 0 and 1 count in all of "
+                "them, such as {0: 1, 1: 5}. Columns have no weights of their own."
+            )
         self._class_weight, self._label_smoothing = class_weight, label_smoothing
         self.n_outputs = self.values.shape[1]
         self.scale_by(row_weights)

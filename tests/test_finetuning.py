@@ -611,7 +611,8 @@ def test_weights_of_labels():
     [
         ({0: 0, 1: 0}, "leaves no row with a weight in column 0 of y"),
         ({0: 0}, "leaves no row with a weight in column 2 of y"),
-        ({2: 1}, "class_weight names the class 2"),
+        ({2: 1}, "class_weight names 2: where y has several columns"),
+        ({0: 1, 1: 2, 2: 3}, "class_weight names 2: where y has several columns"),  # one for each column
         ({0: -1}, "must be finite and >= 0"),
     ],
 )
