@@ -88,15 +88,18 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         proportional to its frequency. With several labels per text None is
         ``"balanced"`` too: in each column the rows with 1 together weigh as
         much as those with 0 (a row weighs at most 20), as rare labels would
-        hardly ever be predicted otherwise; ``{0: 1, 1: 1}`` turns this off.
+        hardly ever be predicted otherwise. A dict there has the keys 0 and 1,
+        which count as it says in every column; ``{0: 1, 1: 1}`` turns balancing off.
     early_stopping : bool, default=False
         Set texts aside, stop when the score on them does not rise any more,
         and go back to the best epoch. The untrained start is a candidate too.
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, stratified
-        by class, unless `fit` gets `X_val`. It must be enough for one text of
-        every class that has two or more, or `fit` raises an error; a class
-        with a single text is only trained on.
+        by class (at random with several labels per text), unless `fit` gets
+        `X_val`. It must be enough for one text of every class that has two or
+        more, or `fit` raises an error; a class with a single text is only
+        trained on. Translations of a text, and the same text in other rows, may
+        be trained on, and the score says little then: give `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
@@ -351,7 +354,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         -------
         ndarray of float32, shape (n_texts, n_classes)
             In the order of `classes_`. With several labels per text one column per
-            label; rows add up to 1 otherwise.
+            label; rows add up to 1 otherwise. Of balanced labels (see
+            `class_weight`) they are as if half of the texts had each: those of
+            a rare label are too high, unless ``class_weight={0: 1, 1: 1}``.
         """
         logits = self._outputs(X)
         return expit(logits) if self.multilabel_ else softmax(logits, axis=1)
