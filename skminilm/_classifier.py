@@ -98,8 +98,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         by class (at random with several labels per text), unless `fit` gets
         `X_val`. It must be enough for one text of every class that has two or
         more, or `fit` raises an error; a class with a single text is only
-        trained on. Translations of a text, and the same text in other rows, may
-        be trained on, and the score says little then: give `X_val`.
+        trained on. Translations of these texts, the same texts in other rows,
+        and after a warm start these texts themselves, may have been trained on,
+        and the score says little then: give `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
@@ -355,8 +356,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         ndarray of float32, shape (n_texts, n_classes)
             In the order of `classes_`. With several labels per text one column per
             label; rows add up to 1 otherwise. Of balanced labels (see
-            `class_weight`) they are as if half of the texts had each: those of
-            a rare label are too high, unless ``class_weight={0: 1, 1: 1}``.
+            `class_weight`) they are as if half of the texts had each: on
+            average those of a rare label are too high.
         """
         logits = self._outputs(X)
         return expit(logits) if self.multilabel_ else softmax(logits, axis=1)

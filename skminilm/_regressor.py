@@ -84,8 +84,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         back to the best epoch. The untrained start is a candidate too.
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, at random,
-        unless `fit` gets `X_val`. Translations of a text, and the same text in
-        other rows, may be trained on, and the score says little then: give `X_val`.
+        unless `fit` gets `X_val`. Translations of these texts, the same texts in
+        other rows, and after a warm start these texts themselves, may have been
+        trained on, and the score says little then: give `X_val`.
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
