@@ -39,6 +39,7 @@ from skminilm.engine import (
 )
 from skminilm.engine.attention import attention
 from skminilm.engine.forward import gather_word_embeddings
+from skminilm.engine.hardware import resolve_device
 from skminilm.engine.kernels import layers as compiled_layers
 from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
@@ -400,6 +401,38 @@ def test_several_gpus_share_a_call(monkeypatch):
     assert resolve_compute("torch", "cpu", "fp32").helpers == ()
     monkeypatch.setenv("WORLD_SIZE", "3")  # each of three processes has its own
     assert resolve_compute("torch", "auto", "fp32").helpers == ()
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "n_gpus", "current", "index"),
+    [(1, 2, 0, 1), (3, 2, 0, 1), (1, 1, 0, 0), (1, 4, 2, 2)],
+    ids=["own", "in turn", "the only one", "chosen before"],
+)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_each_of_several_processes_has_its_own_gpu(device, local_rank, n_gpus, current, index, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert resolve_device(device) == torch.device("cuda", current)  # as a notebook may have it set
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert resolve_device(device) == torch.device("cuda", index)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+
+
+def test_a_gpu_that_cannot_be_asked_for_its_name_is_left_out(monkeypatch):
+    def name(device):
+        if device.index == 1:  # counted by the driver, and none of CUDA's: MIG is on
+            raise AssertionError("Invalid device id")
+        if device.index == 2:
+            raise RuntimeError("CUDA error: GPU is lost")
+        return "A"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    assert resolve_compute("torch", "auto", "fp32").helpers == (torch.device("cuda", 3),)
 
 
 def test_replicas_take_turns_and_give_the_same_vectors(many_texts, monkeypatch):

@@ -192,8 +192,23 @@ def resolve_device(device: str) -> torch.device:
             f"device={device!r} cannot be used in this process: {_FORK_REMEDY}, or device='cpu'."
         )
     if resolved.type == "cuda" and resolved.index is None:
-        return torch.device("cuda", torch.cuda.current_device())  # one name for one device
+        return torch.device("cuda", torch.cuda.current_device() or _own_gpu())  # one name for one device
     return resolved
+
+
+def _own_gpu() -> int:
+    """Return the number of the GPU of this process where nobody has chosen one.
+
+    Of several processes (``torchrun``, ``accelerate launch``) each has its own, counted as accelerate does. A
+    thread does not know what the main one has chosen.
+    """
+    if _is_alone():
+        return 0
+    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+
+
+def _is_alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 _FORK_REMEDY = (
@@ -215,11 +230,18 @@ def _other_gpus(device: torch.device) -> tuple[torch.device, ...]:
 
     Of several processes that share the GPUs (``torchrun``, ``accelerate launch``) each keeps to its own.
     """
-    if device.type != "cuda" or os.environ.get("WORLD_SIZE", "1") != "1":
+    if device.type != "cuda" or not _is_alone():
         return ()
     name = torch.cuda.get_device_name(device)
     others = (torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != device.index)
-    return tuple(other for other in others if torch.cuda.get_device_name(other) == name)
+    return tuple(other for other in others if _is_named(other, name))
+
+
+def _is_named(device: torch.device, name: str) -> bool:
+    try:
+        return torch.cuda.get_device_name(device) == name
+    except (AssertionError, RuntimeError):
+        return False  # it is broken, or with MIG on the driver counts it and CUDA does not
 
 
 def _best_precision(device: torch.device, backend: str, config: BertConfig | None) -> str:
