@@ -693,10 +693,11 @@ class _SmallMemory(PackedModel):
     """Fails as a GPU does where a pack has more tokens than fit."""
 
     fits = 300
+    error = torch.OutOfMemoryError("CUDA out of memory")
 
     def hidden_states(self, pack, *args, **options):
         if pack.n_tokens > self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return super().hidden_states(pack, *args, **options)
 
 
@@ -707,8 +708,18 @@ def small_memory(monkeypatch):
     return _SmallMemory(checkpoint, weights, CPU, torch.float32), checkpoint.defaults
 
 
-def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "the driver", "a library"],
+)
+def test_packs_that_do_not_fit_are_halved_and_remembered(small_memory, texts, error):
     model, defaults = small_memory
+    model.error = error
     vectors, _ = model.encode(texts, None, defaults)
     assert np.abs(vectors - encode(texts)).max() <= 2e-5
     assert 150 <= model._max_pack_tokens <= 300
@@ -725,6 +736,13 @@ def test_more_sequences_than_a_call_of_a_gpu_takes_are_halved(texts, monkeypatch
     vectors, _ = model.encode(texts, None, checkpoint.defaults)
     assert np.abs(vectors - expected).max() <= 2e-5
     assert model._max_pack_tokens is None  # the memory was not too small
+
+
+def test_what_is_no_lack_of_memory_is_raised_as_it_is(small_memory, texts):
+    model, defaults = small_memory
+    model.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        model.encode(texts, None, defaults)
 
 
 def test_one_text_that_does_not_fit_says_what_to_do(small_memory):

@@ -118,15 +118,16 @@ def test_gradient_checkpointing_changes_nothing(split, trainable):
     assert changed(plain, MiniLMClassifier(gradient_checkpointing=True, **options).fit(X, y)) < 1e-5
 
 
-def limit_memory(monkeypatch, fits):
-    """Let packs of more than so many tokens run out of memory: {with gradients: tokens}; return the sizes that ran."""
-    import torch
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
+
+def limit_memory(monkeypatch, fits, error=OUT_OF_MEMORY):
+    """Let packs of more than so many tokens run out of memory: {with gradients: tokens}; return the sizes that ran."""
     original, tokens = TrainableEncoder._last_hidden_state, {True: [], False: []}
 
     def small_memory(self, pack):
         if pack.n_tokens > fits.get(torch.is_grad_enabled(), pack.n_tokens):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         tokens[torch.is_grad_enabled()].append(pack.n_tokens)
         return original(self, pack)
 
@@ -143,6 +144,10 @@ def test_steps_that_do_not_fit_are_cut_into_parts(split, monkeypatch):
     in_parts = MiniLMClassifier(**options).fit(X, y)
     assert max(tokens[True]) > 64  # halved until it fits, and no further
     assert changed(whole, in_parts) < 1e-5
+    with monkeypatch.context() as patch:  # of the thread of the first backward pass
+        no_handle = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+        limit_memory(patch, fits, RuntimeError(no_handle))
+        assert changed(whole, MiniLMClassifier(**options).fit(X, y)) < 1e-5
     fits[True] = 8
     with pytest.raises(MemoryError, match=r"One text of a step does not fit .* gradient_checkpointing=True"):
         MiniLMClassifier(**options).fit(X, y)

@@ -272,6 +272,19 @@ def _cpu_has(check: str) -> bool:
     return getattr(torch.cpu, check, bool)()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that a GPU's memory was too small.
+
+    torch has an error of its own for what it reserves itself. cuBLAS, which
+    each thread opens at its first product, and the driver take theirs beside
+    it, and cannot have what torch keeps for later.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    messages = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
+
+
 def return_free_memory() -> None:
     """Give memory that was freed back to the system, where the C library keeps it (glibc)."""
     try:

@@ -11,6 +11,7 @@ import torch
 from ..checkpoints import Checkpoint
 from ..checkpoints.token_batch import TokenBatch
 from .forward import embed
+from .hardware import is_out_of_memory
 from .kernels.layers import state_dtype
 from .layers import new_layers
 from .modes import own_modes
@@ -163,7 +164,9 @@ class PackedModel(StreamingModel):
         if len(rows) == 1 or (fits and len(rows) <= _MAX_SEQUENCES):
             try:
                 return [compute(rows)]
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(rows) == 1:
                     raise MemoryError(
                         f"One text of {n_tokens} tokens does not fit in the memory of {self.device}. Free "

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from . import kernels
+from .hardware import is_out_of_memory
 from .modes import own_modes
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -104,7 +105,7 @@ def _try(device: str, dtype: torch.dtype, head_size: int, gradients: bool) -> bo
     try:
         found, expected = results(in_one_call), results(one_by_one)
         return all(torch.allclose(*both, rtol=0.05, atol=0.05) for both in zip(found, expected, strict=True))
-    except torch.OutOfMemoryError:  # says nothing of the kernel
-        raise
-    except Exception:  # not in this torch, not on this GPU: there is another way
-        return False
+    except Exception as error:
+        if is_out_of_memory(error):  # says nothing of the kernel
+            raise
+        return False  # not in this torch, not on this GPU: there is another way

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..engine.hardware import is_out_of_memory
 from ..engine.interrupts import deferred_interrupts
 from ..engine.packing import to_device
 from .contract import Split, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
@@ -222,7 +223,9 @@ class _Training:
         while True:
             try:
                 return compute()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if not self._network.shrink_parts():
                     raise MemoryError(
                         f"One text of a step does not fit in the memory of {self._network.device}. Free memory "
