@@ -96,7 +96,7 @@ class TrainedNetworkEstimator(
         """Return the processes that train together, and with what this one computes: one device."""
         from .finetuning import find_workers
 
-        workers, device = find_workers(compute.device, self.random_state)
+        workers, device = find_workers(compute.device, compute.precision, self.random_state)
         return workers, replace(compute, device=device, helpers=())
 
     def _training_options(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -42,7 +43,9 @@ from skminilm.finetuning import (
 from skminilm.finetuning.loop import learning_rate_factor, should_stop
 from skminilm.finetuning.lora import AdaptedLayers
 from skminilm.finetuning.parameters import FlatParameters, LossScale
+from skminilm.finetuning.workers import find_workers
 
+CPU = torch.device("cpu")
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora is missing")
 
 
@@ -847,6 +850,56 @@ def test_processes_that_train_together_need_an_int(split, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"random_state=None: several processes .* Give an int"):
         MiniLMClassifier().fit(X, y)
+
+
+class _State:
+    """What accelerate tells of a launched process."""
+
+    num_processes, process_index = 2, 0
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Return a function that sets the device on which the processes were started."""
+    accelerate = pytest.importorskip("accelerate")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return lambda device: monkeypatch.setattr(accelerate, "PartialState", lambda cpu: _State(device))
+
+
+@pytest.mark.parametrize(("started", "asked"), [("cuda:1", "cpu"), ("cpu", "cuda:0")])
+def test_processes_compute_where_they_were_started(launched, started, asked):
+    launched(started)
+    with pytest.raises(ValueError, match=f"were started on {started}, .* device='{started.split(':')[0]}'"):
+        find_workers(torch.device(asked), "fp32", 0)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "fits"), [("fp16", "bf16", False), ("bf16", "fp16", False), ("fp16", "fp16", True)]
+)
+def test_gpus_that_differ_agree_on_whether_the_loss_is_scaled(launched, monkeypatch, mine, other, fits):
+    launched(CPU)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(float(other == "fp16")))
+    if fits:
+        assert find_workers(CPU, mine, 0)[0].world_size == 2
+        return
+    with pytest.raises(ValueError, match=r"is precision='fp16' in some .* Give precision='fp16' or 'fp32'"):
+        find_workers(CPU, mine, 0)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_workers_of_joblib_do_not_train_together_with_other_processes(split, backend):
+    X, y, _, _ = split
+    with pytest.raises(ValueError, match="n_jobs=1"):
+        joblib.Parallel(2, backend=backend)(joblib.delayed(_fit_launched)(X[:8], y[:8]) for _ in range(2))
+
+
+def _fit_launched(X, y):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        MiniLMClassifier(device="cpu", random_state=0).fit(X, y)
 
 
 def test_an_interruption_while_the_head_is_fitted_anew_keeps_what_was_trained(split, monkeypatch):

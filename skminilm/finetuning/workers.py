@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib.parallel import get_active_backend
 
 
 class Workers:
@@ -70,14 +71,15 @@ class LaunchedWorkers(Workers):
         torch.distributed.broadcast(tensor, src=0)
 
 
-def find_workers(device: torch.device, random_state: Any) -> tuple[Workers, torch.device]:
+def find_workers(device: torch.device, precision: str, random_state: Any) -> tuple[Workers, torch.device]:
     """Return the workers of this training, and the device of this one: `device` where it is alone.
 
     Raises
     ------
     ValueError
         There are several, and `random_state` is not an int: they would draw
-        different numbers.
+        different numbers. Or this is a worker of joblib, they were started for
+        another kind of device, or some of them alone scale the loss.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Workers(), device
@@ -86,5 +88,30 @@ def find_workers(device: torch.device, random_state: Any) -> tuple[Workers, torc
             f"random_state={random_state!r}: several processes train together here (WORLD_SIZE is set), and "
             "have to draw the same numbers. Give an int."
         )
+    if get_active_backend()[0].nesting_level:
+        # It has the environment of the process that started it, and would be taken for that one.
+        raise ValueError(
+            "Several processes train together here (WORLD_SIZE is set), and workers of joblib cannot train with them: "
+            "use n_jobs=1 around this estimator, or unset WORLD_SIZE."
+        )
     workers = LaunchedWorkers(cpu=device.type == "cpu")
+    started = workers.device.type
+    if started != device.type:  # which happens once a process
+        raise ValueError(
+            f"The processes that train together were started on {workers.device}, and this estimator computes on "
+            f"{device}: use device={started!r}, as the estimator or Accelerator() that came first."
+        )
+    if workers.world_size > 1:
+        _check_scales(workers, precision)
     return workers, workers.device
+
+
+def _check_scales(workers: LaunchedWorkers, precision: str) -> None:
+    """Raise ValueError where the gradients of some workers alone are scaled, as those of unlike GPUs would be."""
+    n_scaled = torch.tensor([float(precision == "fp16")], dtype=torch.float32, device=workers.device)
+    workers.all_reduce([n_scaled])
+    if 0 < float(n_scaled) < workers.world_size:
+        raise ValueError(
+            "precision='auto' is precision='fp16' in some of the processes that train together, and another one in "
+            "the rest, whose GPUs differ. Give precision='fp16' or 'fp32'."
+        )
