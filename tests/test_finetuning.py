@@ -121,6 +121,18 @@ def test_gradient_checkpointing_changes_nothing(split, trainable):
     assert changed(plain, MiniLMClassifier(gradient_checkpointing=True, **options).fit(X, y)) < 1e-5
 
 
+def test_gradient_checkpointing_leaves_random_states_alone(split, monkeypatch):
+    X, y, _, _ = split
+
+    def fail(*_):
+        raise AssertionError("nothing is drawn")
+
+    for name in ("get_rng_state", "set_rng_state"):  # of the process: other threads may draw meanwhile
+        monkeypatch.setattr(torch, name, fail)
+    options = dict(trainable=1, epochs=1, random_state=0)
+    MiniLMClassifier(gradient_checkpointing=True, **options).fit(X[:8], y[:8])
+
+
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -236,7 +236,9 @@ class TrainableEncoder(TrainableNetwork):
         if options.gradient_checkpointing and torch.is_grad_enabled():
 
             def layer_of(*args):
-                return recompute_in_backward(encoder_layer, *args, use_reentrant=False)
+                return recompute_in_backward(
+                    encoder_layer, *args, use_reentrant=False, preserve_rng_state=False
+                )
 
         for layer in range(self._first_layer, config.num_hidden_layers):
             hidden = layer_of(hidden, self._weights, layer, pack, config, self._linear)
