@@ -420,6 +420,36 @@ def test_each_of_several_processes_has_its_own_gpu(device, local_rank, n_gpus, c
     assert resolve_device("cuda:0") == torch.device("cuda", 0)
 
 
+@pytest.mark.parametrize(
+    ("architectures", "capability", "device"),
+    [
+        (["sm_75", "sm_80", "sm_90", "compute_90"], (6, 1), "cpu"),
+        (["sm_75", "sm_80", "sm_90", "compute_90"], (7, 5), "cuda:0"),
+        (["sm_75", "sm_80", "sm_90", "compute_90"], (8, 9), "cuda:0"),
+        (["sm_75", "sm_80", "sm_90", "compute_90"], (12, 0), "cuda:0"),
+        (["sm_75", "sm_86", "sm_90a"], (8, 0), "cpu"),
+        (["sm_75", "sm_86", "sm_90a"], (12, 0), "cpu"),
+        (["gfx90a", "gfx942"], (9, 4), "cuda:0"),
+        ([], (6, 1), "cuda:0"),
+    ],
+    ids=str,
+)
+def test_auto_is_the_cpu_where_torch_was_not_built_for_the_gpu(
+    architectures, capability, device, monkeypatch, recwarn
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_device("auto") == torch.device(device)
+    warnings = [str(warning.message) for warning in recwarn.list]
+    assert len(warnings) == (device == "cpu")
+    assert all("has no kernels for its GPU, A" in warning for warning in warnings)
+    assert resolve_device("cuda") == torch.device("cuda", 0)
+
+
 def test_a_gpu_that_cannot_be_asked_for_its_name_is_left_out(monkeypatch):
     def name(device):
         if device.index == 1:  # counted by the driver, and none of CUDA's: MIG is on

@@ -162,9 +162,11 @@ def resolve_device(device: str) -> torch.device:
     Warns
     -----
     UserWarning
-        A fork made the GPU unusable, so that ``"auto"`` is the CPU.
+        A fork made the GPU unusable, or torch was not built for it, so that
+        ``"auto"`` is the CPU.
     """
-    if device == "auto":
+    is_auto = device == "auto"
+    if is_auto:
         lost = _lost_gpu_by_fork()
         device = "cuda" if torch.cuda.is_available() and not lost else "cpu"
         if lost:
@@ -192,8 +194,27 @@ def resolve_device(device: str) -> torch.device:
             f"device={device!r} cannot be used in this process: {_FORK_REMEDY}, or device='cpu'."
         )
     if resolved.type == "cuda" and resolved.index is None:
-        return torch.device("cuda", torch.cuda.current_device() or _own_gpu())  # one name for one device
+        resolved = torch.device("cuda", torch.cuda.current_device() or _own_gpu())  # one name for one device
+    if is_auto and resolved.type == "cuda" and not _has_kernels_for(resolved):
+        warn(
+            f"device='auto' is the CPU: torch {torch.__version__} has no kernels for its GPU, "
+            f"{torch.cuda.get_device_name(resolved)}. Install a build of torch that has them, or set device='cpu' if "
+            "this is what you want."
+        )
+        return torch.device("cpu")
     return resolved
+
+
+def _has_kernels_for(gpu: torch.device) -> bool:
+    """Tell whether this torch was built for a GPU, where it tells for what it was built."""
+    names = [name.partition("_") for name in torch.cuda.get_arch_list()]
+    built = [(kind, int(number.rstrip("af"))) for kind, _, number in names if kind in ("sm", "compute")]
+    if not built:  # for AMD's, or for none
+        return True
+    major, minor = torch.cuda.get_device_capability(gpu)
+    own = 10 * major + minor
+    # Machine code runs on its generation, from its own version on; "compute" is translated for any later GPU.
+    return any(number <= own and (kind == "compute" or number // 10 == major) for kind, number in built)
 
 
 def _own_gpu() -> int:
