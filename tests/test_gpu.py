@@ -13,8 +13,16 @@ import pytest
 import torch
 from test_question_answerer import ANSWERS, QUESTIONS
 
-from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMQuestionAnswerer, MiniLMRegressor
+from skminilm import (
+    MiniLMClassifier,
+    MiniLMEncoder,
+    MiniLMQuestionAnswerer,
+    MiniLMRegressor,
+    release_models,
+)
+from skminilm.engine import varlen
 from skminilm.engine.packed_model import PackedModel
+from skminilm.finetuning.parameters import LossScale
 
 TESTS = Path(__file__).parent
 
@@ -80,6 +88,37 @@ def test_two_gpus_share_a_call(requests, monkeypatch):
     found = MiniLMEncoder(device="auto", cache=None, batch_tokens=500).transform(requests.data[::5])
     assert used == {torch.device("cuda", 0), torch.device("cuda", 1)}
     np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.fixture
+def older_gpu(monkeypatch):
+    """A GPU without bfloat16, which FlashAttention does not know, such as a T4."""
+
+    def no_kernel():
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    release_models()
+    monkeypatch.setattr(varlen, "_torch_kernel", no_kernel)
+    monkeypatch.setattr(varlen, "_works", {})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    yield
+    release_models()
+
+
+@pytest.mark.gpu
+def test_an_older_gpu_trains_in_float16(split, older_gpu, monkeypatch):
+    X, y, X_new, y_new = split
+    scaled = []
+    original = LossScale.update
+    monkeypatch.setattr(
+        LossScale, "update", lambda self, *args: scaled.append(self.enabled) or original(self, *args)
+    )
+    classifier = MiniLMClassifier(trainable=2, epochs=1, device="cuda", random_state=0).fit(X, y)
+    assert set(scaled) == {True}
+    assert classifier.score(X_new, y_new) > 0.5
+    expected = classifier.predict_proba(X_new)
+    classifier.set_params(device="cpu", precision="fp32")
+    np.testing.assert_allclose(classifier.predict_proba(X_new), expected, atol=0.05)
 
 
 @pytest.mark.gpu
