@@ -456,6 +456,7 @@ def test_the_head_of_pairs_is_refitted_too(texts):
     assert not np.array_equal(default, never)
 
 
+@pytest.mark.slow
 def test_the_process_may_have_another_default_dtype_or_device(split, reset_torch_defaults):
     X, y, X_new, _ = split
     options = dict(epochs=1, random_state=0, precision="fp32")

@@ -99,6 +99,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_dask_runs_cross_validation_on_a_cluster(tmp_path):
     """In a process of its own: workers talk over sockets, which these tests block."""
     pytest.importorskip("distributed")

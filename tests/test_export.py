@@ -23,6 +23,7 @@ def read_by_others(folder):
     yield MiniLMEncoder(folder, precision="fp32").transform(TEXTS)
 
 
+@pytest.mark.slow
 def test_the_bundled_network_goes_to_sentence_transformers(tmp_path):
     classifier = MiniLMClassifier(trainable=1, save_weights="full", **OPTIONS).fit(X, Y)
     classifier.export(tmp_path / "network")

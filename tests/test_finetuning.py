@@ -804,6 +804,7 @@ np.savez(sys.argv[2] + os.environ.get("RANK", ""), **weights)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(split, tmp_path):
     pytest.importorskip("accelerate")
     X, y, _, _ = split

@@ -258,6 +258,7 @@ def test_vectors_are_the_same_without_kernels(texts, precision, request):
     assert precision == "bf16" or np.abs(found - expected).max() <= 1e-5
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_fine_tuning_is_the_same_without_kernels(requests, request):
     X, y = requests.data[:64], requests.target[:64]

@@ -457,6 +457,7 @@ def check_again(environment, files, names, n_tests):
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= n_tests
 
 
+@pytest.mark.slow
 def test_a_processor_with_avx2_alone_computes_the_same():
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not layers.is_available(torch.float32):
         pytest.skip("no AVX-512, or no kernels")
@@ -465,6 +466,7 @@ def test_a_processor_with_avx2_alone_computes_the_same():
         check_again({"ATEN_CPU_CAPABILITY": "avx2", **more}, ["test_layers.py"], names, 30)
 
 
+@pytest.mark.slow
 @needs_int8
 def test_a_processor_without_vnni_computes_the_same():
     if layers.sums_in_16_bits():
@@ -472,6 +474,7 @@ def test_a_processor_without_vnni_computes_the_same():
     check_again({"SKMINILM_TESTS_WITHOUT": "vnni"}, ["test_layers.py"], "int16 or int8 or sums", 60)
 
 
+@pytest.mark.slow
 def test_a_processor_without_tiles_computes_the_same():
     if not kernels._library.load() or not kernels._library.load().tiled_attention_step():
         pytest.skip("no AMX, or no kernels")

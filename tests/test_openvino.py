@@ -181,6 +181,7 @@ def test_nodes_live_as_long_as_their_model(texts):
     assert count() == before
 
 
+@pytest.mark.slow
 def test_int8_is_near_fp32_in_every_language(requests):
     texts = requests.data[1::16]
     expected = MiniLMEncoder(precision="fp32", cache=None).transform(texts)
@@ -367,6 +368,7 @@ def test_another_checkpoint_is_another_graph(transformers_folder, tmp_path, text
     assert not np.array_equal(encode(texts[:4], model=folder), first)
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_to_the_makers_of_the_library(tmp_path):
     """OpenVINO and NNCF write an identity into the home folder when they report."""
     program = """
