@@ -4,7 +4,6 @@ import gc
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,6 @@ from skminilm._targets import ClassTargets, MultilabelTargets
 from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.digests import arrays_digest
 from skminilm.engine import read_trainable_weights
-from skminilm.engine.interrupts import deferred_interrupts
 from skminilm.engine.layer_states import LayerStates
 from skminilm.finetuning import (
     FixedVectors,
@@ -467,30 +465,36 @@ def test_an_interrupt_at_the_very_end_loses_nothing(split, monkeypatch, refit_he
     np.testing.assert_array_equal(found.coef_, expected.coef_)
 
 
-@pytest.fixture
-def python_hears_interrupts():
-    """A process that a shell has put in the background may ignore them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+INTERRUPTED = """
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from skminilm.engine.interrupts import deferred_interrupts
 
+done = []
 
-@pytest.mark.usefixtures("python_hears_interrupts")
-def test_an_interrupt_waits_for_the_end_of_what_it_would_spoil():
-    done = []
-
-    def work():
-        with deferred_interrupts():
-            signal.raise_signal(signal.SIGINT)
-            done.append(1)
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert done == [1]
-    with pytest.raises(KeyboardInterrupt):
+def work():
+    with deferred_interrupts():
         signal.raise_signal(signal.SIGINT)
-    with ThreadPoolExecutor(1) as threads:  # which Ctrl-C does not reach
-        assert threads.submit(lambda: deferred_interrupts().__enter__()).result() is None
+        done.append(1)
+
+def raises(function):
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
+assert raises(work) and done == [1]
+assert raises(lambda: signal.raise_signal(signal.SIGINT))
+with ThreadPoolExecutor(1) as threads:  # which Ctrl-C does not reach
+    assert threads.submit(lambda: deferred_interrupts().__enter__()).result() is None
+"""
+
+
+def test_an_interrupt_waits_for_the_end_of_what_it_would_spoil():
+    """In a process of its own, for it may end one."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_fit_that_diverges_later_leaves_the_last_good_weights(split, monkeypatch):
