@@ -65,9 +65,9 @@ class DiskVectorCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_DISK_CACHE_BYTES) -> None:
-        self._path = folder.absolute() / _FILE_NAME
         self._max_bytes = max_bytes
         try:
+            self._path = folder.absolute() / _FILE_NAME
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
@@ -136,7 +136,7 @@ class DiskVectorCache:
             return self._use_now(action)
 
     def _use_now(self, action: Callable[[sqlite3.Connection], _Result]) -> _Result | None:
-        for _ in range(2):
+        for is_last in (False, True):
             identity = self._identity()
             try:
                 with closing(self._connect()) as connection:
@@ -147,7 +147,10 @@ class DiskVectorCache:
             except (_DamagedError, sqlite3.DatabaseError) as error:
                 is_passing = isinstance(error, sqlite3.OperationalError)  # locked, disk full, read-only
                 is_passing &= not str(error).startswith(("no such table", "no such column"))
-                if is_passing or not self._may_write():
+                may_write = self._may_write()
+                if not (is_passing or may_write or is_last):
+                    continue  # its owner may have been writing
+                if is_passing or not may_write:
                     self._warn_of_no_use(error, is_locked=is_passing and "locked" in str(error))
                     return None
                 try:
@@ -176,6 +179,8 @@ class DiskVectorCache:
                 with self._locked():
                     if _user_version(connection) == 0:
                         self._create(connection)
+            elif version == 0:
+                raise _DamagedError("its owner has not finished making it")
             elif version != _FORMAT_VERSION:
                 raise _DamagedError(f"it has the unknown format {version}")
             schema = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import StrOptions
 
+from ._base import TextEstimator
 from ._cache import VectorCache, open_cache
 from ._encoding import (
     encode_texts,
@@ -20,9 +21,7 @@ from ._encoding import (
     warn_of_second_prompt,
     warn_of_truncation,
 )
-from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
-from ._persistence import PersistenceMixin
-from ._text_columns import TextColumnsMixin
+from ._parameters import PRECISIONS, NumberInterval
 from ._validation import Texts, check_texts
 from ._warnings import warn
 from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings, known_hidden_size
@@ -43,14 +42,7 @@ class _Call(NamedTuple):
 _last_calls: WeakKeyDictionary[MiniLMEncoder, _Call] = WeakKeyDictionary()
 
 
-class MiniLMEncoder(
-    PersistenceMixin,
-    TextColumnsMixin,
-    ParameterValidationMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    BaseEstimator,
-):
+class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstimator):
     """Encode texts in about 100 languages as vectors.
 
     The encoder learns nothing from the data: `transform` works without `fit`,
@@ -436,9 +428,6 @@ class MiniLMEncoder(
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
-        tags.input_tags.string = True
-        tags.input_tags.one_d_array = True
-        tags.input_tags.two_d_array = False
         tags.input_tags.allow_nan = self.missing == "empty"
         tags.transformer_tags.preserves_dtype = []
         return tags

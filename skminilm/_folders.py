@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -58,7 +59,12 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield new
         _check_free(path)  # where something may have come meanwhile
         if not is_there:
-            new.rename(path)
+            try:
+                new.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise _occupied(path) from error  # by a folder that another process is writing to
             return
         for file in sorted(new.iterdir()):
             file.rename(path / file.name)
@@ -67,7 +73,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _check_free(path: Path) -> None:
     is_empty = path.is_dir() and all(file.name.startswith(_PREFIX) for file in path.iterdir())
     if path.exists() and not is_empty:
-        raise FileExistsError(f"{path} is there already: choose another path.")
+        raise _occupied(path)
+
+
+def _occupied(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} is there already: choose another path.")
 
 
 @contextlib.contextmanager

@@ -106,6 +106,7 @@ def _write_files(
         _write_text(temporary[_STATE_FILE], json.dumps(content, indent=1))
         # safetensors may write for the owner alone.
         copy_rights(temporary[_STATE_FILE], temporary[_ARRAYS_FILE])
+        _check_place(folder)  # where something else may have come meanwhile
         for name, file in temporary.items():
             copy_rights((earlier or folder) / name, file)
             os.replace(file, folder / name)

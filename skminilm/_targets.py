@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import sklearn
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.fixes import parse_version
 
 from ._target_validation import (
     check_classes,
@@ -338,6 +340,9 @@ def _logistic_regression(
     # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum;
     # with hundreds of classes its steps go too far, and it gives up where it began.
     solver = "newton-cg" if c == _PROBE_C else "lbfgs"
+    if solver == "newton-cg" and parse_version(sklearn.__version__) < parse_version("1.9"):
+        # There its line search may take a step in float64 with NumPy 2, and an error ends the fit in float32.
+        vectors = vectors.astype(np.float64)
     probe = LogisticRegression(C=c, max_iter=_MAX_PROBE_STEPS, solver=solver, tol=tolerance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to start at

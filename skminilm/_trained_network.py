@@ -9,16 +9,14 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import StrOptions
 
+from ._base import TextEstimator
 from ._cache import state_cache
 from ._callbacks import CallbackSupportMixin, FitProgress
 from ._encoding import open_checkpoint
-from ._parameters import TRAINING_PRECISIONS, NumberInterval, ParameterValidationMixin
-from ._persistence import PersistenceMixin
+from ._parameters import TRAINING_PRECISIONS, NumberInterval
 from ._progress import tqdm
-from ._text_columns import TextColumnsMixin
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.digests import arrays_digest
@@ -44,9 +42,7 @@ class EarlierFit:
     best_epoch: int
 
 
-class TrainedNetworkEstimator(
-    PersistenceMixin, TextColumnsMixin, ParameterValidationMixin, CallbackSupportMixin, BaseEstimator
-):
+class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
     """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
 
     _encoder_learning_rate = 1e-4  # what "auto" is
@@ -258,10 +254,3 @@ class TrainedNetworkEstimator(
         from .engine import TunedWeights
 
         return TunedWeights(self.weights_, self.weights_digest_) if self.weights_ else None
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.one_d_array = True
-        tags.input_tags.two_d_array = False
-        return tags

@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._accuracy import AccuracyMixin
+from ._base import TextEstimator
 from ._candidates import candidates_of, fill, read_candidates
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._entailment import entailment_scores, nli_digest, open_nli
-from ._parameters import PRECISIONS, NumberInterval, ParameterValidationMixin
-from ._persistence import PersistenceMixin
+from ._parameters import PRECISIONS, NumberInterval
 from ._target_validation import check_labels, encode_classes, label_array
-from ._text_columns import TextColumnsMixin
 from ._validation import Texts, check_texts, shorten
 
 _SIMILARITY_TEMPERATURE = 0.005
@@ -31,9 +30,7 @@ _SLICE_TEXTS = 1024
 _SETTABLE_OF_NLI = ("device", "precision", "verbose")
 
 
-class MiniLMZeroShotClassifier(
-    TextColumnsMixin, AccuracyMixin, PersistenceMixin, ParameterValidationMixin, BaseEstimator
-):
+class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
     """Classify texts in about 100 languages by labels in words, without training.
 
     Each label becomes a sentence, its hypothesis. The score of a label is the
@@ -456,9 +453,6 @@ class MiniLMZeroShotClassifier(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.one_d_array = True
-        tags.input_tags.two_d_array = False
         tags.target_tags.required = self.labels is None
         tags.classifier_tags.multi_label = self.multi_label
         return tags

@@ -66,6 +66,22 @@ def empty_cache():
 
 
 @pytest.fixture
+def pretend_gpus(monkeypatch):
+    """Return a function that makes torch see GPUs of these names, whatever it was built for."""
+
+    def pretend(names, current=0):
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
+
+    return pretend
+
+
+@pytest.fixture
 def encoded(monkeypatch):
     """The texts that the network really computes."""
     from skminilm.engine.packed_model import PackedModel

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from email.message import Message
+from importlib.metadata import PackageNotFoundError
 
 import joblib
 import numpy as np
@@ -37,6 +39,7 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils import get_tags
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMQuestionAnswerer, MiniLMRegressor
+from skminilm._base import documentation_address
 
 HEAD = dict(trainable="head", epochs=1, random_state=0)
 
@@ -287,6 +290,43 @@ def test_tags(estimator, mixin, differences):
 def test_repr_and_diagram(estimator):
     assert repr(estimator) == f"{type(estimator).__name__}()"
     assert type(estimator).__name__ in estimator._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("urls", "address"),
+    [
+        (
+            ["Source, https://a.example", "Documentation, https://docs.example/skminilm/"],
+            "https://docs.example/skminilm",
+        ),
+        (["Source, https://a.example"], None),
+        (None, None),
+    ],
+)
+def test_the_diagram_links_to_the_documentation_that_the_package_names(urls, address, monkeypatch):
+    package = Message()
+    for url in urls or []:
+        package["Project-URL"] = url
+
+    def metadata(name):
+        if urls is None:
+            raise PackageNotFoundError(name)
+        return package
+
+    class Subclass(MiniLMEncoder):
+        pass
+
+    monkeypatch.setattr("importlib.metadata.metadata", metadata)
+    documentation_address.cache_clear()
+    try:
+        diagram = make_pipeline(MiniLMEncoder(), MiniLMClassifier())._repr_html_()
+        own = Subclass()._repr_html_()
+    finally:
+        documentation_address.cache_clear()
+    for name in ("MiniLMEncoder", "MiniLMClassifier"):
+        assert (f'href="{address}/api.html#skminilm.{name}"' in diagram) == (address is not None)
+        assert (f"Documentation for {name}" in diagram) == (address is not None)
+    assert "Documentation for Subclass" not in own
 
 
 @pytest.mark.parametrize("model", ["multilingual-e5-small", "owner/name", "/no/folder", 3])

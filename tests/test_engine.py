@@ -390,12 +390,8 @@ def test_auto_is_the_cpu_where_a_fork_lost_the_gpu(after_a_fork, monkeypatch, re
         resolve_compute("torch", "cuda", "fp32")
 
 
-def test_several_gpus_share_a_call(monkeypatch):
-    names = ["A", "B", "A"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+def test_several_gpus_share_a_call(pretend_gpus, monkeypatch):
+    pretend_gpus(["A", "B", "A"])
     assert resolve_compute("torch", "auto", "fp32").helpers == (torch.device("cuda", 2),)
     assert resolve_compute("torch", "cuda", "fp32").helpers == ()
     assert resolve_compute("torch", "cpu", "fp32").helpers == ()
@@ -409,10 +405,10 @@ def test_several_gpus_share_a_call(monkeypatch):
     ids=["own", "in turn", "the only one", "chosen before"],
 )
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_each_of_several_processes_has_its_own_gpu(device, local_rank, n_gpus, current, index, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+def test_each_of_several_processes_has_its_own_gpu(
+    device, local_rank, n_gpus, current, index, pretend_gpus, monkeypatch
+):
+    pretend_gpus(["A"] * n_gpus, current)
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     assert resolve_device(device) == torch.device("cuda", current)  # as a notebook may have it set
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -435,22 +431,19 @@ def test_each_of_several_processes_has_its_own_gpu(device, local_rank, n_gpus, c
     ids=str,
 )
 def test_auto_is_the_cpu_where_torch_was_not_built_for_the_gpu(
-    architectures, capability, device, monkeypatch, recwarn
+    architectures, capability, device, pretend_gpus, monkeypatch, recwarn
 ):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A")
+    pretend_gpus(["A"])
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_device("auto") == torch.device(device)
     warnings = [str(warning.message) for warning in recwarn.list]
     assert len(warnings) == (device == "cpu")
-    assert all("has no kernels for its GPU, A" in warning for warning in warnings)
+    assert all("has no kernels for the GPU A" in warning for warning in warnings)
     assert resolve_device("cuda") == torch.device("cuda", 0)
 
 
-def test_a_gpu_that_cannot_be_asked_for_its_name_is_left_out(monkeypatch):
+def test_a_gpu_that_cannot_be_asked_for_its_name_is_left_out(pretend_gpus, monkeypatch):
     def name(device):
         if device.index == 1:  # counted by the driver, and none of CUDA's: MIG is on
             raise AssertionError("Invalid device id")
@@ -458,9 +451,7 @@ def test_a_gpu_that_cannot_be_asked_for_its_name_is_left_out(monkeypatch):
             raise RuntimeError("CUDA error: GPU is lost")
         return "A"
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    pretend_gpus(["A"] * 4)
     monkeypatch.setattr(torch.cuda, "get_device_name", name)
     assert resolve_compute("torch", "auto", "fp32").helpers == (torch.device("cuda", 3),)
 

@@ -135,6 +135,19 @@ def test_what_comes_to_a_new_folder_meanwhile_is_not_replaced(tmp_path, is_there
     assert [file.name for file in tmp_path.iterdir()] == ["network"]
 
 
+def test_a_folder_that_another_process_is_writing_to_is_not_replaced(tmp_path):
+    path = tmp_path / "network"
+
+    def write():
+        with new_folder(path) as folder:
+            (folder / "config.json").write_text("new")
+            (path / ".skminilm-writing-x" / "new").mkdir(parents=True)
+
+    with pytest.raises(FileExistsError, match="network is there already"):
+        write()
+    assert [file.name for file in path.iterdir()] == [".skminilm-writing-x"]
+
+
 _SAVE_BEYOND_A_LIMIT = """
 import resource, signal, sys
 from skminilm import MiniLMClassifier

@@ -483,10 +483,8 @@ def test_a_processor_without_tiles_computes_the_same():
 
 
 @pytest.mark.parametrize("precision", ["int16", "int8"])
-def test_a_gpu_is_refused(monkeypatch, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+def test_a_gpu_is_refused(pretend_gpus, precision):
+    pretend_gpus(["A"])
     with pytest.raises(ValueError, match=rf"precision='{precision}' is for the CPU, not device='cuda:0'"):
         encoder(device="auto", precision=precision).fit(["a"])
 

@@ -480,7 +480,7 @@ def test_languages_come_in_the_order_of_first_appearance(translations):
 
 
 def scores_of_answers(values, languages):
-    """Return the frame of answers whose F1 are `values`: 0, one half or 1."""
+    """Return the frame of answers whose F1 are `values`: 0, one half, two thirds or 1."""
 
     class Answerer:
         def predict_spans(self, X): ...
@@ -488,7 +488,7 @@ def scores_of_answers(values, languages):
         def predict(self, X):
             return ["yes"] * len(X)
 
-    references = {0.0: "no", 0.5: "yes or no", 1.0: "yes"}
+    references = {0.0: "no", 0.5: "yes or no", 2 / 3: "yes indeed", 1.0: "yes"}
     return score_by_language(Answerer(), values, [references[value] for value in values], languages)
 
 
@@ -506,19 +506,31 @@ def test_interval_of_a_mean_f1_is_the_normal_one_where_rows_are_many():
     assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([0.625 - half, 0.625 + half], abs=2e-4)
 
 
-@pytest.mark.parametrize("n", [3, 10, 30])
-@pytest.mark.parametrize("shares", [(0.03, 0.04, 0.93), (0.1, 0.1, 0.8), (0.7, 0.2, 0.1), (0.2, 0.6, 0.2)])
+@pytest.mark.parametrize("n", [3, 10, 30, 100])
+@pytest.mark.parametrize(
+    "shares",  # of rows with an F1 of 0, 1/2, 2/3 and 1
+    [
+        (0.03, 0.04, 0, 0.93),
+        (0.1, 0.1, 0, 0.8),
+        (0.7, 0.2, 0, 0.1),
+        (0.2, 0.6, 0, 0.2),
+        (0, 0, 0.1, 0.9),
+        (0, 0, 0.3, 0.7),
+        (0.9, 0.1, 0, 0),
+        (0.2, 0.2, 0.1, 0.5),
+    ],
+)
 def test_interval_of_a_mean_f1_holds_the_true_one_as_often_as_it_says(shares, n):
     random = np.random.RandomState(0)
     languages = ["".join(letters) for letters in itertools.product("abcdef", repeat=3)]  # 216 samples
-    values = random.choice([0.0, 0.5, 1.0], (len(languages), n), p=shares)
+    values = random.choice([0.0, 0.5, 2 / 3, 1.0], (len(languages), n), p=shares)
     frame = scores_of_answers(values.ravel().tolist(), np.repeat(languages, n).tolist())
     low, high = frame["low"].to_numpy(), frame["high"].to_numpy()
     assert low.min() >= 0
     assert high.max() <= 1
     assert (low <= frame["f1"]).all()
     assert (frame["f1"] <= high).all()
-    truth = np.dot(shares, [0.0, 0.5, 1.0])
+    truth = np.dot(shares, [0.0, 0.5, 2 / 3, 1.0])
     assert ((low <= truth) & (truth <= high)).mean() > 0.89  # 0.95 on average over many distributions
 
 

@@ -66,7 +66,7 @@ def test_a_notebook_without_widgets_is_told_nothing_about_them():
         "assert 'tqdm.notebook' in sys.modules"
     )
     # Where warnings are errors, tqdm catches its own.
-    result = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert (result.returncode, result.stderr) == (0, "")
 
 

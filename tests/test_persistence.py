@@ -624,22 +624,29 @@ def test_no_file_of_somebody_else_is_replaced(tmp_path, content):
     assert (tmp_path / "estimator.json").read_text() == content
 
 
-@pytest.mark.parametrize("is_there", [False, True])
-def test_what_comes_there_during_a_save_is_not_replaced(tmp_path, monkeypatch, is_there):
+@pytest.mark.parametrize("name", ["notes.txt", "estimator.json"])
+@pytest.mark.parametrize("place", ["none", "an empty folder", "a model", "a model that is worked in"])
+def test_what_comes_there_during_a_save_is_not_replaced(tmp_path, monkeypatch, place, name):
     path, write_text = tmp_path / "model", _persistence._write_text
-    if is_there:
+    if place == "an empty folder":
+        path.mkdir()
+    elif place != "none":
         MiniLMEncoder(prompt="a").save(path)
+    if place == "a model that is worked in":
+        monkeypatch.chdir(path)
 
     def writing(*args):
         path.mkdir(exist_ok=True)
-        (path / "notes.txt").write_text("precious")
+        (path / name).write_text("precious")
         write_text(*args)
 
     monkeypatch.setattr(_persistence, "_write_text", writing)
     with pytest.raises(FileExistsError, match="holds something else"):
         MiniLMEncoder(prompt="b").save(path)
-    assert (path / "notes.txt").read_text() == "precious"
-    assert not is_there or MiniLMEncoder.load(path).prompt == "a"
+    assert (path / name).read_text() == "precious"
+    if "model" in place and name == "notes.txt":
+        (path / name).unlink()
+        assert MiniLMEncoder.load(path).prompt == "a"
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 

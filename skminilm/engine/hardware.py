@@ -197,9 +197,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device("cuda", torch.cuda.current_device() or _own_gpu())  # one name for one device
     if is_auto and resolved.type == "cuda" and not _has_kernels_for(resolved):
         warn(
-            f"device='auto' is the CPU: torch {torch.__version__} has no kernels for its GPU, "
-            f"{torch.cuda.get_device_name(resolved)}. Install a build of torch that has them, or set device='cpu' if "
-            "this is what you want."
+            f"device='auto' is the CPU: torch {torch.__version__} has no kernels for the GPU "
+            f"{torch.cuda.get_device_name(resolved)}. Install a build of torch that has them, name another GPU "
+            "(device='cuda:N') if there is one, or set device='cpu' if this is what you want."
         )
         return torch.device("cpu")
     return resolved

@@ -53,14 +53,16 @@ def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confide
 
     Notes
     -----
-    The interval of an accuracy is Wilson's [1]_. That of a mean F1 is the same
-    with the variance of the rows' F1 in place of that of a proportion: with
-    hundreds of rows mean ± z · s / √n, and with few it stays inside [0, 1] and
-    holds the true mean about as often as it says, also where nearly all rows
-    have an F1 of 0 or 1. Both take rows as independent: rows that
-    share a context or a premise are less than that, so that the true interval
-    is wider. Intervals of two languages over translations of the same rows
-    may overlap although the difference is certain: compare the rows in pairs.
+    The interval of an accuracy is Wilson's [1]_. That of a mean F1 is Wilson's
+    for as many rows of 0 and 1 as would say as much: their number is n times
+    the variance that 0 and 1 of this mean have, over the variance of the rows.
+    With thousands of rows it is mean ± z · s / √n; with few it stays inside
+    [0, 1], and holds the true mean about as often as it says (in trials at
+    least 86 times in 100, where few rows differ much from all others). Both
+    take rows as independent: rows that share a context or a premise are less
+    than that, so that the true interval is wider. Intervals of two languages
+    over translations of the same rows may overlap although the difference is
+    certain: compare the rows in pairs.
 
     References
     ----------
@@ -127,12 +129,16 @@ def rows_by_language(
 
 
 def _interval_of_mean(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return Wilson's interval, for numbers from 0 to 1 with their own variance in place of that of a proportion."""
-    # Mean ± z · s / √n alone, of 30 rows with a mean F1 of 0.96, would hold the true mean 3 times in 4, not 19 in 20.
-    n, z = len(values), norm.ppf((1 + confidence) / 2)
-    centre = (values.mean() + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(values.var() / n + z**2 / (4 * n**2))
-    low, high = min(centre - half, values.mean()), max(centre + half, values.mean())  # whatever rounding does
+    """Return Wilson's interval, for numbers from 0 to 1 with as many rows as 0 and 1 would need to say as much."""
+    n, mean, z = len(values), values.mean(), norm.ppf((1 + confidence) / 2)
+    of_proportion = mean * (1 - mean)
+    # z² rows more, as a proportion has them: rows that happen to be equal are not certain.
+    variance = (n * values.var() + z**2 * of_proportion) / (n + z**2)
+    if variance > 0:
+        n = n * of_proportion / variance
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(of_proportion / n + z**2 / (4 * n**2))
+    low, high = min(centre - half, mean), max(centre + half, mean)  # whatever rounding does
     return max(0.0, float(low)), min(1.0, float(high))
 
 
