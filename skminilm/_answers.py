@@ -13,23 +13,8 @@ import numpy as np
 
 from ._containers import view
 from ._rows import as_rows, check_given, check_same_length
-from ._validation import Texts, check_texts, is_missing, shorten
+from ._validation import Texts, check_texts, is_blank, is_missing, shorten
 from ._warnings import warn
-
-# Invisible characters: line-break hints, joiners, direction marks and control characters. The tokenizer drops them, so
-# that they count to a token beside them.
-_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff" + "".join(
-    chr(code)
-    for first, last in (
-        (0x00, 0x1F),
-        (0x7F, 0x9F),
-        (0x202A, 0x202E),
-        (0x2061, 0x2064),
-        (0x2066, 0x2069),
-    )
-    for code in range(first, last + 1)
-)
-
 
 _NUMBER = re.compile(r"\s*-?\d{1,18}(\.0*)?\s*")
 _NO_POSITION = {"", "nan", "NaN", "None", "null", "<NA>"}  # as arrays and files of str write what is missing
@@ -60,11 +45,6 @@ class AnswerSpan(NamedTuple):
     end: int
     score: float
     text: str
-
-
-def is_blank(character: str) -> bool:
-    """Tell whether a character is whitespace or nothing to see."""
-    return character.isspace() or character in _INVISIBLE
 
 
 def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[list[Answer | None], list[str]]:
@@ -250,7 +230,7 @@ def check_questions(X: Any, name: str = "X") -> Texts:
         )
     for part, column in (("question", texts.first), ("context", texts.second)):
         for row, text in enumerate(column):
-            if not text.strip():
+            if all(map(is_blank, text)):
                 raise ValueError(f"{name} has an empty {part}: row {row} is {text!r}. Leave that row out.")
     return texts
 

@@ -16,6 +16,22 @@ _EXPECTED = (
     "Expected a list, array, or data-frame column of str with one text per row, or two columns for pairs"
 )
 
+# Line-break hints, joiners, direction marks, control characters, and two signs that the tokenizer reads as a space.
+_INVISIBLE = frozenset(
+    "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u2060\u2581\ufeff\ufffd"
+    + "".join(
+        chr(code)
+        for first, last in (
+            (0x00, 0x1F),
+            (0x7F, 0x9F),
+            (0x202A, 0x202E),
+            (0x2061, 0x2064),
+            (0x2066, 0x2069),
+        )
+        for code in range(first, last + 1)
+    )
+)
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -226,3 +242,8 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def is_blank(character: str) -> bool:
+    """Tell whether a character is whitespace, or shows or says nothing."""
+    return character.isspace() or character in _INVISIBLE

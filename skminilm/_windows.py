@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ._answers import Answer, is_blank
-from ._validation import Texts
+from ._answers import Answer
+from ._validation import Texts, is_blank
 from .checkpoints.token_batch import LocatedTokens, TokenBatch, Tokenizer
 
 _SLICE_CHARACTERS = 4_000_000

@@ -21,9 +21,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
 from skminilm import MiniLMQuestionAnswerer
-from skminilm._answers import check_answers, is_blank
+from skminilm._answers import check_answers
 from skminilm._spans import choose_answers
-from skminilm._validation import Texts
+from skminilm._validation import Texts, is_blank
 from skminilm._windows import cut_windows, window_starts
 from skminilm.checkpoints import load_checkpoint
 from skminilm.finetuning import SpanObjective, loop
@@ -255,6 +255,7 @@ def test_lora(xlmr_folder):
         (["alone"], ["a"], ValueError, "one column: give two"),
         ([["", "c"]], ["c"], ValueError, "empty question: row 0 is ''"),
         ([["q", "c"], ["q", " \n"]], ["c", "c"], ValueError, "empty context: row 1"),
+        ([["q", "\u200b \ufffd"]], ["c"], ValueError, "empty context: row 0"),
         ([["q", "a b"], ["q", "a b"]], ["a", "x"], ValueError, "row 1: the answer 'x' is not in its context"),
         (
             [["q", "Zoe\u0308"]] * 2,
@@ -846,12 +847,24 @@ def test_an_answer_that_is_not_seen_is_refused():
 def test_every_sign_that_is_not_seen_is_blank():
     codes = [
         0xAD,
+        0x61C,
         *range(0x200B, 0x2010),
         *range(0x202A, 0x202F),
         *range(0x2060, 0x2065),
         *range(0x2066, 0x206A),
     ]
     assert all(is_blank(chr(code)) for code in [*codes, *range(0x20), *range(0x7F, 0xA1), 0xFEFF])
+
+
+@pytest.mark.parametrize("sign", ["\ufffd", "\u2581"])
+def test_signs_that_are_read_as_a_space_are_no_part_of_an_answer(tokenizer, sign):
+    texts = Texts(["q"], [f"It is Ada{sign}Lovelace who came"])
+    windows = cut_windows(tokenizer, texts, 64, 8)
+    expected = windows.targets(check_answers([("Ada", 6)], texts.second)[0])
+    np.testing.assert_array_equal(
+        windows.targets(check_answers([(f"Ada{sign}", 6)], texts.second)[0]), expected
+    )
+    assert windows.span(0, *expected[0, :2], texts.second[0]) == (6, 9)
 
 
 def test_more_spans_than_there_are(answerer):

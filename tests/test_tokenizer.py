@@ -1,13 +1,16 @@
 import json
 from importlib.resources import files
+from unicodedata import normalize
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
+from skminilm.checkpoints.library_tokenizer import LibraryTokenizer
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
 from skminilm.checkpoints.token_batch import check_prompt
 from skminilm.checkpoints.token_limits import assemble
@@ -53,6 +56,19 @@ def test_the_tokenizer_that_is_written_for_transformers(tokenizer, requests, tmp
         read_tokenizer(tmp_path).encode(requests.data, max_length=512).input_ids.tolist()
         == batch.input_ids.tolist()
     )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_the_tokenizer_for_other_libraries_knows_marks_as_characters_of_their_own(tokenizer, requests, form):
+    library = LibraryTokenizer(tokenizer.library_json())
+    signs = ["ﾃﾞｰﾀﾍﾞｰｽ ﾊﾞｯｸｱｯﾌﾟ", "ㄱㅏ", "Ｅ́ ～ ﬁ", "مُحَمَّد", "फ्‍ﬁ", "रफ़्तार"]
+    texts = [normalize(form, text) for text in requests.data] + [
+        *signs,
+        *(normalize(form, text) for text in signs[:5]),
+    ]
+    found = library.encode(texts, max_length=512)
+    for text, start, stop in zip(texts, found.offsets[:-1], found.offsets[1:], strict=True):
+        assert found.input_ids[start:stop].tolist() == ids(tokenizer, text)
 
 
 def test_there_are_14_probes_and_2_pairs():
@@ -145,7 +161,6 @@ def test_tokenizer_json_with_xlmr_pieces_runs_on_sentencepiece(tokenizer, reques
     import struct
 
     import sentencepiece
-    import tokenizers
 
     from skminilm.checkpoints import bundled
 
@@ -173,6 +188,23 @@ def test_tokenizer_json_with_xlmr_pieces_runs_on_sentencepiece(tokenizer, reques
     assert np.array_equal(
         rebuilt.encode(plain, max_length=512).input_ids, tokenizer.encode(plain, max_length=512).input_ids
     )
+
+
+def test_a_vocabulary_larger_than_xlmrs_keeps_its_own_rules(tmp_path, monkeypatch):
+    monkeypatch.setattr("skminilm.checkpoints.sentencepiece_tokenizer.XLMR_VOCABULARY", 12)
+    pieces = ["▁", "a", "令", "和", "क", "्", "ष", "क्\u200dष", *(f"x{number}" for number in range(12))]
+    vocabulary = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
+    vocabulary += [(piece, -1.0) for piece in pieces]
+    own = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, 3))
+    own.normalizer = tokenizers.normalizers.NFKC()
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    own.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    own.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    for text in ("क्\u200dष", "㋿", "a"):
+        assert ids(read_tokenizer(tmp_path), text) == own.encode(text).ids
 
 
 def _charsmap(proto):

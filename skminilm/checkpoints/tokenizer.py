@@ -12,7 +12,7 @@ from pathlib import Path
 from .checkpoint import Checkpoint, read_json
 from .layout import find_transformer
 from .library_tokenizer import LibraryTokenizer
-from .sentencepiece_tokenizer import XLMR_PIECES, SentencePieceTokenizer, build_model_proto
+from .sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto, has_size_of_xlmr
 from .token_batch import Tokenizer
 
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
@@ -77,7 +77,7 @@ def _read_sentencepiece(folder: Path, content: dict) -> SentencePieceTokenizer |
     except RuntimeError as error:
         raise OSError(f"{model_file} is not a SentencePiece model ({error}). Download it again.") from error
     # XLM-R's own is compared with the original's ids, see verify_golden_ids.
-    both_are_xlmr = tokenizer.is_xlmr and len(content.get("model", {}).get("vocab") or ()) >= XLMR_PIECES
+    both_are_xlmr = tokenizer.is_xlmr and has_size_of_xlmr(len(content.get("model", {}).get("vocab") or ()))
     if not content or both_are_xlmr or _agree(tokenizer, content):
         return tokenizer
     return _unigram_from_json(content)
@@ -152,7 +152,7 @@ def _unigram_from_json(content: dict) -> SentencePieceTokenizer | None:
         )
     )
     # XLM-R's own is compared with the original's ids (verify_golden_ids), whatever its file says.
-    return tokenizer if len(pieces) >= XLMR_PIECES or _agree(tokenizer, content) else None
+    return tokenizer if has_size_of_xlmr(len(pieces)) or _agree(tokenizer, content) else None
 
 
 def _agree(tokenizer: SentencePieceTokenizer, content: dict, more: Sequence[str] = ()) -> bool:
