@@ -33,7 +33,7 @@ class VectorCache:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._bytes = 0
         self._vectors: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
@@ -55,13 +55,17 @@ class VectorCache:
             for key, vector in zip(keys, vectors, strict=True):
                 if key not in self._vectors:
                     self._vectors[key] = vector.copy()
-                    self._bytes += vector.nbytes + _ENTRY_OVERHEAD
+                    self._bytes += self.size_of(vector.nbytes)
             self._shrink()
+
+    def size_of(self, n_bytes: int) -> int:
+        """Return how many bytes of the bound an array takes that has so many."""
+        return n_bytes + _ENTRY_OVERHEAD
 
     def resize(self, max_bytes: int) -> None:
         """Change the bound, dropping what does not fit."""
         with self._lock:
-            self._max_bytes = max_bytes
+            self.max_bytes = max_bytes
             self._shrink()
 
     def clear(self) -> None:
@@ -73,9 +77,9 @@ class VectorCache:
         return len(self._vectors)
 
     def _shrink(self) -> None:
-        while self._vectors and self._bytes > self._max_bytes:
+        while self._vectors and self._bytes > self.max_bytes:
             key = next(iter(self._vectors))
-            size = self._vectors[key].nbytes + _ENTRY_OVERHEAD
+            size = self.size_of(self._vectors[key].nbytes)
             del self._vectors[key]
             self._bytes -= size
 

@@ -359,8 +359,11 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             `class_weight`) they are as if half of the texts had each: on
             average those of a rare label are too high.
         """
-        logits = self._outputs(X)
-        return expit(logits) if self.multilabel_ else softmax(logits, axis=1)
+
+        def probabilities(logits: np.ndarray) -> np.ndarray:
+            return expit(logits) if self.multilabel_ else softmax(logits, axis=1)
+
+        return self._outputs(X, probabilities)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of the probability of each class or label.
@@ -376,8 +379,11 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             In the order of `classes_`. With several labels per text one column per
             label.
         """
-        logits = self._outputs(X)
-        return log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1)
+
+        def logarithms(logits: np.ndarray) -> np.ndarray:
+            return log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1)
+
+        return self._outputs(X, logarithms)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each text.
@@ -394,10 +400,14 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             labels per text: int64, 1 where the probability is over one half,
             else 0.
         """
-        logits = self._outputs(X)
-        if self.multilabel_:
-            return (logits > 0).astype(np.int64)  # a probability may round to one half
-        return self.classes_[softmax(logits, axis=1).argmax(axis=1)]  # of equal probabilities the first
+
+        def choices(logits: np.ndarray) -> np.ndarray:
+            if self.multilabel_:
+                return logits > 0  # a probability may round to one half
+            return softmax(logits, axis=1).argmax(axis=1)  # of equal probabilities the first
+
+        chosen = self._outputs(X, choices)
+        return chosen.astype(np.int64) if self.multilabel_ else self.classes_[chosen]
 
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
         if not is_multilabel(y):
@@ -447,8 +457,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             )
         if not np.array_equal(now, self.classes_):
             now, before = now.tolist(), self.classes_.tolist()
-            gone = [label for label in before if label not in set(now)]
-            new = [label for label in now if label not in set(before)]
+            of_now, of_before = set(now), set(before)
+            gone = [label for label in before if label not in of_now]
+            new = [label for label in now if label not in of_before]
             remedy = "Set warm_start=False."
             if gone and not new:
                 remedy = "Add a row of each that it lacks, with sample_weight 0, or set warm_start=False."

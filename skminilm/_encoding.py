@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from ._disk_cache import DiskVectorCache
     from .engine import Compute, TunedWeights
 
-_SLICE_TEXTS = 32_768
+# What is computed between two visits of the cache, which is what an interrupted call loses: well under a minute's work.
+_SLICE_CHARACTERS = {"cpu": 500_000, "cuda": 50_000_000}
+_CHARACTERS_A_TEXT = 30  # that prompt and special tokens cost
+_KEYS_A_LOOK = 8192
 _PROMPTS_OF_E5, _PROMPTED_ROWS = ("query: ", "passage: "), 100
 _RESULTS_VERSION = 4  # raise it when the same weights and texts begin to give other vectors
 
@@ -113,6 +117,7 @@ def encode_texts(
     batch_tokens: int | None = None,
     row_numbers: np.ndarray | None = None,
     verbose: int = 0,
+    bar: tqdm | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one vector a row, and the tokens of each row before truncation.
 
@@ -120,7 +125,7 @@ def encode_texts(
     Each different text is computed once per call, and not at all when `cache`
     has it. `tuned` weights replace some of the checkpoint's; vectors of such
     a model are not cached. Errors call the rows by their `row_numbers`, where
-    they are part of a larger X.
+    they are part of a larger X, whose `bar` then says what is done.
     """
     from .engine import get_tuned_model
 
@@ -132,7 +137,6 @@ def encode_texts(
     vectors = np.zeros((len(unique), settings.vector_size(checkpoint.hidden_size)), np.float32)
     lengths = np.zeros(len(unique), np.int64)
     missing = np.arange(len(unique))
-    slice_texts = len(unique)
     if cache is not None:
         # Everything a vector depends on but its text.
         depends_on = [_RESULTS_VERSION, checkpoint.fingerprint, settings, compute.namespace]
@@ -140,17 +144,18 @@ def encode_texts(
             depends_on.append(checkpoint.defaults)
         keys = vector_keys(repr(tuple(depends_on)), unique.first, unique.second)
         missing = missing[~_look_up(cache, keys, vectors, lengths)]
-        slice_texts = _SLICE_TEXTS  # so that an interrupted call leaves what it had computed in the cache
+    if bar is not None:
+        bar.update(len(unique) - len(missing))
     if len(missing):
         model = get_tuned_model(checkpoint, compute, tuned, state_cache)
-        with tqdm(total=len(missing), desc="encode", unit="text", disable=not verbose) as bar:
-            if checkpoint.foreign_reason and verbose:
-                bar.write(
-                    f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}."
-                )
-            for start in range(0, len(missing), slice_texts):
-                some = missing[start : start + slice_texts]
-                selected = unique.take(some)
+        todo = unique if len(missing) == len(unique) else unique.take(missing)
+        slices: Iterable[range] = [range(len(todo))]
+        if cache is not None:
+            slices = todo.slices(_SLICE_CHARACTERS[compute.device.type], _CHARACTERS_A_TEXT)
+        with encoding_bar(len(missing), checkpoint, verbose) if bar is None else nullcontext(bar) as bar:
+            for rows in slices:
+                some = missing[rows.start : rows.stop]
+                selected = todo if len(rows) == len(todo) else todo.take(rows)
                 found, n_tokens = model.encode(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
@@ -162,6 +167,14 @@ def encode_texts(
                 if cache is not None:
                     cache.put([keys[i] for i in some], _entries(found, n_tokens))
     return (vectors, lengths) if unique is texts else (vectors[index], lengths[index])
+
+
+def encoding_bar(n_texts: int, checkpoint: Checkpoint, verbose: int) -> tqdm:
+    """Return the progress bar of a call that computes vectors."""
+    bar = tqdm(total=n_texts, desc="encode", unit="text", disable=not verbose)
+    if checkpoint.foreign_reason and verbose:
+        bar.write(f"{checkpoint.name} runs through sentence-transformers: {checkpoint.foreign_reason}.")
+    return bar
 
 
 def unique_texts(texts: Texts) -> tuple[Texts, np.ndarray, np.ndarray]:
@@ -184,15 +197,15 @@ def _look_up(
     """Fill in what the cache has, and return of which keys, bool (n_keys,)."""
     is_known = np.zeros(len(keys), bool)
     shape = (vectors.shape[1] + 1,)
-    found = {
-        i: entry for i, entry in enumerate(cache.get(keys)) if entry is not None and entry.shape == shape
-    }
-    if found:
-        entries = np.stack(list(found.values()))
-        with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
-            usable = np.isfinite(entries.sum(axis=1))
-        rows, entries = np.array(list(found))[usable], entries[usable]
-        vectors[rows], lengths[rows], is_known[rows] = entries[:, :-1], entries[:, -1], True
+    for start in range(0, len(keys), _KEYS_A_LOOK):  # entries take as much memory as the vectors
+        entries_of_some = enumerate(cache.get(keys[start : start + _KEYS_A_LOOK]), start)
+        found = {i: entry for i, entry in entries_of_some if entry is not None and entry.shape == shape}
+        if found:
+            entries = np.stack(list(found.values()))
+            with np.errstate(invalid="ignore"):  # of a damaged or foreign cache
+                usable = np.isfinite(entries.sum(axis=1))
+            rows, entries = np.array(list(found))[usable], entries[usable]
+            vectors[rows], lengths[rows], is_known[rows] = entries[:, :-1], entries[:, -1], True
     return is_known
 
 

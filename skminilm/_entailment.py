@@ -15,8 +15,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import MiniLMClassifier
-from ._encoding import unique_texts, warn_of_truncation
+from ._encoding import encoding_bar, unique_texts, warn_of_truncation
 from ._folders import own_path
+from ._progress import tqdm
 from ._validation import Texts, shorten_list
 from .checkpoints import EncodingSettings
 
@@ -86,21 +87,22 @@ def entailment_scores(
     nli._validate_params()  # its device or precision may have been set since its fit
     unique, _, index = unique_texts(texts)
     n_together = max(1, _SLICE_PAIRS // len(hypotheses))
-    parts = [
-        _scores_of_some(nli, unique.first[start : start + n_together], hypotheses, multi_label)
-        for start in range(0, len(unique), n_together)
-    ]
+    with encoding_bar(len(unique) * len(hypotheses), nli._fitted_checkpoint(), nli.verbose) as bar:
+        parts = [
+            _scores_of_some(nli, unique.first[start : start + n_together], hypotheses, multi_label, bar)
+            for start in range(0, len(unique), n_together)
+        ]
     scores, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
     warn_of_truncation(lengths[index], EncodingSettings(**nli.settings_))
     return scores[index]
 
 
 def _scores_of_some(
-    nli: MiniLMClassifier, texts: list[str], hypotheses: list[str], multi_label: bool
+    nli: MiniLMClassifier, texts: list[str], hypotheses: list[str], multi_label: bool, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of some texts, and the tokens of each with its longest hypothesis."""
     premises = [text for text in texts for _ in hypotheses]
-    outputs, lengths = nli._outputs_of(Texts(premises, hypotheses * len(texts)))
+    outputs, lengths = nli._outputs_of(Texts(premises, hypotheses * len(texts)), bar=bar)
     logarithms = log_softmax(outputs, axis=1)
     classes = _lower_names(nli)
     scores = logarithms[:, classes.index(_ENTAILMENT)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from ._cache import memory_cache
 from ._callbacks import FitProgress
 from ._encoding import (
     encode_texts,
+    encoding_bar,
     open_checkpoint,
     resolve_settings,
     unique_texts,
@@ -26,6 +29,7 @@ from ._encoding import (
 )
 from ._folders import new_folder
 from ._parameters import NumberInterval
+from ._progress import tqdm
 from ._rows import reread
 from ._target_validation import check_row_weights
 from ._targets import Targets
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 
 TRAINABLE = ("head", "encoder", "all", "lora")
 
-_VECTOR_BYTES = 2**26  # of a prediction at a time
+_PART_BYTES = 2**26  # of vectors and outputs of a prediction that are there at a time
 
 _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
 
@@ -344,7 +348,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             vectors, lengths = self._frozen_vectors(data, checkpoint, settings, compute)
 
         def fit_head(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return targets.fit_head(vectors, data.values[data.training], data.row_weights[data.training])
+            values, weights = data.values[data.training], data.row_weights[data.training]
+            with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
+                return targets.fit_head(vectors, values, weights, bar.update)
 
         if earlier is not None:
             head = earlier.coef, earlier.intercept
@@ -476,7 +482,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         self._check_columns(texts)
         return texts
 
-    def _encode(self, texts: Texts, row_numbers: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(
+        self, texts: Texts, row_numbers: np.ndarray | None = None, bar: tqdm | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors that the head sees, and the tokens of each row before truncation."""
         checkpoint = self._fitted_checkpoint()
         return encode_texts(
@@ -488,30 +496,47 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             tuned=self._tuned_weights(),
             row_numbers=row_numbers,
             verbose=self.verbose,
+            bar=bar,
         )
 
-    def _outputs(self, X: Any) -> np.ndarray:
-        """Return what the head makes of X, (n_texts, n_outputs) in the dtype of `coef_`."""
-        outputs, lengths = self._outputs_of(self._checked_texts(X))
+    def _outputs(self, X: Any, of_part: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+        """Return what the head makes of X, (n_texts, n_outputs) in the dtype of `coef_`, or what `of_part` makes of that."""
+        outputs, lengths = self._outputs_of(self._checked_texts(X), of_part=of_part)
         warn_of_truncation(lengths, EncodingSettings(**self.settings_))
         return outputs
 
-    def _outputs_of(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+    def _outputs_of(
+        self,
+        texts: Texts,
+        *,
+        of_part: Callable[[np.ndarray], np.ndarray] | None = None,
+        bar: tqdm | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return what the head makes of texts, and the tokens of each row before truncation.
 
-        Vectors take much more memory than outputs, those of pairs most: some
+        Vectors take much more memory than outputs, those of pairs most, and the
+        outputs of many classes more than what `of_part` makes of them: some
         are there at a time.
         """
         unique, first_rows, index = unique_texts(texts)
-        n_together = max(1, _VECTOR_BYTES // (4 * self.coef_.shape[1]))
-        outputs, lengths = [], []
-        for start in range(0, len(unique), n_together):
-            rows = np.arange(start, min(start + n_together, len(unique)))
-            some = unique if len(rows) == len(unique) else unique.take(rows)
-            vectors, n_tokens = self._encode(some, first_rows[rows])
-            outputs.append(self._head_outputs(vectors))
-            lengths.append(n_tokens)
-        return np.concatenate(outputs)[index], np.concatenate(lengths)[index]
+        n_outputs, vector_size = self.coef_.shape
+        n_together = max(1, _PART_BYTES // (4 * (vector_size + n_outputs)))
+        results, lengths = None, np.empty(len(unique), np.int64)
+        parts: AbstractContextManager = nullcontext(bar)
+        if bar is None and len(unique) > n_together:  # one bar of all parts
+            parts = encoding_bar(len(unique), self._fitted_checkpoint(), self.verbose)
+        with parts as bar:
+            for start in range(0, len(unique), n_together):
+                rows = np.arange(start, min(start + n_together, len(unique)))
+                some = unique if len(rows) == len(unique) else unique.take(rows)
+                vectors, lengths[rows] = self._encode(some, first_rows[rows], bar)
+                result = self._head_outputs(vectors)
+                if of_part:
+                    result = of_part(result)
+                if results is None:
+                    results = np.empty((len(unique), *result.shape[1:]), result.dtype)
+                results[rows] = result
+        return (results, lengths) if unique is texts else (results[index], lengths[index])
 
     def _head_outputs(self, vectors: np.ndarray) -> np.ndarray:
         pooler = getattr(self, "pooler_", None)  # earlier versions had none

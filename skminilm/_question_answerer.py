@@ -25,7 +25,7 @@ from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import TrainedNetworkEstimator
 from ._validation import Texts, shorten
 from ._warnings import warn
-from ._windows import Windows, cut_windows, slices_of
+from ._windows import Windows, cut_windows
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.embedded import check_embeddable
 from .checkpoints.heads import read_span_head
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from .engine import Compute
     from .finetuning import TrainingResult
 
+_SLICE_CHARACTERS = (
+    4_000_000  # of contexts whose tokens are there at a time: their places take many times the memory
+)
 _START_SCALE = 0.02
 _ROOM_FOR_SPECIAL_TOKENS = 4
 
@@ -514,7 +517,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         margins: list[float] = []
         is_cut, is_windowed = [], False
         with tqdm(total=len(unique), desc="answer", unit="question", disable=not self.verbose) as bar:
-            for rows in slices_of(unique):
+            for rows in unique.slices(_SLICE_CHARACTERS):
                 some = unique.take(rows)
                 windows = self._windows(checkpoint, some)
                 found = self._best_spans(windows, checkpoint, windows.spans_an_answer() * n_best)
@@ -605,6 +608,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     ) -> _Data:
         """Return the windows of the rows whose answer is found; errors call y `name`."""
         answers, problems = check_answers(y, texts.second, name)
+        if on_missing_answer == "raise":
+            keep_found(problems, on_missing_answer, name)  # before what takes long
         windows = self._windows(checkpoint, texts)
         targets = windows.targets(answers)
         for row in windows.rows_without_answer(answers, targets):

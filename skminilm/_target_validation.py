@@ -186,14 +186,15 @@ def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
     if isinstance(y, nw.Series | nw.DataFrame):
         y = y.to_numpy()
     elif hasattr(y, "toarray"):  # a sparse matrix
-        y = y.toarray()
+        y = (y if y.dtype.kind == "c" else y.astype(np.float64)).toarray()
     kind = getattr(getattr(y, "dtype", None), "kind", "O")  # the dtype of a torch.Tensor has none
     if kind in "mM":
         raise ValueError(f"{name} holds dates or times, whose unit is not known: give {expected}.")
     try:
-        if kind == "c" or np.asarray(y).dtype.kind == "c":
+        array = np.asarray(y)
+        if array.dtype.kind == "c":
             raise ValueError("it is complex")
-        y = np.asarray(y, dtype=np.float64)
+        y = array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} holds what is not a number ({error}): expected {expected}.") from error
     if y.ndim == 0:
@@ -355,7 +356,8 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
             raise TypeError(f"class_weight of {label!r} is {weight!r}: weights must be numbers.")
         if not (np.isfinite(weight) and weight >= 0):
             raise ValueError(f"class_weight of {label!r} is {weight}: weights must be finite and >= 0.")
-    unknown = [label for label in class_weight if label not in labels]
+    held = set(labels)
+    unknown = [label for label in class_weight if label not in held]
     unweighted = [label for label in labels if label not in class_weight]
     if unknown and unweighted:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,12 @@ MAX_DEVIATIONS = 1e18  # whose square float32 can hold
 _MAX_DEVIATION = 1e304  # that leaves room for what a head multiplies it with
 
 
+Progress = Callable[[int], object]
+
+
+def _ignore(n_models: int) -> None: ...
+
+
 class Targets(ABC):
     """The y of a fit.
 
@@ -43,12 +50,15 @@ class Targets(ABC):
         As the objective takes them: int64 (n_rows,) or float32 (n_rows, n_outputs).
     n_outputs : int
         Outputs of the head.
+    n_models : int
+        Linear models that :meth:`fit_head` fits one after the other.
     strata : ndarray or None
         What a split into training and validation texts keeps in proportion.
     """
 
     values: np.ndarray
     n_outputs: int
+    n_models: int = 1
     strata: np.ndarray | None = None
 
     @abstractmethod
@@ -68,9 +78,12 @@ class Targets(ABC):
 
     @abstractmethod
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,)."""
+        """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,).
+
+        `progress` is called with 1 after each of the `n_models`.
+        """
 
 
 class ClassTargets(Targets):
@@ -125,7 +138,7 @@ class ClassTargets(Targets):
         return SoftmaxObjective(self._label_smoothing)
 
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a multinomial logistic regression; a class without weight gets a constant, far below the others."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
@@ -136,6 +149,7 @@ class ClassTargets(Targets):
             intercept[present] = 0.0
             return coef, intercept
         found, found_intercept = _logistic_regression(vectors, values, row_weights)
+        progress(1)
         if len(present) == 2:  # one row of logit differences: half of it to each class
             found = np.vstack([-found, found]) / 2
             found_intercept = np.concatenate([-found_intercept, found_intercept]) / 2
@@ -173,12 +187,13 @@ class MultilabelTargets(Targets):
                 "them, such as {0: 1, 1: 5}. Columns have no weights of their own."
             )
         self._class_weight, self._label_smoothing = class_weight, label_smoothing
-        self.n_outputs = self.values.shape[1]
+        self.n_outputs = self.n_models = self.values.shape[1]
         self.scale_by(row_weights)
 
     def scale_by(self, row_weights: np.ndarray) -> None:
         """Take the shares of the labels from rows with a weight alone."""
-        share = np.average(self.values, axis=0, weights=row_weights)
+        # Column by column: in float64 all at once would take twice the memory of the values.
+        share = np.array([np.average(column, weights=row_weights) for column in self.values.T])
         shares = np.stack([1 - share, share])
         if isinstance(self._class_weight, dict):
             of_values = complete_class_weight(self._class_weight, np.arange(2))
@@ -205,7 +220,7 @@ class MultilabelTargets(Targets):
         return MultilabelObjective(self._label_weights, self._label_smoothing)
 
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit one logistic regression a label; a label that is always or never there gets a constant."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
@@ -218,6 +233,7 @@ class MultilabelTargets(Targets):
             elif len(present) == 2:
                 found, found_intercept = _logistic_regression(vectors, values[:, label], weights)
                 coef[label], intercept[label] = found[0], found_intercept[0]
+            progress(1)
         return coef, intercept
 
 
@@ -290,17 +306,17 @@ class RealTargets(Targets):
         return RegressionObjective()
 
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a ridge regression whose penalties, one per target, are chosen by leave-one-out."""
         from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
 
-        counted = row_weights > 0
-        vectors, values, weights = vectors[counted], values[counted], _of_mean_one(row_weights[counted])
+        vectors, values, weights = _counted(vectors, values, row_weights)
         if len(values) == 1:  # none is left where one is left out
             return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)
         # Where targets shared one, those that texts say nothing about would flatten the others.
         ridge = RidgeCV(_RIDGE_ALPHAS, alpha_per_target=True).fit(vectors, values, sample_weight=weights)
+        progress(1)
         coef = ridge.coef_.reshape(self.n_outputs, -1)
         return coef.astype(np.float32), np.broadcast_to(ridge.intercept_, self.n_outputs).astype(np.float32)
 
@@ -321,9 +337,14 @@ def _mean_and_deviation(numbers: np.ndarray, row_weights: np.ndarray) -> tuple[n
     return mean, np.where(constant, 1.0, deviation)
 
 
-def _of_mean_one(row_weights: np.ndarray) -> np.ndarray:
-    """Scale weights, so that a penalty does not depend on their scale."""
-    return row_weights / row_weights.mean()
+def _counted(
+    vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows that have a weight; weights of mean 1, so that a penalty does not depend on their scale."""
+    counted = row_weights > 0
+    if not counted.all():  # a copy takes as much memory as the vectors
+        vectors, values, row_weights = vectors[counted], values[counted], row_weights[counted]
+    return vectors, values, row_weights / row_weights.mean()
 
 
 def _logistic_regression(
@@ -331,8 +352,7 @@ def _logistic_regression(
 ) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
 
-    counted = row_weights > 0
-    vectors, codes, weights = vectors[counted], codes[counted], _of_mean_one(row_weights[counted])
+    vectors, codes, weights = _counted(vectors, codes, row_weights)
     of_classes = np.bincount(np.unique(codes, return_inverse=True)[1], weights=weights)
     # The gradient that a class has part in is as small as the class.
     tolerance = min(1e-4, 2e-3 * float(of_classes.min() / of_classes.sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
@@ -63,6 +63,19 @@ class Texts:
         rows = list(rows)
         second = None if self.second is None else [self.second[row] for row in rows]
         return Texts([self.first[row] for row in rows], second, self.names)
+
+    def slices(self, n_characters: int, a_text: int = 0) -> Iterator[range]:
+        """Yield rows that have about so many characters together; each text counts `a_text` more than it has."""
+        sizes = np.fromiter(map(len, self.first), np.int64, len(self)) + a_text
+        if self.second is not None:
+            sizes += np.fromiter(map(len, self.second), np.int64, len(self))
+        characters = np.cumsum(sizes)
+        start = 0
+        while start < len(self):
+            done = characters[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(characters, done + n_characters, side="right")))
+            yield range(start, stop)
+            start = stop
 
     def join(self, other: Texts) -> Texts:
         """Return the rows of both, which have as many columns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,8 +11,6 @@ import numpy as np
 from ._answers import Answer
 from ._validation import Texts, is_blank
 from .checkpoints.token_batch import LocatedTokens, TokenBatch, Tokenizer
-
-_SLICE_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -176,14 +174,3 @@ def _longest_run(flags: np.ndarray) -> int:
         return 0
     false = np.flatnonzero(np.concatenate([[True], ~flags, [True]]))
     return int(np.diff(false).max()) - 1
-
-
-def slices_of(texts: Texts) -> Iterator[range]:
-    """Yield rows that are read together: the places of their tokens take many times their memory."""
-    characters = np.cumsum([len(a) + len(b) for a, b in zip(texts.first, texts.second, strict=True)])
-    start = 0
-    while start < len(texts):
-        done = characters[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(characters, done + _SLICE_CHARACTERS, side="right")))
-        yield range(start, stop)
-        start = stop

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skminilm import MiniLMEncoder, _cache, clear_cache, set_config
+from skminilm import MiniLMEncoder, _cache, _encoding, clear_cache, set_config
 from skminilm._cache import DEFAULT_CACHE_BYTES, VectorCache, memory_cache, vector_keys
+from skminilm._disk_cache import DiskVectorCache
 
 
 def test_each_text_is_computed_once(encoded, texts):
@@ -106,6 +107,30 @@ def test_different_pairs_have_different_keys(pairs):
     assert len(set(vector_keys("", first, second))) == len(set(pairs))
     assert not set(vector_keys("", first, None)) & set(vector_keys("", first, second))
     assert not set(vector_keys("a", first, second)) & set(vector_keys("b", first, second))
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_an_interrupted_call_leaves_what_it_computed(texts, encoded, monkeypatch, tmp_path, kind):
+    cache = "memory" if kind == "memory" else tmp_path
+    monkeypatch.setitem(_encoding._SLICE_CHARACTERS, "cpu", 500)
+    store = {"memory": VectorCache, "disk": DiskVectorCache}[kind]
+    original, kept = store.put, []
+
+    def interrupted(self, keys, vectors):
+        if kept:
+            raise KeyboardInterrupt
+        kept.extend(keys)
+        original(self, keys, vectors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            MiniLMEncoder(cache=cache).transform(texts)
+    assert 0 < len(kept) < len(texts) / 2
+    encoded.clear()
+    vectors = MiniLMEncoder(cache=cache).transform(texts)
+    assert len(encoded) == len(set(texts)) - len(kept)
+    np.testing.assert_array_equal(vectors, MiniLMEncoder(cache=None).transform(texts))
 
 
 @pytest.mark.parametrize("name", ["memory_cache", "state_cache"])

@@ -195,7 +195,7 @@ def test_the_row_of_a_vector_that_is_not_finite_is_that_of_the_user(folder, monk
         return vectors, lengths
 
     monkeypatch.setattr(PackedModel, "encode", damaged)
-    monkeypatch.setattr(_fine_tuned, "_VECTOR_BYTES", 4 * classifier.coef_.shape[1] * n_together)
+    monkeypatch.setattr(_fine_tuned, "_PART_BYTES", 4 * sum(classifier.coef_.shape) * n_together)
     for call in (MiniLMEncoder(folder).transform, classifier.predict, classifier.encode):
         with pytest.raises(FloatingPointError, match="vector of row 3, 'b', is not finite"):
             call(["a", "a", "c", "b"])

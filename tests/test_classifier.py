@@ -649,3 +649,28 @@ def test_a_warm_start_from_another_checkpoint_is_refused(split, two_folders):
     classifier.fit(X, y)
     with pytest.raises(ValueError, match="had another model or revision"):
         classifier.set_params(model=second).fit(X, y)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_predictions_in_parts_are_the_same_and_have_one_bar(english, monkeypatch, capsys, kind):
+    from skminilm import _fine_tuned
+
+    X, names = english
+    classes, y = np.unique(names, return_inverse=True)
+    if kind == "labels":
+        y = np.eye(len(classes), dtype=int)[y]
+    model = MiniLMClassifier(trainable="head", epochs=1, precision="fp32", random_state=0).fit(X, y)
+    texts = [*X, *X[:5]]  # some come twice
+    methods = ("decision_function", "predict_proba", "predict_log_proba", "predict")
+    whole = {method: getattr(model, method)(texts) for method in methods}
+    monkeypatch.setattr(_fine_tuned, "_PART_BYTES", 4 * sum(model.coef_.shape) * 7)
+    model.set_params(verbose=1)
+    for method in methods:
+        clear_cache()
+        capsys.readouterr()
+        found = getattr(model, method)(texts)
+        assert found.dtype == whole[method].dtype
+        np.testing.assert_allclose(found, whole[method], rtol=1e-5, atol=1e-6)
+        shown = capsys.readouterr().err
+        assert shown.count("encode: 100%") == 1
+        assert f"{len(set(X))}/{len(set(X))}" in shown

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,26 @@ def test_kept_states_change_nothing_and_are_bounded(split, default_bound):
     assert len(state_cache) < 5
     assert changed(kept, recomputed) < 1e-4
     np.testing.assert_allclose(kept.predict_proba(X_new), recomputed.predict_proba(X_new), atol=1e-4)
+
+
+def test_states_that_fit_stay_for_the_whole_fit(states_computed, split, default_bound):
+    X, y, X_new, y_new = split
+    classifier = MiniLMClassifier(trainable=2, epochs=3, refit_head=False, random_state=0)
+    clone(classifier).fit(X_new, y_new)  # states of other texts, which may go
+    size = sum(array.nbytes for array in state_cache._vectors.values()) / len(state_cache)
+    set_config(state_cache_bytes=int(size * len(X) / 3))
+    states_computed.clear()
+    for _ in range(2):
+        clone(classifier).fit(X, y)
+    n_kept = len(state_cache)
+    assert n_kept > len(set(X)) / 4
+    times = sorted(Counter(states_computed).values())
+    assert times[:n_kept] == [1] * n_kept  # none was dropped for another
+    assert times[n_kept] >= 6
+    set_config(state_cache_bytes=0)
+    states_computed.clear()
+    clone(classifier).fit(X, y)
+    assert min(Counter(states_computed).values()) == 3  # once an epoch, and not before
 
 
 def test_predictions_over_kept_states_are_those_of_the_whole_network(split):
@@ -467,6 +488,7 @@ def test_an_interrupt_at_the_very_end_loses_nothing(split, monkeypatch, refit_he
 
 INTERRUPTED = """
 import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from skminilm.engine.interrupts import deferred_interrupts
 
@@ -711,6 +733,15 @@ def test_callbacks_get_texts_that_came_once(split):
     monitor = callbacks.ScoringMonitor(scoring="accuracy")
     classifier.set_callbacks(monitor).fit((text for text in X), iter(y))
     assert classifier.score(X, y) > 0.5
+
+
+@pytest.mark.parametrize(
+    "y", [[0, 1, 1, 0], [[0, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1]]], ids=["classes", "labels"]
+)
+def test_verbose_shows_that_the_head_is_fitted(y, capsys):
+    MiniLMClassifier(trainable="head", epochs=1, verbose=1, random_state=0).fit(["a", "b", "c", "d"], y)
+    n_models = np.asarray(y).reshape(4, -1).shape[1]
+    assert f"head: 100%|{'█' * 10}| {n_models}/{n_models}" in capsys.readouterr().err
 
 
 def test_verbose_shows_progress_and_quiet_is_quiet(split, capsys):

@@ -522,7 +522,7 @@ def test_the_same_question_again(make_folder):
 
 def test_a_stride_that_hides_answers_in_the_first_slice(make_folder, monkeypatch):
     folder, _ = make_folder(task="QuestionAnswering")
-    monkeypatch.setattr("skminilm._windows._SLICE_CHARACTERS", 10)
+    monkeypatch.setattr("skminilm._question_answerer._SLICE_CHARACTERS", 10)
     answerer = MiniLMQuestionAnswerer.from_transformers(folder, max_length=64, stride=8, max_answer_length=9)
     long = " ".join(f"word{number}" for number in range(60))
     with pytest.warns(UserWarning, match="stride=8 tokens, less than"):

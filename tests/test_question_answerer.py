@@ -803,7 +803,7 @@ def test_precision_counts_in_predictions_of_answers(xlmr_folder):
 
 def test_cut_questions_of_all_slices_count(xlmr_folder, monkeypatch):
     model = MiniLMQuestionAnswerer(str(xlmr_folder), **WEIGHED).fit(QUESTIONS, ANSWERS)
-    monkeypatch.setattr("skminilm._windows._SLICE_CHARACTERS", 100)
+    monkeypatch.setattr("skminilm._question_answerer._SLICE_CHARACTERS", 100)
     long = ["Where was she born? " * 20, QUESTIONS[0][1]]
     with pytest.warns(UserWarning, match="2 of 4 questions take more than half"):
         model.predict([long, QUESTIONS[0], long, QUESTIONS[1]])

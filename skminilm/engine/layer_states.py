@@ -16,9 +16,16 @@ from .modes import own_modes
 from .packed_model import PackedModel
 from .packing import Pack, plan_packs
 
+_SEEN = object()
+
 
 class ArrayCache(Protocol):
     """What keeps the states; see ``skminilm._cache.VectorCache``."""
+
+    max_bytes: int
+
+    def size_of(self, n_bytes: int) -> int:
+        """Return how many bytes of the bound an array takes that has so many."""
 
     def get(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
         """Return the array of each key, None where there is none."""
@@ -46,6 +53,7 @@ class LayerStates:
         self.model = model
         self.n_layers = n_layers
         self._cache = cache
+        self._keeps_more = True
         self._namespace = repr((model.checkpoint.fingerprint, compute.namespace, n_layers)).encode()
 
     def of_pack(self, pack: Pack) -> torch.Tensor:
@@ -55,7 +63,8 @@ class LayerStates:
         missing = [i for i, array in enumerate(states) if array is None]
         if missing:
             computed = self._compute(pack.batch, pack.rows[missing])
-            self._cache.put([keys[i] for i in missing], computed)
+            if self._keeps_more:
+                self._cache.put([keys[i] for i in missing], computed)
             for i, array in zip(missing, computed, strict=True):
                 states[i] = array
         shape, device = (len(pack.input_ids), self.model.hidden_size), self.model.device
@@ -64,21 +73,44 @@ class LayerStates:
         return hidden.to(device, non_blocking=True)
 
     def prepare(self, batch: TokenBatch, progress: Callable[[int], object] | None = None) -> None:
-        """Compute what is missing of some texts, in packs of the best size.
+        """Compute what is missing of the texts of a fit, in packs of the best size, as far as the cache has room.
+
+        What does not fit is not kept later either: an epoch takes the texts in
+        random order, and a cache that drops what was used longest ago would
+        have hardly any of them when it comes.
 
         Parameters
         ----------
         batch : TokenBatch
         progress : callable, default=None
-            Called with numbers of texts that are done.
+            Called with numbers of texts that are done, or have no room.
         """
-        for rows in plan_packs(batch.lengths, self.model.default_batch_tokens):
-            keys = self._keys(batch, rows)
-            missing = [i for i, array in enumerate(self._cache.get(keys)) if array is None]
-            if missing:
-                self._cache.put([keys[i] for i in missing], self._compute(batch, rows[missing]))
+        self._keeps_more = False
+        packs = list(plan_packs(batch.lengths, self.model.default_batch_tokens))
+        missing = self._missing_that_fit(batch, np.concatenate(packs))
+        for rows in packs:
+            some = rows[np.isin(rows, missing)]
+            if len(some):
+                self._cache.put(self._keys(batch, some), self._compute(batch, some))
             if progress:
                 progress(len(rows))
+
+    def _missing_that_fit(self, batch: TokenBatch, rows: np.ndarray) -> list[int]:
+        """Return the first row of each text that is not in the cache, as many as find room beside those that are."""
+        keys = self._keys(batch, rows)
+        states = dict(zip(keys, self._cache.get(keys), strict=True))  # and now the last to be dropped
+        room = self._cache.max_bytes - sum(
+            self._cache.size_of(some.nbytes) for some in states.values() if some is not None
+        )
+        bytes_a_token = self.model.hidden_size * self.model.dtype.itemsize
+        missing = []
+        for row, key in zip(rows.tolist(), keys, strict=True):
+            if states.pop(key, _SEEN) is None:
+                room -= self._cache.size_of(int(batch.lengths[row]) * bytes_a_token)
+                if room < 0:
+                    break
+                missing.append(row)
+        return missing
 
     def _compute(self, batch: TokenBatch, rows: np.ndarray) -> list[np.ndarray]:
         def of_part(part: np.ndarray) -> list[np.ndarray]:

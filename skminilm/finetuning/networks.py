@@ -25,6 +25,7 @@ from .parameters import FlatParameters
 
 # Tokens of one forward and backward pass: longer steps are cut into several, whose gradients add up.
 _MAX_TOKENS = {"cpu": 2048, "cuda": 65_536}
+_ROWS_TOGETHER = 4096  # of fixed vectors
 _TRAINING_PADDING = 0.25
 _LENGTH_STEP = 16
 
@@ -73,8 +74,10 @@ class FixedVectors(TrainableNetwork):
         self._vectors = torch.from_numpy(vectors)
 
     def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield the vectors of all `rows`."""
-        yield rows, self._vectors[torch.from_numpy(rows)]
+        """Yield the vectors of `rows`, of some thousands at a time: what a head makes of them may be larger."""
+        for start in range(0, len(rows), _ROWS_TOGETHER):
+            some = rows[start : start + _ROWS_TOGETHER]
+            yield some, self._vectors[torch.from_numpy(some)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return nothing: nothing was trained."""

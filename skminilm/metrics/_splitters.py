@@ -46,7 +46,7 @@ class _LanguageSplitter(BaseCrossValidator):
             Languages or translations do not fit; or nothing is left to train on.
         """
         check_consistent_length(X, groups)
-        for train, test, where in self._masks(self._languages(groups)):
+        for train, test, where in self._masks(*self._languages(groups)):
             if not train.any():
                 raise ValueError(
                     f"Nothing is left to train on {where}: every other row is a translation of a test row. "
@@ -70,19 +70,23 @@ class _LanguageSplitter(BaseCrossValidator):
             One for each test language; with translations, for each part in
             which it has rows.
         """
-        return sum(1 for _ in self._masks(self._languages(groups)))
+        return sum(1 for _ in self._masks(*self._languages(groups)))
 
     @abstractmethod
-    def _masks(self, languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        """Yield the rows to train and to test on, and a name for the test."""
+    def _masks(self, names: list[str], languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+        """Yield the rows to train and to test on, and a name for the test; `languages` are positions in `names`."""
 
-    def _languages(self, groups: Any) -> np.ndarray:
+    def _languages(self, groups: Any) -> tuple[list[str], np.ndarray]:
+        """Return the languages in the order in which they appear first, and the position of each row's."""
         if groups is None:
             raise ValueError(
                 f"{type(self).__name__} needs the language of each row: pass groups=languages, with one code a row."
             )
         rows = as_rows(groups, "groups")
-        return np.array(check_languages(rows, len(rows), "groups"), dtype=object)
+        position: dict[str, int] = {}
+        languages = check_languages(rows, len(rows), "groups")
+        codes = np.array([position.setdefault(language, len(position)) for language in languages], np.int64)
+        return list(position), codes
 
     def _folds(self, languages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the code of each row's translations, and the part that they are in."""
@@ -161,21 +165,20 @@ class LeaveOneLanguageOut(_LanguageSplitter):
         self.n_folds = n_folds
         self.random_state = random_state
 
-    def _masks(self, languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        names = list(dict.fromkeys(languages))
+    def _masks(self, names: list[str], languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
         if len(names) < 2:
             raise ValueError(
                 f"groups has one language only, {names}: leaving it out leaves nothing to train on."
             )
         if self.translations is None:
-            for name in names:
-                yield languages != name, languages == name, f"for {name!r}"
+            for number, name in enumerate(names):
+                yield languages != number, languages == number, f"for {name!r}"
             return
         codes, folds = self._folds(languages)
-        for name in names:
+        for number, name in enumerate(names):
             for fold in range(self.n_folds):
-                test = (languages == name) & (folds == fold)
-                train = (languages != name) & ~np.isin(codes, codes[test])
+                test = (languages == number) & (folds == fold)
+                train = (languages != number) & ~np.isin(codes, codes[test])
                 if test.any():
                     yield train, test, f"for {name!r}, part {fold}"
 
@@ -225,23 +228,23 @@ class TrainOneLanguageTestOthers(_LanguageSplitter):
         self.n_folds = n_folds
         self.random_state = random_state
 
-    def _masks(self, languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        names = list(dict.fromkeys(languages))
+    def _masks(self, names: list[str], languages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
         if self.train_language not in names:
             raise ValueError(f"train_language is {self.train_language!r}, and groups has {names}.")
         if len(names) < 2:
             raise ValueError(f"groups has one language only, {names}: there is no other to test on.")
-        names.remove(self.train_language)
-        is_train = languages == self.train_language
+        own = names.index(self.train_language)
+        is_train = languages == own
+        others = [number for number in range(len(names)) if number != own]
         if self.translations is None:
-            for name in names:
-                yield is_train, languages == name, f"for {name!r}"
+            for number in others:
+                yield is_train, languages == number, f"for {names[number]!r}"
             return
         codes, folds = self._folds(languages)
         for fold in range(self.n_folds):
             held = ~is_train & (folds == fold)
             train = is_train & ~np.isin(codes, codes[held])
-            for name in names:
-                test = (languages == name) & (folds == fold)
+            for number in others:
+                test = (languages == number) & (folds == fold)
                 if test.any():
                     yield train, test, f"in part {fold}"
