@@ -1,4 +1,4 @@
-"""Who hears of a fit on its way: a progress bar, and scikit-learn's callbacks where it has them (1.9)."""
+"""What a running fit reports to: a progress bar, and scikit-learn's callbacks where it has them (1.9)."""
 
 from __future__ import annotations
 

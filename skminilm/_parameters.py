@@ -1,4 +1,4 @@
-"""What parameters of several estimators may be."""
+"""Valid values of parameters that several estimators have."""
 
 from __future__ import annotations
 

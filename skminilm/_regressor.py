@@ -73,9 +73,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         is what ``"auto"`` means for sentence pairs, which run through the
         network together: four vectors side by side, not scaled as a whole. Two
         are the means of both texts' token states, scaled to norm 1; two are
-        for each text the maxima of abs(x - c) over its tokens x, of norm 1,
-        where c is the mean of the other text's tokens weighted by their
-        similarity to x [3]_. Special tokens belong to the text they are at.
+        for each text the maxima of abs(x - c) over its token states x, scaled
+        to norm 1, where c is the mean of those of the other text, weighted by
+        their similarity to x [3]_. Special tokens belong to the text they are at.
     prompt : str or None, default="auto"
         Text put before every text (of a pair, before the first); see
         :class:`MiniLMEncoder`.

@@ -1,4 +1,4 @@
-"""What checkpoints, weights and files are known by: sha256, in hexadecimal."""
+"""Digests that identify checkpoints, weights and files: sha256, in hexadecimal."""
 
 from __future__ import annotations
 

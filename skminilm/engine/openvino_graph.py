@@ -1,4 +1,4 @@
-"""What an encoder computes between attention and attention, as OpenVINO graphs, in floats or quantised to 8 bits."""
+"""What an encoder computes between one attention and the next, as OpenVINO graphs, in floats or quantised to 8 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a layer that take each token by itself, in few calls, on a CPU with AVX2 or AVX-512."""
+"""The parts of a layer that treat each token by itself, in few calls, on a CPU with AVX2 or AVX-512."""
 
 from __future__ import annotations
 
