@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-from unicodedata import normalize
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._target_validation import find_classes, label_array
 from ._validation import is_blank, lone_surrogate, shorten
+
+if TYPE_CHECKING:
+    from .checkpoints.token_batch import Tokenizer
 
 
 def read_candidates(labels: Any, multi_label: bool) -> tuple[np.ndarray, list[str]]:
@@ -32,15 +34,12 @@ def read_candidates(labels: Any, multi_label: bool) -> tuple[np.ndarray, list[st
                 f"labels must hold str: number {number} is {shorten(name)} ({type(name).__name__}). Say in "
                 "words what it means: labels={label: 'words', ...}."
             )
-        if all(map(is_blank, name)):
+        if not name.strip():
             raise ValueError(f"labels has an empty one: number {number} is {name!r}.")
         if lone_surrogate(name) is not None:
             raise ValueError(f"labels has one that is not valid Unicode: number {number} is {name!r}.")
-        earlier = places.setdefault(_as_read(name), number)
-        if earlier != number:
-            raise ValueError(
-                f"labels repeats {names[earlier]!r}: number {earlier} and {number} are read alike."
-            )
+        if places.setdefault(name, number) != number:
+            raise ValueError(f"labels repeats {name!r}: number {places[name]} and {number}.")
     at_least = 1 if multi_label else 2
     if len(names) < at_least:
         raise ValueError(f"labels has {len(names)}: give at least {at_least}.")
@@ -73,23 +72,35 @@ def candidates_of(y: Any) -> tuple[np.ndarray, list[str]]:
             f"y has the labels {classes.tolist()[:5]}, which say nothing in words: give "
             "labels={label: 'words', ...}, in the order of the sorted words where scikit-learn has numbered them."
         )
-    names: dict[str, str] = {}
-    for name in map(str, classes.tolist()):
-        if all(map(is_blank, name)):
-            raise ValueError(f"y has the empty label {name!r}, which says nothing in words.")
-        earlier = names.setdefault(_as_read(name), name)
-        if earlier != name:
-            raise ValueError(
-                f"y has the labels {earlier!r} and {name!r}, which are read alike: write one of them."
-            )
+    empty = [name for name in classes.tolist() if not name.strip()]
+    if empty:
+        raise ValueError(f"y has the empty label {empty[0]!r}, which says nothing in words.")
     if len(classes) < 2:
         raise ValueError(f"y has one class only, {str(classes[0])!r}: give labels, or texts of at least two.")
     return classes, [str(name) for name in classes]
 
 
-def _as_read(name: str) -> str:
-    """Return what two labels have in common that the network cannot tell apart."""
-    return " ".join(normalize("NFKC", name).split())
+def check_told_apart(names: list[str], tokenizer: Tokenizer | None) -> None:
+    """Refuse labels that say nothing, and two that are the same to the network but for spaces.
+
+    Raises
+    ------
+    ValueError
+        There are such; they are named.
+    """
+    for name in names:
+        if all(map(is_blank, name)):
+            raise ValueError(f"The label {name!r} says nothing: it holds only signs that are not seen.")
+    if tokenizer is None:
+        return
+    known: dict[bytes, str] = {}
+    for name, tokens in zip(names, tokenizer.locate(names), strict=True):
+        other = known.setdefault(tokens.ids.tobytes(), name)
+        if other != name:
+            raise ValueError(
+                f"The labels {other!r} and {name!r} are the same to the network, which reads them as the same tokens: "
+                "leave one out, or say it in other words."
+            )
 
 
 def fill(template: str, name: str) -> str:

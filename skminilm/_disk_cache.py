@@ -180,7 +180,7 @@ class DiskVectorCache:
                     if _user_version(connection) == 0:
                         self._create(connection)
             elif version == 0:
-                raise _DamagedError("its owner has not finished making it")
+                raise _DamagedError("its owner has not finished making it, or it is no cache")
             elif version != _FORMAT_VERSION:
                 raise _DamagedError(f"it has the unknown format {version}")
             schema = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()

@@ -21,6 +21,7 @@ from ._encoding import (
     warn_of_second_prompt,
     warn_of_truncation,
 )
+from ._folders import new_folder
 from ._parameters import PRECISIONS, NumberInterval
 from ._validation import Texts, check_texts
 from ._warnings import warn
@@ -71,6 +72,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
         for ``"bundled"`` and multilingual-e5-small ``"text: "``, which served
         best on the development data of several tasks, see Notes; for others the
         default prompt stored in the checkpoint, if there is one. None: no prompt.
+        Not the name of one: ``"query: "``, not ``"query"``.
     max_length : int or "auto", default="auto"
         Tokens per text at the most, special tokens included; what is beyond is cut
         off with a warning. ``"auto"``: the checkpoint's limit.
@@ -186,6 +188,10 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
         "calibration_texts": ["array-like", None],
         "verbose": ["verbose"],
     }
+
+    __single_column_transformer__ = (
+        True  # skrub's protocol: its ApplyToCols gives each column by itself, not pairs
+    )
 
     def __init__(
         self,
@@ -311,9 +317,55 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
         self._validate_params()
         texts = check_texts(X, missing=self.missing)
         self._check_columns(texts)
+        return self._encode(texts, *self._open_with_defaults())
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the network to a folder that other packages read.
+
+        ``SentenceTransformer(path).encode(texts)`` gives the vectors of
+        :meth:`transform`, with its pooling, prompt and `max_length`, and
+        ``AutoModel.from_pretrained(path)`` the token states below. All weights
+        are there, in float32: 0.5 GB.
+
+        Parameters
+        ----------
+        path : path
+            A new folder.
+
+        Raises
+        ------
+        ValueError
+            The checkpoint is of another architecture, has other weights than
+            when this encoder was fitted, or its tokenizer cannot be written as
+            transformers reads it; `long_text` is not ``"truncate"``, which
+            other packages do not know.
+        FileExistsError
+            Something is there.
+        OSError
+            A file of the checkpoint is missing or damaged, or the folder cannot
+            be written.
+        """
+        from .engine import export_network, own_modes
+
+        self._validate_params()
+        checkpoint, defaults = self._open_with_defaults()
+        if checkpoint.foreign_reason:
+            raise ValueError(
+                f"{self.model!r} runs through sentence-transformers, which can read it as it is: {checkpoint.foreign_reason}."
+            )
+        if self.long_text != "truncate":
+            raise ValueError(
+                f"long_text={self.long_text!r} is not known to other packages: set long_text='truncate' to export."
+            )
+        settings, _ = self._resolve(checkpoint, defaults)
+        with new_folder(path) as folder, own_modes(inference=True):
+            export_network(folder, checkpoint, settings, None)
+
+    def _open_with_defaults(self) -> tuple[Checkpoint, EncodingSettings]:
+        """Return the checkpoint, and what "auto" stands for."""
         checkpoint = self._open(fitted=True)
         defaults = EncodingSettings(**self.defaults_) if hasattr(self, "defaults_") else checkpoint.defaults
-        return self._encode(texts, checkpoint, defaults)
+        return checkpoint, defaults
 
     def _remember(self, checkpoint: Checkpoint, texts: Texts) -> None:
         self._set_attributes(

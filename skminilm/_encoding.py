@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from .engine import Compute, TunedWeights
 
 # What is computed between two visits of the cache, which is what an interrupted call loses: well under a minute's work.
-_SLICE_CHARACTERS = {"cpu": 500_000, "cuda": 50_000_000}
+_SLICE_CHARACTERS = {"cpu": 500_000, "cuda": 10_000_000}
 _CHARACTERS_A_TEXT = 30  # that prompt and special tokens cost
 _KEYS_A_LOOK = 8192
+_NAMES_OF_PROMPTS = ("query", "passage", "document")  # that sentence-transformers has
 _PROMPTS_OF_E5, _PROMPTED_ROWS = ("query: ", "passage: "), 100
-_RESULTS_VERSION = 4  # raise it when the same weights and texts begin to give other vectors
+_RESULTS_VERSION = 5  # raise it when the same weights and texts begin to give other vectors
 
 
 def open_checkpoint(
@@ -75,8 +76,13 @@ def resolve_settings(
     Raises
     ------
     ValueError
-        `max_length` is more than the checkpoint has positions.
+        `max_length` is more than the checkpoint has positions, or `prompt` is a name of one.
     """
+    if prompt in _NAMES_OF_PROMPTS:
+        raise ValueError(
+            f"prompt={prompt!r} looks like the name of a prompt: give the text that is put before texts, such as "
+            f"prompt='{prompt}: '."
+        )
     limit = checkpoint.config.max_position_embeddings if checkpoint.config else None
     if max_length != "auto" and limit is not None and max_length > limit:
         raise ValueError(
@@ -165,7 +171,9 @@ def encode_texts(
                 else:
                     vectors[some], lengths[some] = found, n_tokens
                 if cache is not None:
-                    cache.put([keys[i] for i in some], _entries(found, n_tokens))
+                    for start in range(0, len(some), _KEYS_A_LOOK):
+                        part = slice(start, start + _KEYS_A_LOOK)
+                        cache.put([keys[i] for i in some[part]], _entries(found[part], n_tokens[part]))
     return (vectors, lengths) if unique is texts else (vectors[index], lengths[index])
 
 

@@ -438,7 +438,9 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         ``SentenceTransformer(path).encode(texts)`` and
         ``MiniLMEncoder(path).transform(texts)`` give the vectors of
         :meth:`encode`, and ``AutoModel.from_pretrained(path)`` the token states
-        below. All weights are there, in float32: 0.5 GB.
+        below. All weights are there, in float32: 0.5 GB. Both cut texts off at
+        the `max_length` of this estimator; the network as it was before
+        training is written by :meth:`MiniLMEncoder.export`.
 
         Parameters
         ----------

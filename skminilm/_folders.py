@@ -62,7 +62,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             try:
                 new.rename(path)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
                 raise _occupied(path) from error  # by a folder that another process is writing to
             return

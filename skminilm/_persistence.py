@@ -73,9 +73,14 @@ def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
 def _check_place(path: Path) -> bool:
     """Refuse a path where something else than an estimator is; tell whether an empty folder is there."""
-    is_empty = path.is_dir() and {file.name for file in path.iterdir()} <= _TEMPORARY_FILES
+    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    is_empty = path.is_dir() and names <= _TEMPORARY_FILES
     if path.exists() and not is_empty and not is_saved_estimator(path):
-        raise FileExistsError(f"{path} is there already and holds something else: choose another path.")
+        others = sorted(names - {_STATE_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES})
+        found = f" ({others[0]!r})" if others else ""
+        raise FileExistsError(
+            f"{path} is there already and holds something else{found}: choose another path."
+        )
     return is_empty
 
 
@@ -152,7 +157,8 @@ def _read_estimator(path: Path, kind: type) -> Any:
         remedy = f"Give a folder that {kind.__name__}.save wrote."
         if hasattr(kind, "from_transformers"):
             remedy += (
-                f" What transformers wrote, and names on the hub, open by {kind.__name__}.from_transformers."
+                f" What transformers wrote, there or on the hub, opens by {kind.__name__}.from_transformers; a saved one on "
+                f"the hub by {kind.__name__}.load(huggingface_hub.snapshot_download(name))."
             )
         raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}. {remedy}")
     try:

@@ -138,7 +138,10 @@ def check_labels(y: Any, n_rows: int | None, n_labels: int | None = None, name: 
         Another shape, or a value that is neither 0 nor 1; its row is named.
     """
     y = _number_array(
-        y, name, "one column of 0 and 1 a label (MultiLabelBinarizer makes them of lists of names)"
+        y,
+        name,
+        "one column of 0 and 1 a label (MultiLabelBinarizer makes them of lists of names; for several columns of classes "
+        "use MultiOutputClassifier around this estimator)",
     )
     if n_rows is not None:
         check_same_length(y, n_rows, name, "0 or 1 a label")
@@ -150,7 +153,7 @@ def check_labels(y: Any, n_rows: int | None, n_labels: int | None = None, name: 
         row, column = bad[0]
         raise ValueError(
             f"{name} has several columns, so that each has to be 0 or 1: row {row}, column {column} is "
-            f"{y[row, column]:g}. For one class per text give one column."
+            f"{y[row, column]:g}. For one class per text give one column; for several columns of classes use MultiOutputClassifier."
         )
     return y.astype(np.float32)
 
@@ -187,11 +190,10 @@ def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
         y = y.to_numpy()
     elif hasattr(y, "toarray"):  # a sparse matrix
         y = (y if y.dtype.kind == "c" else y.astype(np.float64)).toarray()
-    kind = getattr(getattr(y, "dtype", None), "kind", "O")  # the dtype of a torch.Tensor has none
-    if kind in "mM":
-        raise ValueError(f"{name} holds dates or times, whose unit is not known: give {expected}.")
     try:
         array = np.asarray(y)
+        if array.dtype.kind in "mM":
+            raise ValueError("dates or times have no unit that is known")
         if array.dtype.kind == "c":
             raise ValueError("it is complex")
         y = array.astype(np.float64, copy=False)
@@ -362,6 +364,6 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
     if unknown and unweighted:
         raise ValueError(
             f"class_weight names the class {unknown[0]!r}, which y does not hold, and leaves out "
-            f"{unweighted[0]!r}: the classes of y are {shorten_list(labels)}."
+            f"{unweighted[0]!r} (a misspelling?): the classes of y are {shorten_list(labels)}."
         )
     return {label: class_weight.get(label, 1.0) for label in labels}

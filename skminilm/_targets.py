@@ -147,8 +147,9 @@ class ClassTargets(Targets):
         intercept = np.full(self.n_outputs, -_ABSENT_LOG_ODDS - np.log(n_absent), np.float32)
         if len(present) == 1:
             intercept[present] = 0.0
+            progress(1)
             return coef, intercept
-        found, found_intercept = _logistic_regression(vectors, values, row_weights)
+        found, found_intercept = _logistic_regression(_as_solved(vectors), values, row_weights)
         progress(1)
         if len(present) == 2:  # one row of logit differences: half of it to each class
             found = np.vstack([-found, found]) / 2
@@ -225,6 +226,7 @@ class MultilabelTargets(Targets):
         """Fit one logistic regression a label; a label that is always or never there gets a constant."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
         intercept = np.zeros(self.n_outputs, np.float32)
+        vectors = _as_solved(vectors)
         for label in range(self.n_outputs):
             weights = row_weights * self._label_weights[values[:, label].astype(np.int64), label]
             present = np.unique(values[weights > 0, label])
@@ -313,6 +315,7 @@ class RealTargets(Targets):
 
         vectors, values, weights = _counted(vectors, values, row_weights)
         if len(values) == 1:  # none is left where one is left out
+            progress(1)
             return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)
         # Where targets shared one, those that texts say nothing about would flatten the others.
         ridge = RidgeCV(_RIDGE_ALPHAS, alpha_per_target=True).fit(vectors, values, sample_weight=weights)
@@ -347,6 +350,14 @@ def _counted(
     return vectors, values, row_weights / row_weights.mean()
 
 
+def _as_solved(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors in a precision that LogisticRegression takes."""
+    if parse_version(sklearn.__version__) < parse_version("1.9"):
+        # With NumPy 2 a step of its Newton's method may be in float64, and an error ends the fit in float32.
+        return vectors.astype(np.float64)
+    return vectors
+
+
 def _logistic_regression(
     vectors: np.ndarray, codes: np.ndarray, row_weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -360,9 +371,6 @@ def _logistic_regression(
     # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum;
     # with hundreds of classes its steps go too far, and it gives up where it began.
     solver = "newton-cg" if c == _PROBE_C else "lbfgs"
-    if solver == "newton-cg" and parse_version(sklearn.__version__) < parse_version("1.9"):
-        # There its line search may take a step in float64 with NumPy 2, and an error ends the fit in float32.
-        vectors = vectors.astype(np.float64)
     probe = LogisticRegression(C=c, max_iter=_MAX_PROBE_STEPS, solver=solver, tol=tolerance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to start at

@@ -63,10 +63,13 @@ class TextColumnsMixin:
         """
         expected = getattr(self, "n_features_in_", texts.n_columns)
         if texts.n_columns != expected:
+            give = "two columns" if expected == 2 else "one column"
+            if expected == 2 and len(texts) == 2:
+                give = "a list of pairs, [(first, second)] for one, or two columns"
             raise ValueError(
                 f"X has {texts.n_columns} features, but {type(self).__name__} is expecting {expected} features "
                 f"as input: it was fitted on {'sentence pairs' if expected == 2 else 'single texts'}. Give it "
-                f"{'two columns' if expected == 2 else 'one column'} of str, or fit it again."
+                f"{give} of str, or fit it again."
             )
         names = getattr(self, "feature_names_in_", None)
         if names is not None and texts.names is not None:

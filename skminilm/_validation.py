@@ -201,7 +201,7 @@ def _check_column(values: list, name: str, place: str, missing: str) -> list[str
                 if isinstance(value, Number):
                     remedy = (
                         "Convert it, for example with str(value) or Series.astype(str), if it is a code; leave columns of "
-                        "numbers to a ColumnTransformer, beside MiniLMEncoder."
+                        "numbers to a ColumnTransformer beside MiniLMEncoder, or to a StackingClassifier beside MiniLMClassifier."
                     )
                 if isinstance(value, bytes | bytearray):
                     remedy = "Decode it, for example with value.decode('utf-8')."

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._accuracy import AccuracyMixin
 from ._base import TextEstimator
-from ._candidates import candidates_of, fill, read_candidates
+from ._candidates import candidates_of, check_told_apart, fill, read_candidates
 from ._classifier import MiniLMClassifier
 from ._encoder import MiniLMEncoder
 from ._entailment import entailment_scores, nli_digest, open_nli
@@ -189,8 +189,8 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
         Raises
         ------
         TypeError, ValueError
-            Labels are empty, repeated, too few or unknown, the template has no
-            place for them, `nli` is not what it should be, or ``center=True``
+            Labels are empty, repeated, the same to the network, too few or
+            unknown, the template has no place for them, `nli` is not what it should be, or ``center=True``
             has no texts.
         """
         self._validate_params()
@@ -222,7 +222,9 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
             )
         if self.nli is not None:
             self._check_options_of_nli()
-            attributes["nli_digest_"] = nli_digest(open_nli(self.nli, self.multi_label))
+            nli = open_nli(self.nli, self.multi_label)
+            check_told_apart(names, nli._fitted_checkpoint().tokenizer)
+            attributes["nli_digest_"] = nli_digest(nli)
         elif self.multi_label:
             raise ValueError(
                 "multi_label=True needs nli: the similarity of vectors can tell which label is nearest, not "
@@ -230,6 +232,7 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
             )
         else:
             encoder = self._encoder()
+            check_told_apart(names, encoder._open(fitted=False).tokenizer)
             vectors = attributes["vectors_"] = encoder.fit_transform(hypotheses)
             if self.center:
                 attributes["offsets_"] = _cosines(encoder.transform(texts.first), vectors).mean(axis=0)

@@ -125,12 +125,12 @@ def test_an_interrupted_call_leaves_what_it_computed(texts, encoded, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(store, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            MiniLMEncoder(cache=cache).transform(texts)
+            MiniLMEncoder(device="cpu", cache=cache).transform(texts)
     assert 0 < len(kept) < len(texts) / 2
     encoded.clear()
-    vectors = MiniLMEncoder(cache=cache).transform(texts)
+    vectors = MiniLMEncoder(device="cpu", cache=cache).transform(texts)
     assert len(encoded) == len(set(texts)) - len(kept)
-    np.testing.assert_array_equal(vectors, MiniLMEncoder(cache=None).transform(texts))
+    np.testing.assert_array_equal(vectors, MiniLMEncoder(device="cpu", cache=None).transform(texts))
 
 
 @pytest.mark.parametrize("name", ["memory_cache", "state_cache"])

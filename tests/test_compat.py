@@ -71,6 +71,15 @@ def test_skrub_takes_the_encoder_for_its_text_columns(english):
     assert sum("minilmencoder" in name for name in vectorizer.get_feature_names_out()) == 384
 
 
+def test_skrub_gives_the_encoder_one_column_at_a_time(english):
+    skrub = pytest.importorskip("skrub")
+    X, _ = english
+    frame = pd.DataFrame({"subject": X, "body": X[::-1], "size": np.arange(len(X))})
+    each = skrub.ApplyToCols(MiniLMEncoder(), cols=["subject", "body"]).fit_transform(frame)
+    assert each.shape == (len(X), 2 * 384 + 1)
+    np.testing.assert_array_equal(each.to_numpy()[:, :384], MiniLMEncoder().transform(X))
+
+
 def test_mlflow_logs_and_loads(english, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     X, y = english

@@ -424,3 +424,11 @@ def test_tokens_of_the_prompt_count_on_another_architecture(distilbert_folder):
     plain = MiniLMEncoder(distilbert_folder, prompt=None)
     plain.transform(["where is the card: my parcel"])
     assert with_prompt == plain.max_tokens_
+
+
+@pytest.mark.parametrize("prompt", ["query", "passage", "document"])
+def test_the_name_of_a_prompt_is_refused(prompt):
+    with pytest.raises(ValueError, match=f"looks like the name of a prompt: .*prompt='{prompt}: '"):
+        MiniLMEncoder(prompt=prompt).transform(["a"])
+    with pytest.raises(ValueError, match="looks like the name of a prompt"):
+        MiniLMClassifier(prompt=prompt).fit(["a", "b"], [0, 1])

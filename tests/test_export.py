@@ -161,3 +161,39 @@ def test_vocabularies_that_tokenizer_json_cannot_say(tmp_path, requests, options
     with pytest.raises(ValueError, match=r"SentencePiece model of another kind than XLM-R's"):
         regressor.export(tmp_path / "network")
     assert not (tmp_path / "network").exists()
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_network_of_an_encoder(tmp_path, transformers_folder, xlmr_folder, fitted):
+    encoder = MiniLMEncoder(transformers_folder, prompt="q: ", max_length=20, pooling="cls", precision="fp32")
+    if fitted:
+        encoder.fit(TEXTS)
+    encoder.export(tmp_path / "network")
+    for vectors in read_by_others(tmp_path / "network"):
+        np.testing.assert_allclose(vectors, encoder.transform(TEXTS), atol=1e-5)
+    assert SentenceTransformer(str(tmp_path / "network"), device="cpu").max_seq_length == 20
+    if fitted:
+        with pytest.raises(ValueError, match="has other weights"):
+            encoder.set_params(model=xlmr_folder).export(tmp_path / "other")
+
+
+def test_encoders_that_cannot_be_exported(tmp_path, distilbert_folder):
+    with pytest.raises(ValueError, match="which can read it as it is"):
+        MiniLMEncoder(distilbert_folder).export(tmp_path / "network")
+    with pytest.raises(ValueError, match="long_text='chunk_mean' is not known to other packages"):
+        MiniLMEncoder(long_text="chunk_mean").export(tmp_path / "network")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_estimator_is_no_checkpoint(tmp_path):
+    MiniLMEncoder().save(tmp_path)
+    for opened in (MiniLMEncoder(tmp_path).transform, MiniLMClassifier(tmp_path, **OPTIONS).fit):
+        with pytest.raises(OSError, match="holds a saved estimator, not a checkpoint: open it by its class"):
+            opened(TEXTS) if opened.__name__ == "transform" else opened(X, Y)
+
+
+def test_a_folder_of_setfit_says_how_it_is_opened(tmp_path, transformers_folder):
+    folder = shutil.copytree(transformers_folder, tmp_path / "setfit")
+    (folder / "model_head.pkl").touch()
+    with pytest.raises(ValueError, match=r"saved by SetFit.*make_pipeline\(MiniLMEncoder\(.*joblib\.load"):
+        MiniLMClassifier.from_transformers(folder)

@@ -305,11 +305,22 @@ def test_adapters_start_at_what_their_seed_draws():
     assert not torch.equal(first[name], other[name])
 
 
-def test_lora_without_peft_says_what_to_install(split, monkeypatch):
-
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, r"needs peft: pip install 'skminilm\[lora\]'"),
+        ("from transformers import NoSuchCache", "cannot be imported .*NoSuchCache.*: pip install -U peft"),
+    ],
+    ids=["missing", "broken"],
+)
+def test_lora_without_a_peft_that_works_says_what_to_do(split, code, message, tmp_path, monkeypatch):
     X, y, _, _ = split
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install 'skminilm\[lora\]'"):
+    if code:
+        monkeypatch.delitem(sys.modules, "peft")
+        (tmp_path / "peft.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=message):
         MiniLMClassifier(trainable="lora").fit(X, y)
 
 
@@ -876,9 +887,9 @@ def test_early_stopping_keeps_a_new_head_only_if_it_is_as_good(split, monkeypatc
     X, y, X_new, y_new = split
     original, starts = ClassTargets.fit_head, []
 
-    def useless_when_refitted(self, vectors, values, row_weights):
+    def useless_when_refitted(self, *args):
         starts.append(1)
-        coef, intercept = original(self, vectors, values, row_weights)
+        coef, intercept = original(self, *args)
         return (coef, intercept) if len(starts) == 1 else (-coef, intercept)
 
     monkeypatch.setattr(ClassTargets, "fit_head", useless_when_refitted)

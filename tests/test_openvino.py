@@ -402,3 +402,12 @@ def test_vectors_of_two_backends_are_kept_apart(transformers_folder, texts):
     for backend in ("torch", "openvino"):
         MiniLMEncoder(transformers_folder, precision="fp32", backend=backend).transform(texts[:2])
     assert len(memory_cache) == 4
+
+
+def test_packages_that_do_not_fit_together_say_what_to_do(tmp_path, monkeypatch):
+    from skminilm.engine._openvino_import import import_silently
+
+    (tmp_path / "old_nncf.py").write_text("import types\ntypes.u2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"old_nncf cannot be imported here .*u2.*: pip install -U"):
+        import_silently("old_nncf")

@@ -616,6 +616,13 @@ def test_a_folder_that_cannot_be_exchanged_is_written_in_place(tmp_path, monkeyp
         MiniLMEncoder(prompt="b").save(tmp_path / "new")
 
 
+def test_what_else_is_in_a_folder_is_named(tmp_path):
+    MiniLMEncoder().save(tmp_path)
+    (tmp_path / "README.md").touch()
+    with pytest.raises(FileExistsError, match=r"holds something else \('README.md'\)"):
+        MiniLMEncoder().save(tmp_path)
+
+
 @pytest.mark.parametrize("content", ['["format_version"]', '"format_version"', '{"format_version": 1}', "7"])
 def test_no_file_of_somebody_else_is_replaced(tmp_path, content):
     (tmp_path / "estimator.json").write_text(content)

@@ -101,8 +101,9 @@ def test_one_row_that_counts():
         ([1, 10**400, 3], "holds what is not a number"),
         ([1 + 1j, 2, 3], "it is complex"),
         (np.zeros((3, 0)), r"y has the shape \(3, 0\)"),
-        (np.arange(3).astype("datetime64[D]"), "y holds dates or times"),
-        (pd.Series(pd.to_timedelta([1, 2, 3], unit="s")), "y holds dates or times"),
+        (np.arange(3).astype("datetime64[D]"), "dates or times have no unit"),
+        ([np.datetime64("2026-01-01")] * 3, "dates or times have no unit"),
+        (pd.Series(pd.to_timedelta([1, 2, 3], unit="s")), "dates or times have no unit"),
     ],
 )
 def test_numbers_that_cannot_be_learned_are_refused(y, message):

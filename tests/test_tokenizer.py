@@ -1,6 +1,5 @@
 import json
 from importlib.resources import files
-from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
-from skminilm.checkpoints.library_tokenizer import LibraryTokenizer
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto
 from skminilm.checkpoints.token_batch import check_prompt
 from skminilm.checkpoints.token_limits import assemble
@@ -56,19 +54,6 @@ def test_the_tokenizer_that_is_written_for_transformers(tokenizer, requests, tmp
         read_tokenizer(tmp_path).encode(requests.data, max_length=512).input_ids.tolist()
         == batch.input_ids.tolist()
     )
-
-
-@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
-def test_the_tokenizer_for_other_libraries_knows_marks_as_characters_of_their_own(tokenizer, requests, form):
-    library = LibraryTokenizer(tokenizer.library_json())
-    signs = ["ﾃﾞｰﾀﾍﾞｰｽ ﾊﾞｯｸｱｯﾌﾟ", "ㄱㅏ", "Ｅ́ ～ ﬁ", "مُحَمَّد", "फ्‍ﬁ", "रफ़्तार"]
-    texts = [normalize(form, text) for text in requests.data] + [
-        *signs,
-        *(normalize(form, text) for text in signs[:5]),
-    ]
-    found = library.encode(texts, max_length=512)
-    for text, start, stop in zip(texts, found.offsets[:-1], found.offsets[1:], strict=True):
-        assert found.input_ids[start:stop].tolist() == ids(tokenizer, text)
 
 
 def test_there_are_14_probes_and_2_pairs():

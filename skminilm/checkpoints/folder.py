@@ -119,6 +119,11 @@ def _without_config(folder: Path, transformer: Path, modules: list[dict]) -> Exc
             f"{transformer} holds an adapter (PEFT) without the network that it belongs to. Load both with peft, merge "
             "them (merge_and_unload), and save the result to a folder."
         )
+    if (folder / "estimator.json").is_file():
+        return OSError(
+            f"{folder} holds a saved estimator, not a checkpoint: open it by its class, MiniLMClassifier.load(...) or another. "
+            "export writes the network of one as a checkpoint."
+        )
     if not modules:
         return OSError(
             f"{folder} holds no checkpoint: neither config.json nor modules.json is in it. Give a folder "

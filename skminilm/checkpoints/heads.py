@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # The layer below the last one and the last one, as BERT and as XLM-R call them.
 _SEQUENCE_HEADS = (("pooler.dense", "classifier"), ("classifier.dense", "classifier.out_proj"))
+_HEAD_OF_SETFIT = "model_head.pkl"
 _SPAN_HEAD = "qa_outputs"
 _TASKS = {"ForSequenceClassification": "texts", "ForQuestionAnswering": "answers"}
 
@@ -132,6 +133,12 @@ def _names(checkpoint: Checkpoint, named: Any, n_outputs: int) -> list[str] | li
 
 
 def _without_head(checkpoint: Checkpoint, task: str, found: str = "only a network") -> ValueError:
+    if checkpoint.folder is not None and (checkpoint.folder / _HEAD_OF_SETFIT).is_file():
+        return ValueError(
+            f"{checkpoint.name!r} was saved by SetFit, with a head of scikit-learn: make_pipeline(MiniLMEncoder("
+            f"{checkpoint.name!r}), joblib.load({str(checkpoint.folder / _HEAD_OF_SETFIT)!r})) predicts with both. Load only "
+            "a file that you trust: it may run code."
+        )
     return ValueError(
         f"{checkpoint.name!r} holds no head for {_TASKS[task]} (AutoModel{task}), {found}: fit an estimator on it "
         f"(model={checkpoint.name!r}), or give a checkpoint that was fine-tuned for that with transformers."

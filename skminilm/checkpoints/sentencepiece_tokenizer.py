@@ -93,13 +93,6 @@ class SentencePieceTokenizer:
         if self.is_xlmr:
             steps += [normalizers.Replace(_ZWJ, " "), normalizers.Replace(Regex(f"[{_NEWER}]"), _UNKNOWN)]
         charsmap = _read_charsmap(processor.serialized_model_proto())
-        if charsmap and self.is_xlmr:
-            # The library does not find the map's rules for several characters, such as a letter and its mark. NFKC is
-            # nearly what they say: it changes one character more, and puts marks in order round two others.
-            kept = [(character, chr(0xF0000 + ord(character))) for character in "\u0651\u093c\uff5e"]
-            steps += [normalizers.Replace(character, stand_in) for character, stand_in in kept]
-            steps.append(normalizers.NFKC())
-            steps += [normalizers.Replace(stand_in, character) for character, stand_in in kept]
         if charsmap:
             steps.append(normalizers.Precompiled(charsmap))
         tokenizer.normalizer = normalizers.Sequence(steps)

@@ -35,14 +35,25 @@ def check_installed(precision: str) -> None:
 
 
 def import_silently(name: str) -> ModuleType:
-    """Import OpenVINO or NNCF."""
+    """Import OpenVINO or NNCF.
+
+    Raises
+    ------
+    ImportError
+        It does not fit to the other packages here.
+    """
     variables = dict(_SILENCE)
     try:
         Path.home()
     except RuntimeError:  # their telemetry asks for one before it looks whether it may report
         variables["HOME"] = os.sep
     with _environment(variables):
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except (AttributeError, ImportError) as error:  # NNCF names what an older OpenVINO does not have
+            raise ImportError(
+                f"{name} cannot be imported here ({error}): pip install -U 'skminilm[openvino]' openvino nncf."
+            ) from error
 
 
 @contextmanager

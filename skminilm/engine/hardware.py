@@ -223,13 +223,14 @@ def _own_gpu() -> int:
     Of several processes (``torchrun``, ``accelerate launch``) each has its own, counted as accelerate does. A
     thread does not know what the main one has chosen.
     """
-    if _is_alone():
+    if is_alone():
         return 0
     return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
-def _is_alone() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") == "1"
+def is_alone() -> bool:
+    """Tell whether this is none of several processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2
 
 
 _FORK_REMEDY = (
@@ -251,7 +252,7 @@ def _other_gpus(device: torch.device) -> tuple[torch.device, ...]:
 
     Of several processes that share the GPUs (``torchrun``, ``accelerate launch``) each keeps to its own.
     """
-    if device.type != "cuda" or not _is_alone():
+    if device.type != "cuda" or not is_alone():
         return ()
     name = torch.cuda.get_device_name(device)
     others = (torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != device.index)

@@ -77,7 +77,8 @@ class LayerStates:
 
         What does not fit is not kept later either: an epoch takes the texts in
         random order, and a cache that drops what was used longest ago would
-        have hardly any of them when it comes.
+        have hardly any of them when it comes. Nor is what is dropped during
+        the fit, by `clear_cache` or by other fits.
 
         Parameters
         ----------
@@ -87,30 +88,33 @@ class LayerStates:
         """
         self._keeps_more = False
         packs = list(plan_packs(batch.lengths, self.model.default_batch_tokens))
-        missing = self._missing_that_fit(batch, np.concatenate(packs))
+        is_missing = self._missing_that_fit(batch, np.concatenate(packs))
         for rows in packs:
-            some = rows[np.isin(rows, missing)]
+            some = rows[is_missing[rows]]
             if len(some):
                 self._cache.put(self._keys(batch, some), self._compute(batch, some))
             if progress:
                 progress(len(rows))
 
-    def _missing_that_fit(self, batch: TokenBatch, rows: np.ndarray) -> list[int]:
-        """Return the first row of each text that is not in the cache, as many as find room beside those that are."""
+    def _missing_that_fit(self, batch: TokenBatch, rows: np.ndarray) -> np.ndarray:
+        """Tell of each text whether it is not in the cache, and finds room beside those that are; of equal ones the first.
+
+        Bool, shape (n_texts,); `rows` are all of them in the order in which they are computed.
+        """
         keys = self._keys(batch, rows)
         states = dict(zip(keys, self._cache.get(keys), strict=True))  # and now the last to be dropped
         room = self._cache.max_bytes - sum(
             self._cache.size_of(some.nbytes) for some in states.values() if some is not None
         )
         bytes_a_token = self.model.hidden_size * self.model.dtype.itemsize
-        missing = []
+        is_missing = np.zeros(len(rows), bool)
         for row, key in zip(rows.tolist(), keys, strict=True):
             if states.pop(key, _SEEN) is None:
                 room -= self._cache.size_of(int(batch.lengths[row]) * bytes_a_token)
                 if room < 0:
                     break
-                missing.append(row)
-        return missing
+                is_missing[row] = True
+        return is_missing
 
     def _compute(self, batch: TokenBatch, rows: np.ndarray) -> list[np.ndarray]:
         def of_part(part: np.ndarray) -> list[np.ndarray]:

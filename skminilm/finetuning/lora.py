@@ -18,7 +18,11 @@ def _peft():
     try:
         import peft
     except ImportError as error:
-        raise ImportError("trainable='lora' needs peft: pip install 'skminilm[lora]'.") from error
+        if getattr(error, "name", None) == "peft" and isinstance(error, ModuleNotFoundError):
+            raise ImportError("trainable='lora' needs peft: pip install 'skminilm[lora]'.") from error
+        raise ImportError(
+            f"trainable='lora' needs peft, and the one here cannot be imported ({error}): pip install -U peft."
+        ) from error
     return peft
 
 

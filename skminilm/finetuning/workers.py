@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from joblib.parallel import get_active_backend
+
+from ..engine.hardware import is_alone
 
 
 class Workers:
@@ -81,7 +82,7 @@ def find_workers(device: torch.device, precision: str, random_state: Any) -> tup
         different numbers. Or this is a worker of joblib, they were started for
         another kind of device, or some of them alone scale the loss.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if is_alone():
         return Workers(), device
     if not isinstance(random_state, Integral):
         raise ValueError(
