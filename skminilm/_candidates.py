@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .checkpoints.token_batch import Tokenizer
 
 
+_MAX_NAME_TOKENS = 100_000
+
+
 def read_candidates(labels: Any, multi_label: bool) -> tuple[np.ndarray, list[str]]:
     """Return the labels of a list of str, or of a dict of label to str, and what each says.
 
@@ -93,9 +96,10 @@ def check_told_apart(names: list[str], tokenizer: Tokenizer | None) -> None:
             raise ValueError(f"The label {name!r} says nothing: it holds only signs that are not seen.")
     if tokenizer is None:
         return
+    batch = tokenizer.encode(names, max_length=_MAX_NAME_TOKENS)
     known: dict[bytes, str] = {}
-    for name, tokens in zip(names, tokenizer.locate(names), strict=True):
-        other = known.setdefault(tokens.ids.tobytes(), name)
+    for row, name in enumerate(names):
+        other = known.setdefault(batch.ids_of([row]).tobytes(), name)
         if other != name:
             raise ValueError(
                 f"The labels {other!r} and {name!r} are the same to the network, which reads them as the same tokens: "

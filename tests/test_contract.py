@@ -163,7 +163,8 @@ def folder_of_numbers(tmp_path_factory):
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*special, *(f"c{j}v{value}" for j in range(N_FEATURES) for value in range(N_BINS))]
+    numbers = [f"c{j}v{value}" for j in range(N_FEATURES) for value in range(N_BINS)]
+    words = [*special, *numbers, "one", "two", "three"]  # the latter are labels
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()

@@ -508,3 +508,9 @@ def test_another_classifier_of_the_same_size_in_the_folder_is_noticed(nli, tmp_p
     other.save(tmp_path / "nli")
     with pytest.raises(ValueError, match="another classifier"):
         model.predict(TEXTS)
+
+
+def test_labels_of_another_vocabulary_are_told_apart(transformers_folder):
+    MiniLMZeroShotClassifier(transformers_folder, labels=["good", "bad"]).fit()
+    with pytest.raises(ValueError, match="'GOOD' and 'good' are the same to the network"):
+        MiniLMZeroShotClassifier(transformers_folder, labels=["good", "GOOD"]).fit()
