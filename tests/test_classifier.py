@@ -655,7 +655,7 @@ def test_a_warm_start_from_another_checkpoint_is_refused(split, two_folders):
 def test_predictions_in_parts_are_the_same_and_have_one_bar(english, monkeypatch, capsys, kind):
     from skminilm import _fine_tuned
 
-    X, names = english
+    X, names = english[0][::2], english[1][::2]
     classes, y = np.unique(names, return_inverse=True)
     if kind == "labels":
         y = np.eye(len(classes), dtype=int)[y]

@@ -105,8 +105,8 @@ def test_kept_states_change_nothing_and_are_bounded(split, default_bound):
 
 def test_states_that_fit_stay_for_the_whole_fit(states_computed, split, default_bound):
     X, y, X_new, y_new = split
-    classifier = MiniLMClassifier(trainable=2, epochs=3, refit_head=False, random_state=0)
-    clone(classifier).fit(X_new, y_new)  # states of other texts, which may go
+    classifier = MiniLMClassifier(trainable=1, epochs=2, refit_head=False, random_state=0)
+    clone(classifier).fit(X_new[:40], y_new[:40])  # states of other texts, which may go
     size = sum(array.nbytes for array in state_cache._vectors.values()) / len(state_cache)
     set_config(state_cache_bytes=int(size * len(X) / 3))
     states_computed.clear()
@@ -116,11 +116,11 @@ def test_states_that_fit_stay_for_the_whole_fit(states_computed, split, default_
     assert n_kept > len(set(X)) / 4
     times = sorted(Counter(states_computed).values())
     assert times[:n_kept] == [1] * n_kept  # none was dropped for another
-    assert times[n_kept] >= 6
+    assert times[n_kept] >= 4
     set_config(state_cache_bytes=0)
     states_computed.clear()
     clone(classifier).fit(X, y)
-    assert min(Counter(states_computed).values()) == 3  # once an epoch, and not before
+    assert min(Counter(states_computed).values()) == 2  # once an epoch, and not before
 
 
 def test_predictions_over_kept_states_are_those_of_the_whole_network(split):
