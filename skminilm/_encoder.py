@@ -357,7 +357,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
             raise ValueError(
                 f"long_text={self.long_text!r} is not known to other packages: set long_text='truncate' to export."
             )
-        settings, _ = self._resolve(checkpoint, defaults)
+        settings = self._settings(checkpoint, defaults)
         with new_folder(path) as folder, own_modes(inference=True):
             export_network(folder, checkpoint, settings, None)
 
@@ -385,12 +385,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
             fingerprint=getattr(self, "fingerprint_", None) if fitted else None,
         )
 
-    def _resolve(
-        self, checkpoint: Checkpoint, defaults: EncodingSettings
-    ) -> tuple[EncodingSettings, Compute]:
-        from .engine import resolve_compute
-
-        settings = resolve_settings(
+    def _settings(self, checkpoint: Checkpoint, defaults: EncodingSettings) -> EncodingSettings:
+        return resolve_settings(
             checkpoint,
             defaults,
             pooling=self.pooling,
@@ -399,6 +395,13 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
             max_length=self.max_length,
             long_text=self.long_text,
         )
+
+    def _resolve(
+        self, checkpoint: Checkpoint, defaults: EncodingSettings
+    ) -> tuple[EncodingSettings, Compute]:
+        from .engine import resolve_compute
+
+        settings = self._settings(checkpoint, defaults)
         calibration = self.calibration_texts
         if calibration is not None:
             texts = check_texts(calibration, "calibration_texts")

@@ -172,6 +172,7 @@ def test_the_network_of_an_encoder(tmp_path, transformers_folder, xlmr_folder, f
     for vectors in read_by_others(tmp_path / "network"):
         np.testing.assert_allclose(vectors, encoder.transform(TEXTS), atol=1e-5)
     assert SentenceTransformer(str(tmp_path / "network"), device="cpu").max_seq_length == 20
+    encoder.set_params(device="cuda:99").export(tmp_path / "elsewhere")  # nothing is computed
     if fitted:
         with pytest.raises(ValueError, match="has other weights"):
             encoder.set_params(model=xlmr_folder).export(tmp_path / "other")

@@ -18,7 +18,7 @@ def _peft():
     try:
         import peft
     except ImportError as error:
-        if getattr(error, "name", None) == "peft" and isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and error.name == "peft":
             raise ImportError("trainable='lora' needs peft: pip install 'skminilm[lora]'.") from error
         raise ImportError(
             f"trainable='lora' needs peft, and the one here cannot be imported ({error}): pip install -U peft."

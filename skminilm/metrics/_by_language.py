@@ -58,10 +58,10 @@ def score_by_language(estimator: Any, X: Any, y: Any, languages: Any, *, confide
     the variance that 0 and 1 of this mean have, over the variance of the rows.
     With thousands of rows it is mean ± z · s / √n; with few it stays inside
     [0, 1], and holds the true mean about as often as it says, less often
-    where a few rows differ much from all others. Both
-    take rows as independent: rows that share a context or a premise are less
-    than that, so that the true interval is wider. Intervals of two languages
-    over translations of the same rows may overlap although the difference is
+    where a few rows differ much from all others. Both take rows as
+    independent: rows that share a context or a premise are less than that, so
+    that the true interval is wider. Intervals of two languages over
+    translations of the same rows may overlap although the difference is
     certain: compare the rows in pairs.
 
     References
