@@ -93,6 +93,11 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     early_stopping : bool, default=False
         Set texts aside, stop when the score on them does not rise any more,
         and go back to the best epoch. The untrained start is a candidate too.
+    scoring : str, callable or None, default=None
+        The score of the texts that are set aside, where larger is better: one
+        of scikit-learn's names (such as ``"f1_macro"``, ``"neg_log_loss"``), or a
+        callable that takes the estimator, all these texts as a list of str (of
+        pairs of str) and their y. None: accuracy.
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, stratified
         by class (at random with several labels per text), unless `fit` gets
@@ -157,8 +162,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     history_ : list of dict
         One per epoch: loss, learning_rate (of the encoder at its end; with
         ``trainable="head"`` of the head), seconds, texts_per_s; with texts set
-        aside validation_loss and validation_score (accuracy), both of the head
-        as it is trained.
+        aside validation_loss and validation_score (accuracy, or `scoring`), both of
+        the head as it is trained.
     best_epoch_ : int
         The epoch whose weights were kept, counted from 1; 0 is the start.
         After an interruption without early stopping: the last completed
@@ -235,6 +240,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         prompt="auto",
         class_weight=None,
         early_stopping=False,
+        scoring=None,
         validation_fraction=0.1,
         n_iter_no_change=3,
         warm_start=False,
@@ -262,6 +268,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         self.prompt = prompt
         self.class_weight = class_weight
         self.early_stopping = early_stopping
+        self.scoring = scoring
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
@@ -302,6 +309,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         ------
         TypeError, ValueError
             X, y or a parameter is not usable; the message names row and value.
+            Or `scoring` gives NaN.
         OSError
             The checkpoint is missing or damaged.
         ImportError

@@ -36,6 +36,7 @@ from ._targets import Targets
 from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
+from ._validation_score import validation_score
 from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, is_embedded, open_embedded
 from .checkpoints.heads import SequenceHead, read_sequence_head
@@ -77,6 +78,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         "max_length": [NumberInterval(Integral, 3, None, closed="left")],
         "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
         "prompt": [str, None],
+        "scoring": [str, callable, None],
         "validation_fraction": [NumberInterval(Real, 0, 1, closed="neither")],
         "warm_start": ["boolean"],
     }
@@ -340,6 +342,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     ) -> TrainingResult:
         from .finetuning import FixedVectors, Split, train
 
+        score = self._validation_score(data, targets)
         workers = None
         if self.trainable != "head":
             workers, compute = self._workers(compute)
@@ -381,6 +384,16 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             workers=workers,
             hooks=hooks,
             refit=fit_head if self._refits_head() else None,
+            score=score,
+        )
+
+    def _validation_score(self, data: _Data, targets: Targets) -> Callable[[np.ndarray], float] | None:
+        """Return what computes `scoring` from the outputs of the texts that are set aside, or None."""
+        if self.scoring is None:
+            return None
+        rows = data.validation
+        return validation_score(
+            self, targets, data.texts.take(rows), data.values[rows], data.row_weights[rows]
         )
 
     def _frozen_vectors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 from pathlib import Path
@@ -248,7 +249,9 @@ class PersistenceMixin:
                 f"This {type(self).__name__} was pickled in format {version}; this version of skminilm reads "
                 f"up to {FORMAT_VERSION}: upgrade skminilm."
             )
-        super().__setstate__(state)
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        super().__setstate__({**defaults, **state})  # a parameter may be newer than the pickle
 
 
 def _is_fitted(name: str, parameters: dict[str, Any]) -> bool:

@@ -80,8 +80,13 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         Text put before every text (of a pair, before the first); see
         :class:`MiniLMEncoder`.
     early_stopping : bool, default=False
-        Set texts aside, stop when R² on them does not rise any more, and go
-        back to the best epoch. The untrained start is a candidate too.
+        Set texts aside, stop when the score on them does not rise any more,
+        and go back to the best epoch. The untrained start is a candidate too.
+    scoring : str, callable or None, default=None
+        The score of the texts that are set aside, where larger is better: one
+        of scikit-learn's names (such as ``"neg_mean_absolute_error"``), or a
+        callable that takes the estimator, all these texts as a list of str (of
+        pairs of str) and their y. None: R².
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, at random,
         unless `fit` gets `X_val`. Translations of these texts, the same texts in
@@ -139,8 +144,8 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     history_ : list of dict
         One per epoch: loss, learning_rate (of the encoder at its end; with
         ``trainable="head"`` of the head), seconds, texts_per_s; with texts set
-        aside validation_loss and validation_score (R²). Losses are squared
-        errors of the scaled targets.
+        aside validation_loss and validation_score (R², or `scoring`). Losses
+        are squared errors of the scaled targets.
     best_epoch_ : int
         The epoch whose weights were kept, counted from 1; 0 is the start.
         After an interruption without early stopping: the last completed
@@ -209,6 +214,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         pooling="auto",
         prompt="auto",
         early_stopping=False,
+        scoring=None,
         validation_fraction=0.1,
         n_iter_no_change=3,
         warm_start=False,
@@ -234,6 +240,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         self.pooling = pooling
         self.prompt = prompt
         self.early_stopping = early_stopping
+        self.scoring = scoring
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start

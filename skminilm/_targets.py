@@ -65,6 +65,14 @@ class Targets(ABC):
     def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return another y in the form of `values`; errors call it `name`."""
 
+    @abstractmethod
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """Return the y that has these `values`."""
+
+    def decode_outputs(self, outputs: np.ndarray) -> np.ndarray:
+        """Return outputs of a head that was trained on `values` as the fitted estimator gives them."""
+        return outputs
+
     def scale_by(self, row_weights: np.ndarray) -> None:  # noqa: B027 - most are relative to nothing
         """Take what `values` are relative to from rows with a weight alone."""
 
@@ -117,6 +125,10 @@ class ClassTargets(Targets):
     def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
         """Return the class codes of another y, int64 (n_rows,)."""
         return encode_classes(y, n_rows, self.classes, name)
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """Return the classes that have these codes."""
+        return self.classes[values]
 
     def weighted(self, row_weights: np.ndarray) -> np.ndarray:
         """Return the weights times those of the classes."""
@@ -214,6 +226,10 @@ class MultilabelTargets(Targets):
         """Return another indicator matrix, float32 (n_rows, n_labels)."""
         return check_labels(y, n_rows, self.n_outputs, name)
 
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """Return an indicator matrix of int64."""
+        return values.astype(np.int64)
+
     def objective(self) -> Objective:
         """Return binary cross-entropy."""
         from .finetuning import MultilabelObjective
@@ -289,6 +305,15 @@ class RealTargets(Targets):
             Another shape, or a number that is not finite, or too far from those that are trained on.
         """
         return self._scaled(check_numbers(y, n_rows, self.n_outputs, name).reshape(n_rows, -1), name)
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """Return the numbers, of float64, with as many dimensions as the y of the fit."""
+        numbers = self.decode_outputs(values)
+        return numbers[:, 0] if self.one_dimensional else numbers
+
+    def decode_outputs(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the numbers that these are on the scale of training."""
+        return outputs * self.scale + self.mean
 
     def _scaled(self, numbers: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):

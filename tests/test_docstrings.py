@@ -27,7 +27,7 @@ DIFFERENT = {
         "init_head",
         "refit_head",
         "learning_rate",
-        "early_stopping",
+        "scoring",
         "validation_fraction",
         "warm_start",
     },

@@ -26,6 +26,7 @@ _TEXTS_TO_TRY = 4  # weights on, in next to no time beside an epoch
 _CHUNK = 1 << 20
 
 Refit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Score = Callable[[np.ndarray], float]
 Result = TypeVar("Result")
 
 
@@ -42,6 +43,7 @@ def train(
     workers: Workers | None = None,
     hooks: TrainingHooks | None = None,
     refit: Refit | None = None,
+    score: Score | None = None,
 ) -> TrainingResult:
     """Train a network and a linear head over its vectors.
 
@@ -66,6 +68,9 @@ def train(
         Called at the end with the vectors of the training texts, float32
         (n_training, hidden_size); returns another head for the trained
         network. Where training is stopped by validation, it has to be as good.
+    score : callable, default=None
+        Takes the outputs of the validation texts, float32 (n_validation, n_outputs);
+        returns what they are compared by. None: the score of `objective`.
 
     Raises
     ------
@@ -74,20 +79,30 @@ def train(
     """
     with torch.enable_grad():
         training = _Training(
-            network, coef, intercept, objective, targets, row_weights, split, options, workers or Workers()
+            network,
+            coef,
+            intercept,
+            objective,
+            targets,
+            row_weights,
+            split,
+            options,
+            workers or Workers(),
+            score,
         )
         return training.run(hooks or TrainingHooks(), refit)
 
 
 class _Training:
     def __init__(
-        self, network, coef, intercept, objective, targets, row_weights, split, options, workers
+        self, network, coef, intercept, objective, targets, row_weights, split, options, workers, score
     ) -> None:
         self._network: TrainableNetwork = network
         self._objective: Objective = objective
         self._split: Split = split
         self._options: TrainingOptions = options
         self._workers: Workers = workers
+        self._score: Score | None = score
         device = network.device
         start = {
             "coef": torch.from_numpy(np.array(coef)).to(device),
@@ -275,7 +290,10 @@ class _Training:
         rows, losses, predictions = self._in_parts_that_fit(self._predict_validation)
         weights = self._numpy_weights[rows]
         loss = float(np.average(losses, weights=weights))
-        score = self._objective.score(predictions, self._numpy_targets[rows], weights)
+        if self._score:
+            score = self._score(predictions[np.argsort(rows)])
+        else:
+            score = self._objective.score(predictions, self._numpy_targets[rows], weights)
         loss, score = self._of_first_worker(loss, score)
         return loss, score
 
