@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
@@ -12,6 +13,9 @@ from ._target_validation import check_labels, check_row_weights, label_array
 
 class AccuracyMixin(ClassifierMixin):
     """The accuracy as `score`, for labels in every container that `fit` takes."""
+
+    classes_: np.ndarray
+    multilabel_: bool
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the accuracy: the share of texts whose label, or whose labels all, are right.

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._progress import tqdm
 
 if TYPE_CHECKING:
     from .finetuning import TrainingResult
 
+Fit = TypeVar("Fit", bound=Callable)
+
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn import callback
+    from sklearn.callback import CallbackSupportMixin
 except ImportError:
     CAN_CALL_BACK = False
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Nothing: this scikit-learn has no callbacks."""
-
-    def with_callbacks(method: Callable) -> Callable:
-        """Return the method as it is."""
-        return method
 else:
     CAN_CALL_BACK = True
+
+
+def with_callbacks(fit: Fit) -> Fit:
+    """Let a `fit` call scikit-learn's callbacks, where it has them."""
+    return callback.with_callbacks(fit) if CAN_CALL_BACK else fit
 
 
 class FitProgress:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
@@ -17,6 +19,9 @@ from ._target_validation import is_multilabel
 from ._targets import ClassTargets, MultilabelTargets, Targets
 from ._validation import shorten_list
 from .checkpoints.heads import SequenceHead
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
@@ -222,35 +227,35 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
 
     def __init__(
         self,
-        model="bundled",
+        model: str | os.PathLike[str] = "bundled",
         *,
-        revision=None,
-        trainable="encoder",
-        init_head="probe",
-        refit_head=True,
-        epochs="auto",
-        batch_size=32,
-        learning_rate="auto",
-        head_learning_rate=1e-2,
-        weight_decay=0.01,
-        warmup_ratio=0.1,
-        label_smoothing=0.0,
-        max_length=128,
-        pooling="auto",
-        prompt="auto",
-        class_weight=None,
-        early_stopping=False,
-        scoring=None,
-        validation_fraction=0.1,
-        n_iter_no_change=3,
-        warm_start=False,
-        gradient_checkpointing=False,
-        precision="auto",
-        device="auto",
-        save_weights="delta",
-        random_state=None,
-        verbose=0,
-    ):
+        revision: str | None = None,
+        trainable: str | int = "encoder",
+        init_head: str = "probe",
+        refit_head: bool = True,
+        epochs: int | str = "auto",
+        batch_size: int = 32,
+        learning_rate: float | str = "auto",
+        head_learning_rate: float = 1e-2,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        label_smoothing: float = 0.0,
+        max_length: int = 128,
+        pooling: str = "auto",
+        prompt: str | None = "auto",
+        class_weight: dict | str | None = None,
+        early_stopping: bool = False,
+        scoring: str | Callable[..., float] | None = None,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 3,
+        warm_start: bool = False,
+        gradient_checkpointing: bool = False,
+        precision: str = "auto",
+        device: str = "auto",
+        save_weights: str = "delta",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.model = model
         self.revision = revision
         self.trainable = trainable
@@ -280,9 +285,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         self.verbose = verbose
 
     @with_callbacks
-    def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None
-    ) -> MiniLMClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None) -> Self:
         """Train on labelled texts.
 
         Parameters

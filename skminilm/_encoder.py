@@ -28,6 +28,8 @@ from ._warnings import warn
 from .checkpoints import LONG_TEXTS, POOLINGS, Checkpoint, EncodingSettings, known_hidden_size
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ._disk_cache import DiskVectorCache
     from .engine import Compute
 
@@ -170,6 +172,10 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
     ((3, 384), 'float32')
     """
 
+    fingerprint_: str
+    defaults_: dict[str, Any]
+    hidden_size_: int
+
     _parameter_constraints = {  # noqa: RUF012
         "model": "no_validation",
         "revision": [str, None],
@@ -195,24 +201,24 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
 
     def __init__(
         self,
-        model="bundled",
+        model: str | os.PathLike[str] = "bundled",
         *,
-        revision=None,
-        pooling="auto",
-        normalize="auto",
-        prompt="auto",
-        max_length="auto",
-        precision="auto",
-        backend="torch",
-        device="auto",
-        batch_tokens="auto",
-        long_text="truncate",
-        missing="error",
-        cache="memory",
-        local_files_only=False,
-        calibration_texts=None,
-        verbose=0,
-    ):
+        revision: str | None = None,
+        pooling: str = "auto",
+        normalize: bool | str = "auto",
+        prompt: str | None = "auto",
+        max_length: int | str = "auto",
+        precision: str = "auto",
+        backend: str = "torch",
+        device: str = "auto",
+        batch_tokens: int | str = "auto",
+        long_text: str = "truncate",
+        missing: str = "error",
+        cache: str | os.PathLike[str] | None = "memory",
+        local_files_only: bool = False,
+        calibration_texts: Any = None,
+        verbose: int = 0,
+    ) -> None:
         self.model = model
         self.revision = revision
         self.pooling = pooling
@@ -230,7 +236,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
         self.calibration_texts = calibration_texts
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> MiniLMEncoder:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters and X, and remember which weights are used.
 
         Parameters

@@ -42,6 +42,8 @@ from .checkpoints.embedded import check_embeddable, is_embedded, open_embedded
 from .checkpoints.heads import SequenceHead, read_sequence_head
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .engine import Compute
     from .finetuning import TrainableNetwork, TrainingResult
 
@@ -66,6 +68,8 @@ class _Data:
 
 class FineTunedEstimator(TrainedNetworkEstimator):
     """A network and a linear head, trained together. See MiniLMClassifier for the parameters."""
+
+    pooler_: dict[str, np.ndarray] | None
 
     _remedy_for_other_shapes = "Use trainable='head', or a BERT-shaped checkpoint such as 'bundled'."
 
@@ -113,7 +117,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         device: str = "auto",
         save_weights: str = "delta",
         verbose: int = 0,
-    ) -> FineTunedEstimator:
+    ) -> Self:
         """Open a network that was fine-tuned with transformers, together with its head.
 
         Nothing is trained: the estimator predicts what
@@ -175,7 +179,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         )
         return estimator
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> FineTunedEstimator:
+    def _fit(self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any) -> Self:
         self._validate_params()
         X, y = reread(X), reread(y)  # callbacks get them too
         texts = check_texts(X)

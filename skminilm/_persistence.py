@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
@@ -27,6 +27,9 @@ from ._folders import (
 )
 from .checkpoints.digests import arrays_digest, file_sha256
 from .checkpoints.embedded import content_digest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT_VERSION = 1
 _STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
@@ -215,7 +218,7 @@ class PersistenceMixin:
         _save(self, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]):
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what :meth:`save` wrote; nothing in the folder is executed.
 
         Parameters

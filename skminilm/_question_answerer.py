@@ -32,6 +32,8 @@ from .checkpoints.heads import read_span_head
 from .metrics import mlqa_exact_match, mlqa_f1
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .checkpoints.token_batch import TokenBatch
     from .engine import Compute
     from .finetuning import TrainingResult
@@ -221,29 +223,29 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     def __init__(
         self,
-        model="bundled",
+        model: str | os.PathLike[str] = "bundled",
         *,
-        revision=None,
-        trainable="encoder",
-        epochs=2,
-        batch_size=32,
-        learning_rate="auto",
-        head_learning_rate=1e-2,
-        weight_decay=0.01,
-        warmup_ratio=0.1,
-        max_length=384,
-        stride=128,
-        max_answer_length=30,
-        no_answer_threshold=None,
-        early_stopping=False,
-        n_iter_no_change=3,
-        gradient_checkpointing=False,
-        precision="auto",
-        device="auto",
-        save_weights="delta",
-        random_state=None,
-        verbose=0,
-    ):
+        revision: str | None = None,
+        trainable: str | int = "encoder",
+        epochs: int = 2,
+        batch_size: int = 32,
+        learning_rate: float | str = "auto",
+        head_learning_rate: float = 1e-2,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        max_length: int = 384,
+        stride: int = 128,
+        max_answer_length: int = 30,
+        no_answer_threshold: float | None = None,
+        early_stopping: bool = False,
+        n_iter_no_change: int = 3,
+        gradient_checkpointing: bool = False,
+        precision: str = "auto",
+        device: str = "auto",
+        save_weights: str = "delta",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.model = model
         self.revision = revision
         self.trainable = trainable
@@ -280,7 +282,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         device: str = "auto",
         save_weights: str = "delta",
         verbose: int = 0,
-    ) -> MiniLMQuestionAnswerer:
+    ) -> Self:
         """Open a network that was fine-tuned with transformers, together with its head.
 
         Nothing is trained: begins and ends of answers get the logits that
@@ -344,7 +346,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         X_val: Any = None,
         y_val: Any = None,
         on_missing_answer: str = "raise",
-    ) -> MiniLMQuestionAnswerer:
+    ) -> Self:
         """Train on questions whose answers are in their contexts.
 
         Parameters

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
@@ -14,6 +16,9 @@ from ._target_validation import check_numbers, check_row_weights
 from ._targets import MAX_DEVIATIONS, RealTargets, Targets
 from ._validation import shorten_list
 from .checkpoints.heads import SequenceHead
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _TEXTS_FOR_FULL_RATE = 128
 
@@ -194,37 +199,39 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
     (1,)
     """
 
+    _one_dimensional: bool
+
     _parameter_constraints = FineTunedEstimator._parameter_constraints
 
     def __init__(
         self,
-        model="bundled",
+        model: str | os.PathLike[str] = "bundled",
         *,
-        revision=None,
-        trainable="encoder",
-        init_head="probe",
-        refit_head=True,
-        epochs="auto",
-        batch_size=32,
-        learning_rate="auto",
-        head_learning_rate=1e-2,
-        weight_decay=0.01,
-        warmup_ratio=0.1,
-        max_length=128,
-        pooling="auto",
-        prompt="auto",
-        early_stopping=False,
-        scoring=None,
-        validation_fraction=0.1,
-        n_iter_no_change=3,
-        warm_start=False,
-        gradient_checkpointing=False,
-        precision="auto",
-        device="auto",
-        save_weights="delta",
-        random_state=None,
-        verbose=0,
-    ):
+        revision: str | None = None,
+        trainable: str | int = "encoder",
+        init_head: str = "probe",
+        refit_head: bool = True,
+        epochs: int | str = "auto",
+        batch_size: int = 32,
+        learning_rate: float | str = "auto",
+        head_learning_rate: float = 1e-2,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        max_length: int = 128,
+        pooling: str = "auto",
+        prompt: str | None = "auto",
+        early_stopping: bool = False,
+        scoring: str | Callable[..., float] | None = None,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 3,
+        warm_start: bool = False,
+        gradient_checkpointing: bool = False,
+        precision: str = "auto",
+        device: str = "auto",
+        save_weights: str = "delta",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.model = model
         self.revision = revision
         self.trainable = trainable
@@ -252,9 +259,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         self.verbose = verbose
 
     @with_callbacks
-    def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None
-    ) -> MiniLMRegressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None) -> Self:
         """Train on texts with numbers.
 
         Parameters

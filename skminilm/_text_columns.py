@@ -42,6 +42,9 @@ def check_same_columns(texts: Texts, other: Texts) -> None:
 class TextColumnsMixin:
     """`n_features_in_` and `feature_names_in_` where each column holds texts."""
 
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
     def _column_attributes(self, texts: Texts) -> dict[str, Any]:
         """Return the two attributes for a fit on these texts; the names where a frame has them."""
         attributes: dict[str, Any] = {"n_features_in_": texts.n_columns}

@@ -45,6 +45,17 @@ class EarlierFit:
 class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
     """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
 
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    n_iter_: int
+    history_: list[dict[str, float]]
+    best_epoch_: int
+    weights_: dict[str, np.ndarray]
+    weights_digest_: str
+    checkpoint_: dict[str, Any] | None
+    fingerprint_: str
+    settings_: dict[str, Any]
+
     _encoder_learning_rate = 1e-4  # what "auto" is
     _remedy_for_other_shapes = "Use a BERT-shaped checkpoint such as 'bundled'."
 

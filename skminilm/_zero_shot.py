@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
@@ -24,6 +24,9 @@ from ._entailment import entailment_scores, nli_digest, open_nli
 from ._parameters import PRECISIONS, NumberInterval
 from ._target_validation import check_labels, encode_classes, label_array
 from ._validation import Texts, check_texts, shorten
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _SIMILARITY_TEMPERATURE = 0.005
 _SLICE_TEXTS = 1024
@@ -125,6 +128,13 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
     ['politics', 'sports']
     """
 
+    hypotheses_: list[str]
+    vectors_: np.ndarray | None
+    encoder_state_: dict[str, Any] | None
+    prompt_: str | None
+    nli_digest_: str | None
+    offsets_: np.ndarray
+
     _parameter_constraints = {  # noqa: RUF012
         "model": "no_validation",
         "revision": [str, None],
@@ -142,20 +152,20 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
 
     def __init__(
         self,
-        model="bundled",
+        model: str | os.PathLike[str] = "bundled",
         *,
-        revision=None,
-        labels=None,
-        nli=None,
-        hypothesis_template="This text is about {}.",
-        multi_label=False,
-        center=False,
-        temperature="auto",
-        prompt="auto",
-        precision="auto",
-        device="auto",
-        verbose=0,
-    ):
+        revision: str | None = None,
+        labels: Any = None,
+        nli: MiniLMClassifier | FrozenEstimator | str | os.PathLike[str] | None = None,
+        hypothesis_template: str = "This text is about {}.",
+        multi_label: bool = False,
+        center: bool = False,
+        temperature: float | str = "auto",
+        prompt: str | None = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
         self.model = model
         self.revision = revision
         self.labels = labels
@@ -169,7 +179,7 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any = None, y: Any = None) -> MiniLMZeroShotClassifier:
+    def fit(self, X: Any = None, y: Any = None) -> Self:
         """Turn the labels into hypotheses. Nothing is learned from y but which labels there are.
 
         Parameters
@@ -416,7 +426,7 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
                 )
             encode_classes(y, n_rows, classes, source="labels", remedy=remedy)
 
-    def set_params(self, **params: Any) -> MiniLMZeroShotClassifier:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, of `nli` (``nli__device``) those that matter after its fit.
 
         Parameters
@@ -443,7 +453,7 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
                 )
         return super().set_params(**params)
 
-    def __sklearn_clone__(self) -> MiniLMZeroShotClassifier:
+    def __sklearn_clone__(self) -> Self:
         # As BaseEstimator does it, but that `nli` stays fitted: it is given, not learned.
         parameters = self.get_params(deep=False)
         nli = parameters.pop("nli")

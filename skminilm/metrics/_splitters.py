@@ -160,7 +160,7 @@ class LeaveOneLanguageOut(_LanguageSplitter):
     [1] [2]
     """
 
-    def __init__(self, translations=None, *, n_folds=5, random_state=0):
+    def __init__(self, translations: Any = None, *, n_folds: int = 5, random_state: int = 0) -> None:
         self.translations = translations
         self.n_folds = n_folds
         self.random_state = random_state
@@ -222,7 +222,14 @@ class TrainOneLanguageTestOthers(_LanguageSplitter):
     [0, 1, 2] [4, 5]
     """
 
-    def __init__(self, train_language="en", translations=None, *, n_folds=5, random_state=0):
+    def __init__(
+        self,
+        train_language: str = "en",
+        translations: Any = None,
+        *,
+        n_folds: int = 5,
+        random_state: int = 0,
+    ) -> None:
         self.train_language = train_language
         self.translations = translations
         self.n_folds = n_folds
