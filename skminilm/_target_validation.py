@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Integral, Number, Real
 from typing import Any
@@ -356,7 +357,7 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
     for label, weight in class_weight.items():
         if not isinstance(weight, Real):
             raise TypeError(f"class_weight of {label!r} is {weight!r}: weights must be numbers.")
-        if not (np.isfinite(weight) and weight >= 0):
+        if not 0 <= float(weight) < math.inf:
             raise ValueError(f"class_weight of {label!r} is {weight}: weights must be finite and >= 0.")
     held = set(labels)
     unknown = [label for label in class_weight if label not in held]
@@ -366,4 +367,4 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
             f"class_weight names the class {unknown[0]!r}, which y does not hold, and leaves out "
             f"{unweighted[0]!r} (a misspelling?): the classes of y are {shorten_list(labels)}."
         )
-    return {label: class_weight.get(label, 1.0) for label in labels}
+    return {label: float(class_weight.get(label, 1.0)) for label in labels}

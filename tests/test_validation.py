@@ -1,6 +1,7 @@
 import enum
 from collections import deque
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -372,6 +373,7 @@ def test_class_weights_may_name_absent_classes_but_not_misspell():
     classes = np.array(["a", "b"])
     assert complete_class_weight({"b": 3.0}, classes) == {"a": 1.0, "b": 3.0}
     assert complete_class_weight({"a": 2.0, "b": 3.0, "absent": 9.0}, classes) == {"a": 2.0, "b": 3.0}
+    assert complete_class_weight({"a": Fraction(1, 2)}, classes) == {"a": 0.5, "b": 1.0}
     with pytest.raises(ValueError, match=r"names the class 'A', which y does not hold, and leaves out 'a'"):
         complete_class_weight({"A": 2.0}, classes)
 
