@@ -108,6 +108,15 @@ def test_each_entry_has_one_name_a_type_and_a_text(estimator, title):
         assert text, name
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_type_checkers_know_each_parameter_and_attribute(estimator):
+    assert inspect.Parameter.empty not in {
+        p.annotation for p in inspect.signature(estimator).parameters.values()
+    }
+    known = {name for kind in estimator.__mro__ for name in (*inspect.get_annotations(kind), *vars(kind))}
+    assert {name for name, _, _ in read_section(estimator, "Attributes")} <= known
+
+
 @pytest.mark.parametrize("pair", DIFFERENT)
 def test_what_means_the_same_reads_the_same(pair):
     first, second = (
