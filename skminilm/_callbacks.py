@@ -64,7 +64,7 @@ class FitProgress:
         self._bar: tqdm | None = None
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         self._data = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
-        self._epoch = None
+        self._epoch: Any = None
         self._fit = estimator._init_callback_context(max_subtasks=n_epochs) if CAN_CALL_BACK else None
         if self._fit:
             self._fit.call_on_fit_task_begin(**self._data)

@@ -16,7 +16,7 @@ from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._parameters import NumberInterval
 from ._target_validation import is_multilabel
-from ._targets import ClassTargets, MultilabelTargets, Targets
+from ._targets import ClassTargets, MultilabelTargets
 from ._validation import shorten_list
 from .checkpoints.heads import SequenceHead
 
@@ -420,16 +420,19 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         chosen = self._outputs(X, choices)
         return chosen.astype(np.int64) if self.multilabel_ else self.classes_[chosen]
 
-    def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
+    def _read_targets(self, y: Any, row_weights: np.ndarray) -> ClassTargets | MultilabelTargets:
         if not is_multilabel(y):
             return ClassTargets(y, len(row_weights), self.class_weight, self.label_smoothing)
         return MultilabelTargets(y, row_weights, self.class_weight, self.label_smoothing)
 
-    def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
-        multilabel = isinstance(targets, MultilabelTargets)
+    def _target_attributes(
+        self, targets: ClassTargets | MultilabelTargets, coef: np.ndarray, intercept: np.ndarray
+    ) -> dict[str, Any]:
         return {
-            "classes_": np.arange(targets.n_outputs) if multilabel else targets.classes,
-            "multilabel_": multilabel,
+            "classes_": targets.classes
+            if isinstance(targets, ClassTargets)
+            else np.arange(targets.n_outputs),
+            "multilabel_": isinstance(targets, MultilabelTargets),
             "coef_": coef,
             "intercept_": intercept,
         }
@@ -448,7 +451,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
                 "config.json."
             )
         if multilabel:
-            classes, order = names, slice(None)
+            classes, order = names, np.arange(len(names))
         return {
             "classes_": classes,
             "multilabel_": multilabel,
@@ -456,7 +459,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
             "intercept_": head.last.intercept[order],
         }
 
-    def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    def _head_of_fit(self, targets: ClassTargets | MultilabelTargets) -> tuple[np.ndarray, np.ndarray]:
         attributes = self._target_attributes(targets, self.coef_, self.intercept_)
         now = attributes["classes_"]
         if attributes["multilabel_"] != self.multilabel_:

@@ -436,7 +436,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
             settings,
             compute=compute,
             cache=self._open_cache(),
-            batch_tokens=None if self.batch_tokens == "auto" else self.batch_tokens,
+            batch_tokens=None if self.batch_tokens == "auto" else int(self.batch_tokens),
             verbose=self.verbose,
         )
         # Before the warning, which may be turned into an error.

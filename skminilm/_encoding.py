@@ -84,7 +84,7 @@ def resolve_settings(
             f"prompt='{prompt}: '."
         )
     limit = checkpoint.config.max_position_embeddings if checkpoint.config else None
-    if max_length != "auto" and limit is not None and max_length > limit:
+    if max_length != "auto" and limit is not None and int(max_length) > limit:
         raise ValueError(
             f"max_length={max_length} is more than the {limit} positions of {checkpoint.name!r}: use at most "
             f"{limit}."

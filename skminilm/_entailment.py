@@ -69,10 +69,10 @@ def open_nli(nli: Any, multi_label: bool) -> MiniLMClassifier:
 def nli_digest(nli: MiniLMClassifier) -> str:
     """Return the sha256 of what `nli` has learned, and from which checkpoint."""
     digest = hashlib.sha256(f"{nli.fingerprint_} {nli.weights_digest_} {nli.classes_.tolist()}".encode())
-    digest.update(np.ascontiguousarray(nli.coef_))
-    digest.update(np.ascontiguousarray(nli.intercept_))
+    digest.update(np.ascontiguousarray(nli.coef_).data)
+    digest.update(np.ascontiguousarray(nli.intercept_).data)
     for array in (getattr(nli, "pooler_", None) or {}).values():
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

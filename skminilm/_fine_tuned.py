@@ -91,11 +91,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets: ...
 
     @abstractmethod
-    def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
+    def _target_attributes(self, targets: Any, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
         """Return the fitted attributes that depend on what was learned, `coef_` and `intercept_` among them."""
 
     @abstractmethod
-    def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    def _head_of_fit(self, targets: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return coef and intercept of an earlier fit, as training takes them."""
 
     @abstractmethod

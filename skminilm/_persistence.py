@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 
 from ._folders import (
@@ -136,7 +137,7 @@ def is_saved_estimator(path: Path) -> bool:
     return isinstance(content, dict) and {"format_version", "class", "parameters", "digest"} <= content.keys()
 
 
-def _load(path: str | os.PathLike[str], kind: type) -> Any:
+def _load(path: str | os.PathLike[str], kind: type[PersistenceMixin]) -> Any:
     """Read an estimator of the class `kind`, again where another process replaces it meanwhile."""
     path = own_path(path)
     while True:
@@ -156,7 +157,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_ctime_ns
 
 
-def _read_estimator(path: Path, kind: type) -> Any:
+def _read_estimator(path: Path, kind: type[PersistenceMixin]) -> Any:
     if not (path / _STATE_FILE).is_file():
         remedy = f"Give a folder that {kind.__name__}.save wrote."
         if hasattr(kind, "from_transformers"):
@@ -191,7 +192,7 @@ def _read_estimator(path: Path, kind: type) -> Any:
         raise _damaged(path, f"it holds what no save writes ({type(error).__name__}: {error})") from error
 
 
-class PersistenceMixin:
+class PersistenceMixin(BaseEstimator):
     """`save` and `load` for an estimator, and pickles that know their version."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -271,7 +272,9 @@ def _encode_estimator(estimator: Any, prefix: str, arrays: dict[str, np.ndarray]
     }
 
 
-def _decode_estimator(content: dict[str, Any], kind: type, arrays: dict[str, np.ndarray]) -> Any:
+def _decode_estimator(
+    content: dict[str, Any], kind: type[PersistenceMixin], arrays: dict[str, np.ndarray]
+) -> Any:
     unknown = set(content["parameters"]) - set(kind._get_param_names())
     if unknown:
         raise ValueError(
@@ -297,7 +300,7 @@ def _renew_digests(estimator: Any) -> None:
         estimator.checkpoint_["digest"] = content_digest(estimator.checkpoint_)
 
 
-def _public_estimator(name: str) -> type:
+def _public_estimator(name: str) -> type[PersistenceMixin]:
     """Return the estimator of this package of that name; a file cannot make anything else."""
     import skminilm
 

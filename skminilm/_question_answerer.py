@@ -663,7 +663,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         compute = replace(self._compute(checkpoint), helpers=())
         model = get_tuned_model(checkpoint, compute, self._tuned_weights(), state_cache)
         return find_best_spans(
-            model,
+            model,  # type: ignore[arg-type]  # one device: a PackedModel
             windows.batch,
             SpanPlaces(windows.own_starts, windows.own_stops, windows.context_stops),
             self.coef_,

@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from ._callbacks import with_callbacks
 from ._fine_tuned import FineTunedEstimator
 from ._target_validation import check_numbers, check_row_weights
-from ._targets import MAX_DEVIATIONS, RealTargets, Targets
+from ._targets import MAX_DEVIATIONS, RealTargets
 from ._validation import shorten_list
 from .checkpoints.heads import SequenceHead
 
@@ -341,10 +341,12 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         # The ridge regression that it starts at nearly interpolates few texts: larger steps throw it far off.
         return rate * min(1.0, n_texts / _TEXTS_FOR_FULL_RATE)
 
-    def _read_targets(self, y: Any, row_weights: np.ndarray) -> Targets:
+    def _read_targets(self, y: Any, row_weights: np.ndarray) -> RealTargets:
         return RealTargets(y, row_weights)
 
-    def _target_attributes(self, targets: Targets, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
+    def _target_attributes(
+        self, targets: RealTargets, coef: np.ndarray, intercept: np.ndarray
+    ) -> dict[str, Any]:
         return {
             "coef_": coef * targets.scale[:, None],
             "intercept_": intercept * targets.scale + targets.mean,
@@ -364,7 +366,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
             "_one_dimensional": len(head.names) == 1,
         }
 
-    def _head_of_fit(self, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    def _head_of_fit(self, targets: RealTargets) -> tuple[np.ndarray, np.ndarray]:
         if len(self.coef_) != targets.n_outputs:
             raise ValueError(
                 f"warm_start=True goes on from a fit with {len(self.coef_)} target(s), and y has "

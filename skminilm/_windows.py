@@ -150,8 +150,16 @@ def cut_windows(
         np.array(full_lengths, np.int64),
         np.array(rows, np.int64),
     )
-    places = (np.array(column, np.int64) for column in (starts, stops, own_starts, own_stops, firsts))
-    return Windows(batch, *places, contexts, is_cut)
+    return Windows(
+        batch,
+        context_starts=np.array(starts, np.int64),
+        context_stops=np.array(stops, np.int64),
+        own_starts=np.array(own_starts, np.int64),
+        own_stops=np.array(own_stops, np.int64),
+        first_tokens=np.array(firsts, np.int64),
+        contexts=contexts,
+        is_cut=is_cut,
+    )
 
 
 def window_starts(n_tokens: int, size: int, stride: int) -> range:

@@ -386,7 +386,7 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
             device=self.device,
             verbose=self.verbose,
         )
-        vars(encoder).update(state or {})
+        encoder.__dict__.update(state or {})
         return encoder.set_output(transform="default")  # whatever sklearn.set_config says
 
     def _check_options_of_nli(self) -> None:

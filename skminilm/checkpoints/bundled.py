@@ -176,7 +176,7 @@ def _parse_tokenizer(reader: _Reader) -> SentencePieceTokenizer:
 def _tensor_readers(
     buffer: mmap.mmap, tensors: dict[str, _Tensor], config: BertConfig
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    readers = {}
+    readers: dict[str, Callable[[], torch.Tensor]] = {}
     for name, tensor in tensors.items():
         full_name, shape = _full_name(name, config)
         if full_name == WORD_EMBEDDINGS:

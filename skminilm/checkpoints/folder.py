@@ -97,7 +97,9 @@ def load_folder(folder: Path, name: str, preset: Preset | None = None) -> Checkp
             f"The tokenizer in {transformer} has {tokenizer.n_ids} ids, and the network {config.vocab_size} word "
             "embeddings: they do not belong together. Download both from one repository."
         )
-    digests = {path.name: file_sha256(path) for path in tokenizer_files(transformer, tokenizer)}
+    digests: dict[str, str | list[str]] = {
+        path.name: file_sha256(path) for path in tokenizer_files(transformer, tokenizer)
+    }
     weight_digests = [file_sha256(path) for path in weight_files]
     digests["weights"] = weight_digests[0] if len(weight_digests) == 1 else weight_digests
     check_weights(weight_files, config, n_unused)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class SentencePieceTokenizer:
         ]
         special = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
         tokenizer = Tokenizer(models.Unigram([*special, *pieces, ("<mask>", 0.0)], unk_id=_UNK))
-        steps = []
+        steps: list[normalizers.Normalizer] = []
         if self.is_xlmr:
             steps += [normalizers.Replace(_ZWJ, " "), normalizers.Replace(Regex(f"[{_NEWER}]"), _UNKNOWN)]
         charsmap = _read_charsmap(processor.serialized_model_proto())
@@ -142,7 +143,7 @@ class SentencePieceTokenizer:
         stops = np.cumsum([len(some) for some in pieces]).tolist()
         return [ids[start:stop] for start, stop in pairwise([0, *stops])]
 
-    def _encode(self, texts: Sequence[str], out_type: str) -> list:
+    def _encode(self, texts: Sequence[str], out_type: Literal["numpy", "offset_mapping"]) -> list:
         if self.is_xlmr:
             texts = [text if text.isascii() else _CHANGED.sub(_original_rule, text) for text in texts]
         if len(texts) < _TEXTS_PER_THREAD:  # waking a thread takes longer, milliseconds on a busy machine

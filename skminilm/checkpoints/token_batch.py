@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -76,16 +76,14 @@ class LocatedTokens:
 
 
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer.
+    """What the engine needs of a tokenizer."""
 
-    Attributes
-    ----------
-    pair_template : tuple of three lists of int, or None
-        The special tokens before, between and after the sequences of a pair;
-        None where pairs are not for the vocabulary.
-    """
+    @property
+    def pair_template(self) -> tuple[list[int], list[int], list[int]] | None:
+        """The special tokens before, between and after the sequences of a pair; None: pairs are not for the vocabulary."""
 
-    pair_template: tuple[list[int], list[int], list[int]] | None
+    def state(self) -> tuple[str, bytes]:
+        """Return what :func:`restore_tokenizer` takes."""
 
     def locate(self, texts: Sequence[str]) -> list[LocatedTokens]:
         """Return the tokens of each text, with their places; where there are pairs."""
@@ -118,7 +116,7 @@ def tokenize(
     ValueError
         The prompt is as long as a text may be, or no valid Unicode.
     """
-    limits = {"max_length": settings.max_length, "long_text": settings.long_text}
+    limits: dict[str, Any] = {"max_length": settings.max_length, "long_text": settings.long_text}
     if settings.prompt:
 
         def lengths(text: str) -> int:

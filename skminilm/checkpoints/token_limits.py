@@ -48,7 +48,8 @@ def _head_and_tail(ids: np.ndarray, room: int, n_kept: int) -> tuple[np.ndarray,
 
 def _windows(texts: Sequence[np.ndarray], room: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Cut each text into windows of like length; return them and which text each is of."""
-    windows, owners = [], []
+    windows: list[np.ndarray] = []
+    owners: list[int] = []
     for text, ids in enumerate(texts):
         n_windows = max(1, math.ceil(len(ids) / room))
         bounds = [len(ids) * i // n_windows for i in range(n_windows + 1)]

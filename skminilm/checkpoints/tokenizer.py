@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import Checkpoint, read_json
 from .layout import find_transformer
@@ -62,9 +63,8 @@ def read_tokenizer(folder: Path, n_rows: int | None = None) -> Tokenizer:
 
 def tokenizer_files(folder: Path, tokenizer: Tokenizer) -> list[Path]:
     """Return the files that the ids of a tokenizer of a folder depend on."""
-    names = TOKENIZER_FILES
-    if isinstance(tokenizer, LibraryTokenizer):
-        names += _SETTINGS_FILES
+    settings = _SETTINGS_FILES if isinstance(tokenizer, LibraryTokenizer) else ()
+    names = (*TOKENIZER_FILES, *settings)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -175,9 +175,9 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
     ValueError
         It has another vocabulary than XLM-R's, and the files beside the vocabulary are not there or do not suffice.
     """
-    kind, state = checkpoint.tokenizer.state()
+    tokenizer = checkpoint.tokenizer
     origin = None if checkpoint.folder is None else find_transformer(checkpoint.folder)
-    if kind != "sentencepiece":
+    if not isinstance(tokenizer, SentencePieceTokenizer):
         if origin is None:
             raise ValueError(
                 f"The tokenizer of {checkpoint.name!r} was kept without what transformers needs to know of it: do this "
@@ -187,9 +187,9 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
 
         AutoTokenizer.from_pretrained(str(origin), local_files_only=True).save_pretrained(str(folder))
         return
-    settings = {"model_max_length": checkpoint.config.max_position_embeddings}
+    settings: dict[str, Any] = {"model_max_length": checkpoint.config.max_position_embeddings}
     if origin is None:
-        (folder / TOKENIZER_FILES[0]).write_bytes(state)
+        (folder / TOKENIZER_FILES[0]).write_bytes(tokenizer.state()[1])
     else:
         for name in (*TOKENIZER_FILES, *_SETTINGS_FILES):
             if (origin / name).is_file():
@@ -197,8 +197,8 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
         settings |= read_json(origin / "tokenizer_config.json") or {}
     if not (folder / "tokenizer.json").is_file():
         # transformers reads a SentencePiece model only where the package protobuf is there.
-        content = checkpoint.tokenizer.library_json()
-        if not _agree(checkpoint.tokenizer, json.loads(content), _SPACES):
+        content = tokenizer.library_json()
+        if not _agree(tokenizer, json.loads(content), _SPACES):
             raise ValueError(
                 f"The vocabulary of {checkpoint.name!r} is a SentencePiece model of another kind than XLM-R's, which "
                 "tokenizer.json cannot say: put a tokenizer.json of its authors beside it, and fit again."

@@ -91,7 +91,7 @@ def check_weights(paths: Sequence[Path], config: BertConfig, n_unused_positions:
 
 def safetensors_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of safetensors files; nothing for another file."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         if path.suffix == ".safetensors":
             file = _open_safetensors(path, "np")

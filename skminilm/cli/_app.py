@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 
-Precision = Enum("Precision", {name: name for name in TRAINING_PRECISIONS}, type=str)
+Precision = Enum("Precision", {name: name for name in TRAINING_PRECISIONS}, type=str)  # type: ignore[misc]
 
 
 class TestSet(str, Enum):
@@ -140,7 +140,7 @@ def xnli(
     init_head: Annotated[InitHead, typer.Option(help="Where the head starts.")] = InitHead.random,
     pooling: Annotated[str, typer.Option(help="As MiniLMClassifier has it.")] = "auto",
     refit_head: Annotated[bool, typer.Option(help="Fit the head anew in the end.")] = False,
-    precision: Precision = Precision.auto,
+    precision: Precision = Precision["auto"],
     device: Device = "auto",
     seed: Seed = 42,
     quiet: Quiet = False,
@@ -223,7 +223,7 @@ def mlqa(
     stride: Annotated[int, typer.Option(help="Tokens that neighbouring windows share.")] = 128,
     max_answer_length: Annotated[int, typer.Option(help="Tokens of an answer.")] = 30,
     trainable: TrainableNetwork = "all",
-    precision: Precision = Precision.auto,
+    precision: Precision = Precision["auto"],
     device: Device = "auto",
     seed: Seed = 42,
     quiet: Quiet = False,

@@ -89,7 +89,7 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
     (1024, 'account_access')
     """
     source = files(__package__).joinpath("data", "support_requests.tsv")
-    with source.open(encoding="utf-8", newline="") as file:
+    with source.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     texts: Any = [row["text"] for row in rows]
     intents = [TARGET_NAMES.index(row["intent"]) for row in rows]

@@ -61,7 +61,8 @@ def _attention_of_group(tokens: torch.Tensor, group: AttentionGroup, n_heads: in
         tokens = tokens.index_select(0, group.sources)
         mask = group.is_token[:, None, None, :]
     heads = tokens.view(*shape, 3, n_heads, hidden_size // n_heads).permute(2, 0, 3, 1, 4)
-    attended = _fused_kernel(*heads.unbind(0), mask)
+    query, key, value = heads.unbind(0)
+    attended = _fused_kernel(query, key, value, mask)
     attended = attended.transpose(1, 2).reshape(-1, hidden_size)
     return attended if group.slots is None else attended[group.slots]
 

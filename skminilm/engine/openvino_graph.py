@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
@@ -24,7 +25,10 @@ from ..checkpoints import BertConfig
 from ._openvino_import import import_silently
 from .weights import layer_prefix
 
-ov = import_silently("openvino")
+if TYPE_CHECKING:
+    import openvino as ov
+else:
+    ov = import_silently("openvino")
 ops = import_silently("openvino.opset13")
 
 _QUANTIZATION_VERSION = 3  # raise it when the same weights and texts begin to give other graphs

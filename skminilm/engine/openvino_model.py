@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
@@ -125,12 +125,13 @@ class OpenVINOModel(StreamingModel):
             if len(quantized) < len(graphs):
                 compiled = _compiled(graph, self._dtype, torch.get_num_threads())
                 inputs = [
-                    self._next_inputs(*compiled(sample).values(), pack)
+                    self._next_inputs(compiled(sample).values(), pack)
                     for sample, pack in zip(samples, packs, strict=True)
                 ]
         return quantized
 
-    def _next_inputs(self, hidden: np.ndarray, qkv: np.ndarray, pack: Pack) -> list[torch.Tensor]:
+    def _next_inputs(self, outputs: Iterable[np.ndarray], pack: Pack) -> list[torch.Tensor]:
+        hidden, qkv = outputs
         attended = attention(torch.from_numpy(qkv), pack, self.checkpoint.config.num_attention_heads)
         return [attended, torch.from_numpy(hidden)]
 

@@ -108,7 +108,8 @@ def new_layer_states(
 ) -> LayerStates:
     """Return the output of the lowest layers of a checkpoint, kept in `cache`."""
     alone = replace(compute, helpers=())
-    return LayerStates(get_model(checkpoint, alone), alone, n_layers, cache)
+    model = get_model(checkpoint, alone)
+    return LayerStates(model, alone, n_layers, cache)  # type: ignore[arg-type]  # one device: a PackedModel
 
 
 def _packed_model(

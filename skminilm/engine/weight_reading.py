@@ -45,7 +45,8 @@ def read_fused_weights(
     try:
         weights = checkpoint.read_weights()
         if first_layer == 0:
-            weights = ChainMap({WORD_EMBEDDINGS: _shared_word_table(checkpoint, weights, device)}, weights)
+            table = _shared_word_table(checkpoint, weights, device)
+            weights = ChainMap({WORD_EMBEDDINGS: table}, weights)  # type: ignore[arg-type]  # it is only read
         yield from fused_weights(weights, checkpoint.config, first_layer)
     except KeyError as error:
         raise OSError(

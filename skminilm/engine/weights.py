@@ -60,7 +60,7 @@ def fused_weights(
         old, new = f"encoder.layer.{layer}.", layer_prefix(layer)
         for kind in ("weight", "bias"):
             for part, old_parts in LAYER_PARTS.items():
-                shape = shapes.get(part, (size, size))
+                shape: tuple[int, ...] = shapes.get(part, (size, size))
                 if kind == "bias" or part.endswith("norm"):
                     shape = shape[:1]
                 tensors = [_checked(weights, f"{old}{old_part}.{kind}", shape) for old_part in old_parts]
@@ -73,7 +73,7 @@ def _fused_embeddings(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     size = config.hidden_size
     table = weights[WORD_EMBEDDINGS]
-    shape = (config.vocab_size, size)
+    shape: tuple[int, ...] = (config.vocab_size, size)
     if table.dtype == torch.uint8:
         shape = (config.vocab_size, size // BLOCK, BLOCK_BYTES)
     if table.shape != shape:

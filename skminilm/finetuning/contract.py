@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -73,8 +74,8 @@ class TrainingResult:
     interrupted: bool = False
 
 
-class TrainingHooks:
-    """What is called on the way; this one does nothing."""
+class TrainingHooks(Protocol):
+    """What is called on the way."""
 
     def end_step(self, n_texts: int, loss: float) -> None:
         """Called after each step with its number of texts and its loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class FlatParameters:
         if not self._moments:
             self._moments = [torch.zeros_like(self.master) for _ in range(2)]
         self._n_steps += 1
-        options = dict(
+        options: dict[str, Any] = dict(
             learning_rate=self.learning_rate * rate,
             weight_decay=self._weight_decay,
             betas=(_BETA_1, _BETA_2),

@@ -123,7 +123,8 @@ def adamw(
         torch_adamw(
             [parameters],
             [gradient.float().mul_(scale)],
-            *([moment] for moment in moments),
+            [moments[0]],
+            [moments[1]],
             [],
             [torch.full((), n_steps - 1.0, dtype=torch.float32, device=parameters.device)],
             fused=True,
