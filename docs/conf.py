@@ -6,6 +6,7 @@ project = "skminilm"
 copyright = "2026, the skminilm developers"
 release = version = __version__
 extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser"]
+autodoc_typehints = "none"  # the docstrings say more
 numpydoc_show_class_members = False
 html_theme = "furo"
 myst_heading_anchors = 2

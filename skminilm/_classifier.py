@@ -428,10 +428,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     def _target_attributes(
         self, targets: ClassTargets | MultilabelTargets, coef: np.ndarray, intercept: np.ndarray
     ) -> dict[str, Any]:
+        classes = targets.classes if isinstance(targets, ClassTargets) else np.arange(targets.n_outputs)
         return {
-            "classes_": targets.classes
-            if isinstance(targets, ClassTargets)
-            else np.arange(targets.n_outputs),
+            "classes_": classes,
             "multilabel_": isinstance(targets, MultilabelTargets),
             "coef_": coef,
             "intercept_": intercept,

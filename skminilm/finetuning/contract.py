@@ -85,7 +85,6 @@ class TrainingHooks(Protocol):
 
     def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
         """Called when an epoch has ended; `result` returns the state. True ends the training."""
-        return False
 
 
 class TrainingDivergedError(FloatingPointError):

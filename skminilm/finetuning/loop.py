@@ -90,7 +90,18 @@ def train(
             workers or Workers(),
             score,
         )
-        return training.run(hooks, refit)
+        return training.run(hooks or _NoHooks(), refit)
+
+
+class _NoHooks:
+    """Where nobody wants to know."""
+
+    def begin_epoch(self) -> None: ...
+
+    def end_step(self, n_texts: int, loss: float) -> None: ...
+
+    def end_epoch(self, result: Callable[[], TrainingResult]) -> bool:
+        return False
 
 
 class _Training:
@@ -126,7 +137,7 @@ class _Training:
         self._kept: list[torch.Tensor] | None = None  # parameters of the best epoch, or of the last
         self._kept_epoch = 0
 
-    def run(self, hooks: TrainingHooks | None, refit: Refit | None) -> TrainingResult:
+    def run(self, hooks: TrainingHooks, refit: Refit | None) -> TrainingResult:
         patience = self._options.n_iter_no_change
         ranks = []
         if patience is not None:
@@ -136,8 +147,7 @@ class _Training:
         interrupted = False
         try:
             for epoch in range(1, self._options.epochs + 1):
-                if hooks:
-                    hooks.begin_epoch()
+                hooks.begin_epoch()
                 self._run_epoch(shuffle, hooks)
                 if patience is None:
                     self._keep(epoch)
@@ -146,7 +156,7 @@ class _Training:
                     ranks.append(_rank(last["validation_loss"], last["validation_score"]))
                     if ranks[-1] > max(ranks[:-1]):
                         self._keep(epoch)
-                stops = hooks.end_epoch(self._result) if hooks else False
+                stops = hooks.end_epoch(self._result)
                 if self._of_first_worker(stops)[0] or (patience is not None and should_stop(ranks, patience)):
                     break
         except KeyboardInterrupt:
@@ -189,7 +199,7 @@ class _Training:
                 vectors[rows] = some.float().cpu().numpy()
         return vectors
 
-    def _run_epoch(self, shuffle: np.random.RandomState, hooks: TrainingHooks | None) -> None:
+    def _run_epoch(self, shuffle: np.random.RandomState, hooks: TrainingHooks) -> None:
         began = time.perf_counter()
         loss_sum, weight_sum = 0.0, 0.0
         order = shuffle.permutation(self._split.training)
@@ -197,8 +207,7 @@ class _Training:
             loss, weight = self._run_step(batch)
             loss_sum += loss * weight
             weight_sum += weight
-            if hooks:
-                hooks.end_step(len(batch), loss)
+            hooks.end_step(len(batch), loss)
         if not self._is_finite():
             raise self._diverged("The weights, or what they make of a text, became infinite or NaN")
         seconds = time.perf_counter() - began
