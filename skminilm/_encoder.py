@@ -331,7 +331,8 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
         ``SentenceTransformer(path).encode(texts)`` gives the vectors of
         :meth:`transform`, with its pooling, prompt and `max_length`, and
         ``AutoModel.from_pretrained(path)`` the token states below. All weights
-        are there, in float32: 0.5 GB.
+        are there, in float32: 0.5 GB. There is no pooler, which no vector here
+        goes through: transformers makes a random one, and says so.
 
         Parameters
         ----------

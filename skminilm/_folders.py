@@ -143,12 +143,15 @@ def copy_rights(old: Path, new: Path) -> None:
 
 @contextlib.contextmanager
 def errors_of_the_system(path: Path) -> Iterator[None]:
-    """Turn what safetensors and tokenizers raise where `path` cannot be written into an OSError that names it."""
+    """Turn what is raised where `path` cannot be written, also by safetensors and tokenizers, into an OSError that names it."""
     try:
         yield
     except Exception as error:  # tokenizers raises nothing narrower
         number = re.search(r"os error (\d+)|Os { code: (\d+)", str(error))
-        if number is None:
+        if number is not None:
+            code = int(number[1] or number[2])
+        elif isinstance(error, OSError) and error.errno and error.filename is None:
+            code = error.errno
+        else:
             raise
-        code = int(number[1] or number[2])
         raise OSError(code, os.strerror(code), str(path)) from error

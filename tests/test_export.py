@@ -69,6 +69,17 @@ def test_a_vocabulary_of_which_no_file_says_whose_it_is(tmp_path, xlmr_folder, k
         np.testing.assert_allclose(vectors, classifier.encode(TEXTS), atol=1e-5)
 
 
+@pytest.mark.parametrize("folder", ["transformers_folder", "xlmr_folder"])
+def test_the_network_and_the_tokenizer_pad_with_the_same_token(tmp_path, folder, request):
+    """Where they differ the token that the network takes for padding, such as <s>, is not trained any further."""
+    MiniLMEncoder(request.getfixturevalue(folder)).export(tmp_path / "network")
+    model = SentenceTransformer(str(tmp_path / "network"), device="cpu")
+    embeddings = model[0].auto_model.get_input_embeddings()
+    assert embeddings.padding_idx == model.tokenizer.pad_token_id
+    config = json.loads((tmp_path / "network" / "config.json").read_text())
+    assert config["transformers_version"] == "4.48.0"  # without one 4.57 advises fix_mistral_regex=True
+
+
 @pytest.mark.skipif(os.name == "nt", reason="it has other rights")
 def test_all_files_may_be_read_by_the_same(tmp_path, transformers_folder, monkeypatch):
     (tmp_path / "network").mkdir()

@@ -186,6 +186,12 @@ def test_errors_that_carry_the_number_of_the_system(tmp_path, message):
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
+def test_a_full_disk_is_named_where_python_names_none(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as caught, errors_of_the_system(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as from a file that is open
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names cannot be swapped")
 def test_a_folder_that_another_process_makes_at_the_last_moment_is_replaced(tmp_path, monkeypatch):
     path, new, rename = tmp_path / "path", tmp_path / "new", Path.rename

@@ -167,8 +167,10 @@ def _agree(tokenizer: SentencePieceTokenizer, content: dict, more: Sequence[str]
     return ids[0] == ids[1]
 
 
-def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
+def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> int | None:
     """Write the tokenizer of a checkpoint into a folder, as transformers reads it beside a network of the type BERT.
+
+    Returns the id of the token for padding; None where there is none.
 
     Raises
     ------
@@ -185,8 +187,9 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
             )
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(str(origin), local_files_only=True).save_pretrained(str(folder))
-        return
+        of_library = AutoTokenizer.from_pretrained(str(origin), local_files_only=True)
+        of_library.save_pretrained(str(folder))
+        return of_library.pad_token_id
     settings: dict[str, Any] = {"model_max_length": checkpoint.config.max_position_embeddings}
     if origin is None:
         (folder / TOKENIZER_FILES[0]).write_bytes(tokenizer.state()[1])
@@ -208,6 +211,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
     # makes a normaliser of its own.
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL_ROLES}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return _SPECIAL.index("<pad>")
 
 
 def _golden_ids() -> dict:

@@ -16,6 +16,8 @@ from .weights import TunedWeights, replaced_weights, unfused_weights
 
 _POOLING_KEYS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
 _MODULES = "sentence_transformers.models."  # the names that all releases read
+# The oldest that this package takes. Where a folder names none, 4.57 advises an option that breaks its tokenizer.
+_TRANSFORMERS = "4.48.0"
 
 
 def export_network(
@@ -32,21 +34,21 @@ def export_network(
         The checkpoint came out of a saved estimator, with a vocabulary that is not XLM-R's: what transformers needs
         to know of it beside the vocabulary is not kept there.
     """
-    write_tokenizer(folder, checkpoint)
+    padding = write_tokenizer(folder, checkpoint)
     weights = read_fused_weights(checkpoint)
     if tuned:
         weights = replaced_weights(weights, tuned)
     tensors = {name: tensor.contiguous() for name, tensor in unfused_weights(weights, checkpoint.config)}
     file = folder / "model.safetensors"
     save_file(tensors, file, metadata={"format": "pt"})
-    for name, content in _configuration(checkpoint.config, settings).items():
+    for name, content in _configuration(checkpoint.config, settings, padding).items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
     copy_rights(folder / "config.json", file)  # safetensors may write for the owner alone
 
 
-def _configuration(config: BertConfig, settings: EncodingSettings) -> dict[str, Any]:
+def _configuration(config: BertConfig, settings: EncodingSettings, padding: int | None) -> dict[str, Any]:
     """Return the content of the JSON files by their names."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if settings.normalize:
@@ -68,6 +70,8 @@ def _configuration(config: BertConfig, settings: EncodingSettings) -> dict[str, 
             "max_position_embeddings": config.max_position_embeddings,
             "type_vocab_size": config.type_vocab_size,
             "layer_norm_eps": config.layer_norm_eps,
+            "pad_token_id": padding,
+            "transformers_version": _TRANSFORMERS,
         },
         "modules.json": [
             {"idx": number, "name": str(number), "path": path, "type": _MODULES + name}
