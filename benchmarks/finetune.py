@@ -46,7 +46,8 @@ def probe(X, y, seed, folder):
         return np.hstack([first, second, np.abs(first - second), first * second])
 
     vectors = MiniLMEncoder() if isinstance(X[0], str) else FunctionTransformer(compare)
-    return make_pipeline(vectors, LogisticRegression(C=10, max_iter=5000)).fit(X, y).predict
+    classifier = LogisticRegression(C=min(100, max(10, 10_000 / len(X))), max_iter=5000)
+    return make_pipeline(vectors, classifier).fit(X, y).predict
 
 
 def ours(**parameters) -> Fit:

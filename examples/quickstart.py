@@ -42,7 +42,7 @@ def main() -> None:
     X, y = texts[train].tolist(), intents[train]
     print(f"{len(X)} English training texts, {is_new.sum()} new texts in 16 languages\n")
 
-    pipeline = Pipeline([("enc", MiniLMEncoder(verbose=1)), ("clf", LogisticRegression(C=10))])
+    pipeline = Pipeline([("enc", MiniLMEncoder(verbose=1)), ("clf", LogisticRegression(C=100))])
     models = {
         "pipeline": pipeline.fit(X, y),
         "classifier": MiniLMClassifier(random_state=0, verbose=1).fit(X, y),

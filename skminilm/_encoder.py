@@ -291,7 +291,10 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
         ----------
         X : list, array, or data-frame column of str, shape (n_texts,) or (n_texts, 2)
             One column: texts. Two columns: sentence pairs, encoded together as
-            ``<s> A </s></s> B </s>``.
+            ``<s> A </s></s> B </s>``: their common vector says what both are
+            about, and little of how they differ. To compare the texts use
+            :class:`MiniLMClassifier`, or the vectors u and v of both columns
+            with abs(u - v) and u * v.
 
         Returns
         -------

@@ -32,7 +32,7 @@ from ._parameters import NumberInterval
 from ._progress import tqdm
 from ._rows import reread
 from ._target_validation import check_row_weights
-from ._targets import Targets
+from ._targets import Network, Targets
 from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
@@ -276,7 +276,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             remedy = "Give more texts, or X_val and y_val."
             if 0 < 2 * n_classes <= n_texts:
                 least, most = n_classes / n_texts, 1 - n_classes / n_texts
-                remedy = f"Set it between {least:.3g} and {most:.3g}, or give X_val and y_val."
+                right = "to 0.5" if least == most else f"between {least:.3g} and {most:.3g}"
+                remedy = f"Set it {right}, or give X_val and y_val."
             raise ValueError(
                 f"early_stopping=True cannot set validation_fraction={self.validation_fraction} of {n_given} texts "
                 f"aside: {n_classes} classes have two texts or more, and each needs one there and one to train on. {remedy}"
@@ -354,15 +355,16 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             vectors, lengths = self._frozen_vectors(data, checkpoint, settings, compute)
 
-        def fit_head(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def fit_head(vectors: np.ndarray, network: Network = "trained") -> tuple[np.ndarray, np.ndarray]:
             values, weights = data.values[data.training], data.row_weights[data.training]
             with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
-                return targets.fit_head(vectors, values, weights, bar.update)
+                return targets.fit_head(vectors, values, weights, bar.update, network)
 
         if earlier is not None:
             head = earlier.coef, earlier.intercept
         elif self.init_head == "probe":
-            head = fit_head(vectors if len(data.training) == len(vectors) else vectors[data.training])
+            training = vectors if len(data.training) == len(vectors) else vectors[data.training]
+            head = fit_head(training, "fixed" if self.trainable == "head" else "to train")
         else:
             head = _random_head(targets.n_outputs, settings.vector_size(checkpoint.hidden_size), random)
         options = self._training_options(n_epochs, compute, random)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import sklearn
@@ -24,8 +24,13 @@ from ._target_validation import (
 if TYPE_CHECKING:
     from .finetuning import Objective
 
-# Inverse strength of the L2 penalty of the probe that the head starts at; from 25 classes on 0.4 per class.
-_PROBE_C, _PROBE_C_A_CLASS = 10.0, 0.4
+# What becomes of the network to whose vectors a head is fitted.
+Network = Literal["to train", "trained", "fixed"]
+# Inverse strength of the L2 penalty of a logistic regression: with few texts the least hardly tells classes apart. But
+# where a network is to be trained a small loss would leave it little to learn, and one that is trained tells them apart.
+_LEAST_C, _C_OF_ONE_TEXT, _C_A_CLASS = 10.0, 10_000.0, 0.4
+_MOST_C: dict[Network, float] = {"to train": 10.0, "trained": 30.0, "fixed": 100.0}
+_MOST_CLASSES_FOR_NEWTON = 25
 _MAX_PROBE_STEPS = 50
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
 _MAX_LOG_ODDS = 4.0
@@ -86,11 +91,17 @@ class Targets(ABC):
 
     @abstractmethod
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
+        self,
+        vectors: np.ndarray,
+        values: np.ndarray,
+        row_weights: np.ndarray,
+        progress: Progress = _ignore,
+        network: Network = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,).
 
-        `progress` is called with 1 after each of the `n_models`.
+        `progress` is called with 1 after each of the `n_models`. The penalty of
+        classes and labels depends on `network`; that of numbers is chosen anew.
         """
 
 
@@ -150,7 +161,12 @@ class ClassTargets(Targets):
         return SoftmaxObjective(self._label_smoothing)
 
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
+        self,
+        vectors: np.ndarray,
+        values: np.ndarray,
+        row_weights: np.ndarray,
+        progress: Progress = _ignore,
+        network: Network = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a multinomial logistic regression; a class without weight gets a constant, far below the others."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
@@ -161,7 +177,7 @@ class ClassTargets(Targets):
             intercept[present] = 0.0
             progress(1)
             return coef, intercept
-        found, found_intercept = _logistic_regression(_as_solved(vectors), values, row_weights)
+        found, found_intercept = _logistic_regression(_as_solved(vectors), values, row_weights, network)
         progress(1)
         if len(present) == 2:  # one row of logit differences: half of it to each class
             found = np.vstack([-found, found]) / 2
@@ -237,7 +253,12 @@ class MultilabelTargets(Targets):
         return MultilabelObjective(self._label_weights, self._label_smoothing)
 
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
+        self,
+        vectors: np.ndarray,
+        values: np.ndarray,
+        row_weights: np.ndarray,
+        progress: Progress = _ignore,
+        network: Network = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit one logistic regression a label; a label that is always or never there gets a constant."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
@@ -249,7 +270,7 @@ class MultilabelTargets(Targets):
             if len(present) == 1:
                 intercept[label] = _MAX_LOG_ODDS if present[0] else -_MAX_LOG_ODDS
             elif len(present) == 2:
-                found, found_intercept = _logistic_regression(vectors, values[:, label], weights)
+                found, found_intercept = _logistic_regression(vectors, values[:, label], weights, network)
                 coef[label], intercept[label] = found[0], found_intercept[0]
             progress(1)
         return coef, intercept
@@ -333,7 +354,12 @@ class RealTargets(Targets):
         return RegressionObjective()
 
     def fit_head(
-        self, vectors: np.ndarray, values: np.ndarray, row_weights: np.ndarray, progress: Progress = _ignore
+        self,
+        vectors: np.ndarray,
+        values: np.ndarray,
+        row_weights: np.ndarray,
+        progress: Progress = _ignore,
+        network: Network = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a ridge regression whose penalties, one per target, are chosen by leave-one-out."""
         from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
@@ -383,8 +409,12 @@ def _as_solved(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
+def _inverse_penalty(n_texts: int, n_classes: int, network: Network) -> float:
+    return max(_LEAST_C, min(_MOST_C[network], _C_OF_ONE_TEXT / n_texts), _C_A_CLASS * n_classes)
+
+
 def _logistic_regression(
-    vectors: np.ndarray, codes: np.ndarray, row_weights: np.ndarray
+    vectors: np.ndarray, codes: np.ndarray, row_weights: np.ndarray, network: Network
 ) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
 
@@ -392,10 +422,10 @@ def _logistic_regression(
     of_classes = np.bincount(np.unique(codes, return_inverse=True)[1], weights=weights)
     # The gradient that a class has part in is as small as the class.
     tolerance = min(1e-4, 2e-3 * float(of_classes.min() / of_classes.sum()))
-    c = max(_PROBE_C, _PROBE_C_A_CLASS * len(of_classes))
+    c = _inverse_penalty(len(codes), len(of_classes), network)
     # In float32 and with so many columns Newton's method takes a tenth of the time of L-BFGS, to a lower minimum;
     # with hundreds of classes its steps go too far, and it gives up where it began.
-    solver = "newton-cg" if c == _PROBE_C else "lbfgs"
+    solver = "newton-cg" if len(of_classes) <= _MOST_CLASSES_FOR_NEWTON else "lbfgs"
     probe = LogisticRegression(C=c, max_iter=_MAX_PROBE_STEPS, solver=solver, tol=tolerance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to start at

@@ -83,7 +83,7 @@ class Texts:
         return Texts(self.first + other.first, second, self.names)
 
 
-def check_texts(X: Any, name: str = "X", *, missing: str = "error") -> Texts:
+def check_texts(X: Any, name: str = "X", *, missing: str | None = None) -> Texts:
     """Return X as lists of str.
 
     Parameters
@@ -92,8 +92,9 @@ def check_texts(X: Any, name: str = "X", *, missing: str = "error") -> Texts:
         One column: texts. Two columns: sentence pairs.
     name : str, default="X"
         What errors call it.
-    missing : {"error", "empty"}, default="error"
-        What None, NaN and NA become: an error, or the empty text.
+    missing : {"error", "empty"} or None, default=None
+        What None, NaN and NA become: an error, or the empty text. None: an
+        error, of an estimator without this parameter.
 
     Raises
     ------
@@ -190,7 +191,7 @@ def _split_rows(rows: list, name: str) -> list[list]:
     return [[row[column] for row in rows] for column in range(n_columns)]
 
 
-def _check_column(values: list, name: str, place: str, missing: str) -> list[str]:
+def _check_column(values: list, name: str, place: str, missing: str | None) -> list[str]:
     texts = []
     for row, value in enumerate(values):
         if not isinstance(value, str) and hasattr(value, "as_py"):  # a scalar of pyarrow
@@ -216,9 +217,10 @@ def _check_column(values: list, name: str, place: str, missing: str) -> list[str
                     f"{name} must hold str: row {row}{place} is {shorten(value)} ({type(value).__name__}). {remedy}"
                 )
             if missing != "empty":
+                other = ", or use missing='empty'" if missing else ""
                 raise ValueError(
-                    f"{name} has a missing value: row {row}{place} is {value!r}. Drop the row, fill it "
-                    "(Series.fillna('')), or use missing='empty' of MiniLMEncoder."
+                    f"{name} has a missing value: row {row}{place} is {value!r}. Drop the row or fill it "
+                    f"(Series.fillna('')){other}."
                 )
             value = ""
         texts.append(value)

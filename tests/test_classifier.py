@@ -606,17 +606,24 @@ def test_a_warm_start_tells_labels_from_columns():
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_head_starts_at_a_logistic_regression_of_weights_of_mean_1(split, n_classes):
+def test_a_head_is_a_logistic_regression_of_weights_of_mean_1(split, n_classes):
     X, y, X_new, _ = split
     kept = np.isin(y, np.unique(y)[:n_classes])
     X, y = [text for text, k in zip(X, kept, strict=True) if k], y[kept]
     weights = np.where(np.arange(len(y)) == 0, 100.0, 1.0)
     options = dict(trainable="head", epochs=1, head_learning_rate=1e-12, precision="fp32", random_state=0)
     found = MiniLMClassifier(**options).fit(X, y, sample_weight=weights)
-    probe = LogisticRegression(C=10, max_iter=2000, tol=1e-6)
+    probe = LogisticRegression(C=100, max_iter=2000, tol=1e-6)
     probe.fit(found.encode(X), y, sample_weight=weights / weights.mean())
     expected = probe.predict_proba(found.encode(X_new))
     np.testing.assert_allclose(found.predict_proba(X_new), expected, atol=1e-2)
+
+
+def test_the_more_texts_the_stronger_the_penalty_of_each(requests):
+    X, y = requests.data[:500], requests.target[:500]
+    found = MiniLMClassifier(trainable="head", epochs=1, head_learning_rate=1e-12, random_state=0).fit(X, y)
+    expected = LogisticRegression(C=20, max_iter=2000, tol=1e-6).fit(found.encode(X), y)
+    np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(found.encode(X)), atol=1e-2)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -333,8 +333,10 @@ def test_early_stopping_goes_back_to_the_best_epoch(split):
     assert ruined.score(X, y) >= max(scores)
     assert ruined.best_epoch_ == 0
     assert ruined.n_iter_ == 2
-    probe = MiniLMClassifier(trainable="head", epochs=1, head_learning_rate=1e-12, random_state=0).fit(X, y)
-    np.testing.assert_allclose(ruined.predict_proba(X_new), probe.predict_proba(X_new), atol=1e-3)
+    start = LogisticRegression(C=10, max_iter=2000).fit(ruined.encode(X), y)
+    np.testing.assert_allclose(
+        ruined.predict_proba(X_new), start.predict_proba(ruined.encode(X_new)), atol=5e-3
+    )
 
 
 def test_early_stopping_sets_texts_aside_by_class(split, monkeypatch):
@@ -369,6 +371,8 @@ def test_the_only_text_of_a_class_is_trained_on(split):
         ValueError, match=rf"of {several + 1} texts aside: 8 classes .* between 0\.2 and 0\.8, or"
     ):
         MiniLMClassifier(**{**options, "validation_fraction": 0.01}).fit(X, y)
+    with pytest.raises(ValueError, match=r"2 classes have two texts .* Set it to 0\.5, or give"):
+        MiniLMClassifier(early_stopping=True).fit(["a", "b", "c", "d"], [1, 1, 2, 2])
     with pytest.raises(ValueError, match=r"0 classes have two texts.* Give more texts, or X_val and y_val"):
         MiniLMClassifier(**options).fit(["a", "b", "c"], [1, 2, 3])
 
@@ -876,7 +880,7 @@ def test_the_head_is_fitted_anew_to_the_trained_network(split):
     refitted = MiniLMClassifier(**options).fit(X, y)
     trained = MiniLMClassifier(refit_head=False, **options).fit(X, y)
     assert changed(refitted, trained) == 0
-    expected = LogisticRegression(C=10, max_iter=2000).fit(trained.encode(X), y)
+    expected = LogisticRegression(C=30, max_iter=2000).fit(trained.encode(X), y)
     np.testing.assert_allclose(
         refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=5e-3
     )
@@ -1287,7 +1291,7 @@ def test_the_head_is_fitted_anew_to_the_network_of_the_best_epoch(split, monkeyp
     trained, refitted = fits[False], fits[True]
     assert trained.best_epoch_ == refitted.best_epoch_ == 1
     assert refitted.weights_digest_ == trained.weights_digest_
-    expected = LogisticRegression(C=10, max_iter=2000).fit(trained.encode(X), y)
+    expected = LogisticRegression(C=30, max_iter=2000).fit(trained.encode(X), y)
     np.testing.assert_allclose(
         refitted.predict_proba(X_new), expected.predict_proba(trained.encode(X_new)), atol=1e-2
     )
