@@ -208,7 +208,9 @@ def test_sample_weight_is_routed(english, routing):
     head = MiniLMClassifier(**HEAD).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
     weighted = Pipeline([("clf", head)]).fit(X, wrong, sample_weight=weights)
     plain = Pipeline([("clf", MiniLMClassifier(**HEAD))]).fit(X, wrong)
-    assert weighted.score(X, y) > plain.score(X, y) + 0.3
+    by_itself = MiniLMClassifier(**HEAD).fit(X, wrong, sample_weight=weights)
+    np.testing.assert_array_equal(weighted.predict_proba(X), by_itself.predict_proba(X))
+    assert weighted.score(X, y) > plain.score(X, y) + 0.1
     search = GridSearchCV(head, {"init_head": ["probe"]}, cv=2).fit(X, wrong, sample_weight=weights)
     assert (search.predict(X) == y).mean() > plain.score(X, y) + 0.3
     regressor = MiniLMRegressor(**HEAD).set_fit_request(sample_weight=True)
