@@ -212,7 +212,7 @@ def test_sample_weight_is_routed(english, routing):
     np.testing.assert_array_equal(weighted.predict_proba(X), by_itself.predict_proba(X))
     assert weighted.score(X, y) > plain.score(X, y) + 0.1
     search = GridSearchCV(head, {"init_head": ["probe"]}, cv=2).fit(X, wrong, sample_weight=weights)
-    assert (search.predict(X) == y).mean() > plain.score(X, y) + 0.3
+    np.testing.assert_array_equal(search.predict_proba(X), by_itself.predict_proba(X))
     regressor = MiniLMRegressor(**HEAD).set_fit_request(sample_weight=True)
     Pipeline([("reg", regressor)]).fit(X, np.arange(len(X)), sample_weight=weights)
 
