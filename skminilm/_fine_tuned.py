@@ -32,7 +32,7 @@ from ._parameters import NumberInterval
 from ._progress import tqdm
 from ._rows import reread
 from ._target_validation import check_row_weights
-from ._targets import Network, Targets
+from ._targets import NetworkState, Targets
 from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
@@ -355,7 +355,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
             vectors, lengths = self._frozen_vectors(data, checkpoint, settings, compute)
 
-        def fit_head(vectors: np.ndarray, network: Network = "trained") -> tuple[np.ndarray, np.ndarray]:
+        def fit_head(vectors: np.ndarray, network: NetworkState = "trained") -> tuple[np.ndarray, np.ndarray]:
             values, weights = data.values[data.training], data.row_weights[data.training]
             with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
                 return targets.fit_head(vectors, values, weights, bar.update, network)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from .finetuning import Objective
 
 # What becomes of the network to whose vectors a head is fitted.
-Network = Literal["to train", "trained", "fixed"]
+NetworkState = Literal["to train", "trained", "fixed"]
 # Inverse strength of the L2 penalty of a logistic regression: with few texts the least hardly tells classes apart. But
 # where a network is to be trained a small loss would leave it little to learn, and one that is trained tells them apart.
 _LEAST_C, _C_OF_ONE_TEXT, _C_A_CLASS = 10.0, 10_000.0, 0.4
-_MOST_C: dict[Network, float] = {"to train": 10.0, "trained": 30.0, "fixed": 100.0}
+_MOST_C: dict[NetworkState, float] = {"to train": 10.0, "trained": 30.0, "fixed": 100.0}
 _MOST_CLASSES_FOR_NEWTON = 25
 _MAX_PROBE_STEPS = 50
 _RIDGE_ALPHAS = np.logspace(-3, 2, 11)
@@ -96,7 +96,7 @@ class Targets(ABC):
         values: np.ndarray,
         row_weights: np.ndarray,
         progress: Progress = _ignore,
-        network: Network = "fixed",
+        network: NetworkState = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,).
 
@@ -166,7 +166,7 @@ class ClassTargets(Targets):
         values: np.ndarray,
         row_weights: np.ndarray,
         progress: Progress = _ignore,
-        network: Network = "fixed",
+        network: NetworkState = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a multinomial logistic regression; a class without weight gets a constant, far below the others."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
@@ -258,7 +258,7 @@ class MultilabelTargets(Targets):
         values: np.ndarray,
         row_weights: np.ndarray,
         progress: Progress = _ignore,
-        network: Network = "fixed",
+        network: NetworkState = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit one logistic regression a label; a label that is always or never there gets a constant."""
         coef = np.zeros((self.n_outputs, vectors.shape[1]), np.float32)
@@ -359,7 +359,7 @@ class RealTargets(Targets):
         values: np.ndarray,
         row_weights: np.ndarray,
         progress: Progress = _ignore,
-        network: Network = "fixed",
+        network: NetworkState = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a ridge regression whose penalties, one per target, are chosen by leave-one-out."""
         from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
@@ -409,12 +409,12 @@ def _as_solved(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _inverse_penalty(n_texts: int, n_classes: int, network: Network) -> float:
+def _inverse_penalty(n_texts: int, n_classes: int, network: NetworkState) -> float:
     return max(_LEAST_C, min(_MOST_C[network], _C_OF_ONE_TEXT / n_texts), _C_A_CLASS * n_classes)
 
 
 def _logistic_regression(
-    vectors: np.ndarray, codes: np.ndarray, row_weights: np.ndarray, network: Network
+    vectors: np.ndarray, codes: np.ndarray, row_weights: np.ndarray, network: NetworkState
 ) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression  # not at import: it takes as long as all of ours
 

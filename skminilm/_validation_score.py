@@ -80,5 +80,5 @@ def _fitted_view(estimator: FineTunedEstimator, targets: Targets, X: list, outpu
 
     view = copy.copy(estimator)
     no_head = np.zeros((targets.n_outputs, 1), np.float32), np.zeros(targets.n_outputs, np.float32)
-    view.__dict__.update({**estimator._target_attributes(targets, *no_head), "_outputs": outputs_of})
+    view.__dict__.update(estimator._target_attributes(targets, *no_head), _outputs=outputs_of)
     return view
