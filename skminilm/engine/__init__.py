@@ -4,7 +4,7 @@ Importing this package imports torch; the estimators do so at first use.
 """
 
 from .export import export_network
-from .hardware import Compute, resolve_compute
+from .hardware import Compute, compiled_kernels, resolve_compute
 from .modes import own_modes
 from .registry import (
     get_model,
@@ -20,6 +20,7 @@ __all__ = [
     "Compute",
     "SpanPlaces",
     "TunedWeights",
+    "compiled_kernels",
     "export_network",
     "find_best_spans",
     "get_model",

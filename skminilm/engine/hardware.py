@@ -12,7 +12,7 @@ import torch
 
 from .._warnings import warn
 from ..checkpoints import BertConfig
-from .kernels import layers
+from .kernels import _library, layers
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -277,6 +277,14 @@ def _best_precision(device: torch.device, backend: str, config: BertConfig | Non
     if backend != "torch" or config is None or not layers.is_available(torch.int16):
         return "fp32"
     return "int16" if layers.takes_sizes(config.hidden_size, config.intermediate_size) else "fp32"
+
+
+def compiled_kernels() -> str | None:
+    """Return in words which compiled kernels there are for this processor; None where there are none."""
+    if _library.load() is None:
+        return None
+    precisions = [name for name, dtype in _DTYPES.items() if layers.is_available(dtype)]
+    return f"for {_library.instructions()}" + (f", layers in {', '.join(precisions)}" if precisions else "")
 
 
 def cpu_has_bf16() -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import platform
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -20,14 +21,28 @@ _limit = threading.local()
 @cache
 def load() -> ctypes.CDLL | None:
     """Return the library for this processor, or None where there is none."""
+    path = Path(__file__).with_name(f"_kernels_{instructions()}.so")
+    if not path.exists():
+        return None
+    _show_openmp()
     try:
-        library = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels_{_instructions()}.so")))
-    except OSError:  # not built here, or this torch does not bring the OpenMP that it shares with torch
+        library = ctypes.CDLL(str(path))
+    except OSError:  # of another platform, or this torch does not bring the OpenMP that it shares with torch
         return None
     return library if library.kernels_version() == _VERSION else None
 
 
-def _instructions() -> str:
+def _show_openmp() -> None:
+    """Let libraries that are loaded from now on find the OpenMP of torch, which on ARM keeps it to itself."""
+    packages = Path(torch.__file__).parents[1]
+    for pattern in ("torch/lib/libgomp*", "torch.libs/libgomp*"):
+        for path in packages.glob(pattern):
+            with contextlib.suppress(OSError):  # torch has not loaded it
+                ctypes.CDLL(str(path), os.RTLD_NOLOAD | os.RTLD_GLOBAL)
+
+
+def instructions() -> str:
+    """Return the name of the library for this processor."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return platform.machine()
     return torch.backends.cpu.get_cpu_capability().lower()
@@ -41,7 +56,7 @@ def call(name: str, tensors: tuple[torch.Tensor | None, ...], *arguments) -> Non
         raise MemoryError(f"There is too little memory for {name}.")
 
 
-@contextmanager
+@contextlib.contextmanager
 def on_threads(n_threads: int) -> Iterator[None]:
     """Let functions of the library that this thread calls use so many; torch's own limit is one for all threads."""
     before = getattr(_limit, "n_threads", None)
