@@ -77,14 +77,19 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         training and ``validation_loss``: the head that ``refit_head=True`` fits is not smoothed.
     max_length : int, default=128
         Tokens per text at the most; what is beyond is cut off with a warning.
-    pooling : {"auto", "mean", "cls", "max", "pair"}, default="auto"
-        From token states to one vector, which is scaled to norm 1. ``"pair"``
-        is what ``"auto"`` means for sentence pairs, which run through the
-        network together: four vectors side by side, not scaled as a whole. Two
-        are the means of both texts' token states, scaled to norm 1; two are
-        for each text the maxima of abs(x - c) over its token states x, scaled
-        to norm 1, where c is the mean of those of the other text, weighted by
-        their similarity to x [3]_. Special tokens belong to the text they are at.
+    pooling : {"auto", "mean", "cls", "max", "pair", "pair+texts"}, default="auto"
+        From token states to one vector, which is scaled to norm 1. Sentence
+        pairs run through the network together, and ``"pair"`` gives four
+        vectors side by side, not scaled as a whole. Two are the means of both
+        texts' token states, scaled to norm 1; two are for each text the maxima
+        of abs(x - c) over its token states x, scaled to norm 1, where c is the
+        mean of those of the other text, weighted by their similarity to x
+        [3]_. Special tokens belong to the text they are at. ``"pair+texts"``
+        puts beside these what the untrained network makes of each text by
+        itself (both vectors, and 10 times their cosine), which helps with few
+        pairs and takes twice the time in predictions. ``"auto"`` is that for
+        fewer than 1,000 pairs and for ``trainable="head"``, and ``"pair"`` for
+        more; with ``warm_start=True`` it stays what it was.
     prompt : str or None, default="auto"
         Text put before every text (of a pair, before the first); see
         :class:`MiniLMEncoder`.
@@ -155,8 +160,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
     multilabel_ : bool
         y had several columns.
     coef_ : ndarray of float32, shape (n_classes, 384)
-        The head; of pairs, with ``pooling="pair"`` (the default for them), of
-        shape (n_classes, 1536).
+        The head; of pairs of shape (n_classes, 1536) with ``pooling="pair"``
+        and (n_classes, 2305) with ``"pair+texts"``.
     intercept_ : ndarray of float32, shape (n_classes,)
         Of the head.
     pooler_ : dict of str to ndarray, or None

@@ -16,10 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ._cache import memory_cache
 from ._callbacks import FitProgress
 from ._encoding import (
-    encode_texts,
     encoding_bar,
     open_checkpoint,
     resolve_settings,
@@ -28,6 +26,7 @@ from ._encoding import (
     warn_of_truncation,
 )
 from ._folders import new_folder
+from ._pair_vectors import encode_by_themselves, encode_for_head, head_scales
 from ._parameters import NumberInterval
 from ._progress import tqdm
 from ._rows import reread
@@ -37,7 +36,7 @@ from ._text_columns import check_both_or_none, check_same_columns
 from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from ._validation_score import validation_score
-from .checkpoints import PAIR, POOLINGS, Checkpoint, EncodingSettings, tokenize
+from .checkpoints import PAIR, PAIR_AND_TEXTS, POOLINGS, Checkpoint, EncodingSettings, tokenize
 from .checkpoints.embedded import check_embeddable, is_embedded, open_embedded
 from .checkpoints.heads import SequenceHead, read_sequence_head
 
@@ -52,6 +51,9 @@ TRAINABLE = ("head", "encoder", "all", "lora")
 _PART_BYTES = 2**26  # of vectors and outputs of a prediction that are there at a time
 
 _MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
+
+_PAIR_POOLINGS = (PAIR, PAIR_AND_TEXTS)
+_FEW_PAIRS = 1000  # to train on: with fewer the texts by themselves say more than they cost
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         "refit_head": ["boolean"],
         "epochs": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_length": [NumberInterval(Integral, 3, None, closed="left")],
-        "pooling": [StrOptions({"auto", *POOLINGS, PAIR})],
+        "pooling": [StrOptions({"auto", *POOLINGS, *_PAIR_POOLINGS})],
         "prompt": [str, None],
         "scoring": [str, callable, None],
         "validation_fraction": [NumberInterval(Real, 0, 1, closed="neither")],
@@ -189,7 +191,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         data = self._set_aside(texts, targets, given_weights, X_val, y_val, random)
         checkpoint = self._open_to_train()
         self._check_trainable(checkpoint)
-        settings, compute = self._settings(checkpoint, texts), self._compute(checkpoint)
+        settings = self._settings(checkpoint, texts, len(data.training))
+        compute = self._compute(checkpoint)
         warn_of_second_prompt(texts, self.prompt, settings)
         if self.save_weights == "full":
             check_embeddable(checkpoint)
@@ -283,22 +286,28 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 f"aside: {n_classes} classes have two texts or more, and each needs one there and one to train on. {remedy}"
             )
 
-    def _settings(self, checkpoint: Checkpoint, texts: Texts) -> EncodingSettings:
+    def _settings(self, checkpoint: Checkpoint, texts: Texts, n_training: int) -> EncodingSettings:
         pooling = self.pooling
-        if pooling == PAIR and texts.second is None:
+        if pooling in _PAIR_POOLINGS and texts.second is None:
             raise ValueError(
-                "pooling='pair' compares two texts, and X has one column: give pairs, or use 'mean'."
+                f"pooling={pooling!r} compares two texts, and X has one column: give pairs, or use 'mean'."
             )
         if pooling == "auto" and texts.second is not None and not checkpoint.foreign_reason:
-            pooling = PAIR
+            pooling = self._pooling_of_pairs(n_training)
         return resolve_settings(
             checkpoint,
             checkpoint.defaults,
             pooling=pooling,
-            normalize=pooling != PAIR,
+            normalize=pooling not in _PAIR_POOLINGS,
             prompt=self.prompt,
             max_length=self.max_length,
         )
+
+    def _pooling_of_pairs(self, n_training: int) -> str:
+        """Return what ``"auto"`` is for pairs."""
+        if self.warm_start and hasattr(self, "settings_") and self.settings_["pooling"] in _PAIR_POOLINGS:
+            return self.settings_["pooling"]  # however many there are this time
+        return PAIR_AND_TEXTS if self.trainable == "head" or n_training < _FEW_PAIRS else PAIR
 
     def _open_to_train(self) -> Checkpoint:
         embedded = getattr(self, "checkpoint_", None)
@@ -345,7 +354,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
-        from .finetuning import FixedVectors, Split, train
+        from .finetuning import BesideFixedVectors, FixedVectors, Split, train
 
         score = self._validation_score(data, targets)
         workers = None
@@ -357,8 +366,12 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
         def fit_head(vectors: np.ndarray, network: NetworkState = "trained") -> tuple[np.ndarray, np.ndarray]:
             values, weights = data.values[data.training], data.row_weights[data.training]
+            scales = head_scales(settings, checkpoint.hidden_size, len(values), network)
+            if scales is not None:
+                vectors = vectors * scales
             with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
-                return targets.fit_head(vectors, values, weights, bar.update, network)
+                coef, intercept = targets.fit_head(vectors, values, weights, bar.update, network)
+            return coef if scales is None else coef * scales, intercept
 
         if earlier is not None:
             head = earlier.coef, earlier.intercept
@@ -375,8 +388,13 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             lengths = batch.full_lengths  # of all texts, also where no vectors were needed
             n_training = len(data.training)
             network = self._new_network(
-                batch, checkpoint, settings, compute, options.seed, earlier, n_training
+                batch, checkpoint, settings.of_network, compute, options.seed, earlier, n_training
             )
+            if settings.pooling == PAIR_AND_TEXTS:
+                by_themselves = encode_by_themselves(
+                    data.texts, checkpoint, settings, compute=compute, verbose=self.verbose
+                )
+                network = BesideFixedVectors(network, by_themselves)
         warn_of_truncation(lengths, settings, data.n_rows)
         del vectors
         return train(
@@ -412,12 +430,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         """
         n_rows = len(data.texts)
         rows = np.arange(n_rows) if self.trainable == "head" else data.training
-        found, lengths = encode_texts(
+        found, lengths = encode_for_head(
             data.texts if len(rows) == n_rows else data.texts.take(rows),
             checkpoint,
             settings,
             compute=compute,
-            cache=memory_cache,
             verbose=self.verbose,
         )
         if len(rows) == n_rows:
@@ -443,9 +460,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         Returns
         -------
         ndarray of float32, shape (n_texts, 384)
-            Of norm 1. With ``pooling="pair"`` of shape (n_texts, 1536) and not
-            normalised. After :meth:`from_transformers` the states of the first
-            token, below the pooler.
+            Of norm 1. With ``pooling="pair"`` of shape (n_texts, 1536), with
+            ``"pair+texts"`` (n_texts, 2305), and not normalised. After
+            :meth:`from_transformers` the states of the first token, below the
+            pooler.
         """
         vectors, lengths = self._encode(self._checked_texts(X))
         warn_of_truncation(lengths, EncodingSettings(**self.settings_))
@@ -470,7 +488,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         ------
         ValueError
             The vectors are of pairs, which sentence-transformers cannot
-            compare (``pooling="pair"``), the checkpoint is of another
+            compare (``pooling="pair"`` or ``"pair+texts"``), the checkpoint is of another
             architecture, or its tokenizer cannot be written as transformers
             reads it.
         FileExistsError
@@ -482,10 +500,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
         check_is_fitted(self)
         settings = EncodingSettings(**self.settings_)
-        if settings.pooling == PAIR:
+        if settings.pooling in _PAIR_POOLINGS:
             raise ValueError(
-                "The network was trained with pooling='pair', which sentence-transformers does not have: there is no folder "
-                "that it could read. Use save."
+                f"The network was trained with pooling={settings.pooling!r}, which sentence-transformers does not have: there "
+                "is no folder that it could read. Use save."
             )
         checkpoint = self._fitted_checkpoint()
         if checkpoint.foreign_reason:
@@ -508,12 +526,11 @@ class FineTunedEstimator(TrainedNetworkEstimator):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors that the head sees, and the tokens of each row before truncation."""
         checkpoint = self._fitted_checkpoint()
-        return encode_texts(
+        return encode_for_head(
             texts,
             checkpoint,
             EncodingSettings(**self.settings_),
             compute=self._compute(checkpoint),
-            cache=memory_cache,
             tuned=self._tuned_weights(),
             row_numbers=row_numbers,
             verbose=self.verbose,
@@ -563,7 +580,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         pooler = getattr(self, "pooler_", None)  # earlier versions had none
         if pooler is not None:
             vectors = np.tanh(vectors @ pooler["coef"].T + pooler["intercept"])
-        return vectors @ self.coef_.T + self.intercept_
+        if self.settings_["pooling"] == PAIR_AND_TEXTS:
+            # The cosine alone makes terms that are large and near each other, whose sum in float32 depends on the rows beside.
+            vectors = vectors.astype(np.float64)
+        return (vectors @ self.coef_.T + self.intercept_).astype(self.coef_.dtype, copy=False)
 
 
 def _random_head(

@@ -194,7 +194,7 @@ def _number_array(y: Any, name: str, expected: str) -> np.ndarray:
     try:
         array = np.asarray(y)
         if array.dtype.kind in "mM":
-            raise ValueError("dates or times have no unit that is known")
+            raise ValueError("dates and times: give numbers, such as days since a date")
         if array.dtype.kind == "c":
             raise ValueError("it is complex")
         y = array.astype(np.float64, copy=False)

@@ -100,8 +100,8 @@ class Targets(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit a linear model on vectors: coef (n_outputs, hidden_size) and intercept (n_outputs,).
 
-        `progress` is called with 1 after each of the `n_models`. The penalty of
-        classes and labels depends on `network`; that of numbers is chosen anew.
+        `progress` is called with 1 after each of the `n_models`. The penalty
+        depends on `network`.
         """
 
 
@@ -298,6 +298,7 @@ class RealTargets(Targets):
         numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
         self._numbers, self._counts = numbers, row_weights > 0
+        self._penalties: np.ndarray | None = None
         self.scale_by(row_weights)
 
     def scale_by(self, row_weights: np.ndarray) -> None:
@@ -361,15 +362,24 @@ class RealTargets(Targets):
         progress: Progress = _ignore,
         network: NetworkState = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Fit a ridge regression whose penalties, one per target, are chosen by leave-one-out."""
-        from sklearn.linear_model import RidgeCV  # not at import: it takes as long as all of ours
+        """Fit a ridge regression whose penalties, one per target, were chosen by leave-one-out.
+
+        A trained network has seen the number that is left out, so there the
+        penalties are those that were chosen before it was trained, if any were.
+        """
+        from sklearn.linear_model import Ridge, RidgeCV  # not at import: they take as long as all of ours
 
         vectors, values, weights = _counted(vectors, values, row_weights)
         if len(values) == 1:  # none is left where one is left out
             progress(1)
             return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)
-        # Where targets shared one, those that texts say nothing about would flatten the others.
-        ridge = RidgeCV(_RIDGE_ALPHAS, alpha_per_target=True).fit(vectors, values, sample_weight=weights)
+        if network == "trained" and self._penalties is not None:
+            ridge = Ridge(self._penalties).fit(vectors, values, sample_weight=weights)
+        else:
+            # Where targets shared one, those that texts say nothing about would flatten the others.
+            ridge = RidgeCV(_RIDGE_ALPHAS, alpha_per_target=True).fit(vectors, values, sample_weight=weights)
+        if network == "to train":
+            self._penalties = ridge.alpha_
         progress(1)
         coef = ridge.coef_.reshape(self.n_outputs, -1)
         return coef.astype(np.float32), np.broadcast_to(ridge.intercept_, self.n_outputs).astype(np.float32)

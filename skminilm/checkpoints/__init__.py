@@ -5,7 +5,7 @@
 into ids.
 """
 
-from .checkpoint import LONG_TEXTS, PAIR, POOLINGS, BertConfig, Checkpoint, EncodingSettings
+from .checkpoint import LONG_TEXTS, PAIR, PAIR_AND_TEXTS, POOLINGS, BertConfig, Checkpoint, EncodingSettings
 from .loading import known_hidden_size, load_checkpoint
 from .presets import BUNDLED, PRESETS
 from .token_batch import tokenize
@@ -14,6 +14,7 @@ __all__ = [
     "BUNDLED",
     "LONG_TEXTS",
     "PAIR",
+    "PAIR_AND_TEXTS",
     "POOLINGS",
     "PRESETS",
     "BertConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "cls", "max")
 PAIR = "pair"  # compares the two texts of a pair; for fine-tuning
+PAIR_AND_TEXTS = "pair+texts"  # that, and beside it both texts by themselves
 LONG_TEXTS = ("truncate", "head_tail", "chunk_mean")
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 POSITION_EMBEDDINGS = "embeddings.position_embeddings.weight"
@@ -81,7 +82,14 @@ class EncodingSettings:
 
     def vector_size(self, hidden_size: int) -> int:
         """Return the columns of the vectors that a network of some size gives."""
+        if self.pooling == PAIR_AND_TEXTS:
+            return 6 * hidden_size + 1
         return 4 * hidden_size if self.pooling == PAIR else hidden_size
+
+    @property
+    def of_network(self) -> EncodingSettings:
+        """Those of the part of a vector that the network gives which may be trained: all but of pairs with their texts."""
+        return replace(self, pooling=PAIR) if self.pooling == PAIR_AND_TEXTS else self
 
 
 @dataclass(frozen=True, eq=False)

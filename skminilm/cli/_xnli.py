@@ -50,7 +50,7 @@ def run_xnli(
     check_output_dir(output_dir, "xnli")
     classifier = MiniLMClassifier(model, **parameters)
     checkpoint, pair = check_model(classifier), Texts(["premise"], ["hypothesis"])
-    tokenize(checkpoint.tokenizer, pair.first, pair.second, classifier._settings(checkpoint, pair))
+    tokenize(checkpoint.tokenizer, pair.first, pair.second, classifier._settings(checkpoint, pair, len(pair)))
     if from_dev:
         train_rows = 2000 if train_rows is None else train_rows
         test_rows = 490 if test_rows is None else test_rows

@@ -6,11 +6,19 @@ are trained together ("LP-FT", Kumar et al., 2022, arXiv:2202.10054).
 
 from .contract import Split, TrainingDivergedError, TrainingHooks, TrainingOptions, TrainingResult
 from .loop import train
-from .networks import EncoderOptions, FixedVectors, TrainableEncoder, TrainableNetwork, n_frozen_layers
+from .networks import (
+    BesideFixedVectors,
+    EncoderOptions,
+    FixedVectors,
+    TrainableEncoder,
+    TrainableNetwork,
+    n_frozen_layers,
+)
 from .objectives import MultilabelObjective, Objective, RegressionObjective, SoftmaxObjective, SpanObjective
 from .workers import Workers, find_workers
 
 __all__ = [
+    "BesideFixedVectors",
     "EncoderOptions",
     "FixedVectors",
     "MultilabelObjective",

@@ -16,7 +16,7 @@ from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
 from ..engine.linear import Linear, PlainLinear
 from ..engine.packed_model import MAX_PADDING
-from ..engine.packing import Pack, make_pack, plan_packs
+from ..engine.packing import Pack, make_pack, plan_packs, to_device
 from ..engine.pooling import pool, unit_length
 from ..engine.varlen import can_use_varlen
 from ..engine.weights import WORD, WORD_ROWS, dense_rows
@@ -82,6 +82,37 @@ class FixedVectors(TrainableNetwork):
     def arrays(self) -> dict[str, np.ndarray]:
         """Return nothing: nothing was trained."""
         return {}
+
+
+class BesideFixedVectors(TrainableNetwork):
+    """A network whose vectors stand beside others that were computed before.
+
+    Parameters
+    ----------
+    network : TrainableNetwork
+        Gives one vector per text.
+    fixed : ndarray of float32, shape (n_texts, n_columns)
+    """
+
+    def __init__(self, network: TrainableNetwork, fixed: np.ndarray) -> None:
+        self.parameters = network.parameters
+        self.device = network.device
+        self._network = network
+        self._fixed = torch.from_numpy(fixed).to(network.device)
+
+    def vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield the columns of the network, then the fixed ones."""
+        for some, vectors in self._network.vectors(rows):
+            fixed = self._fixed[to_device(some, self.device)]
+            yield some, torch.cat([vectors, fixed], dim=1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what was trained, by name."""
+        return self._network.arrays()
+
+    def shrink_parts(self) -> bool:
+        """Make the parts of the network smaller."""
+        return self._network.shrink_parts()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""Sentence pairs: what the head sees of them, and what few of them teach."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor, _fine_tuned, clear_cache
+
+
+@pytest.fixture(scope="module")
+def translations(requests):
+    """Requests in two languages, and whether the second is a translation of the first or another of the same intent."""
+
+    def pairs(n, rows, seed):
+        random, X, y = np.random.RandomState(seed), [], []
+        for i in range(n):
+            first = random.choice(rows)
+            alike = requests.groups == requests.groups[first]
+            if i % 2:
+                alike = ~alike & (requests.target == requests.target[first])
+            alike &= requests.languages != requests.languages[first]
+            second = random.choice(np.intersect1d(rows, np.flatnonzero(alike)))
+            X.append((requests.data[first], requests.data[second]))
+            y.append("other" if i % 2 else "same")
+        return X, np.array(y)
+
+    is_test = np.isin(requests.groups, np.unique(requests.groups)[::2])
+    return *pairs(100, np.flatnonzero(~is_test), 0), *pairs(200, np.flatnonzero(is_test), 1)
+
+
+def test_the_head_sees_the_pair_and_both_texts(translations):
+    X, y, *_ = translations
+    options = dict(trainable="head", random_state=0)
+    both = MiniLMClassifier(**options).fit(X, y).encode(X)
+    joint = MiniLMClassifier(pooling="pair", **options).fit(X, y).encode(X)
+    u, v = (MiniLMEncoder(prompt="text: ").transform([pair[i] for pair in X]) for i in (0, 1))
+    assert both.shape == (100, 4 * 384 + 2 * 384 + 1)
+    np.testing.assert_array_equal(both[:, : 4 * 384], joint)
+    np.testing.assert_allclose(both[:, 4 * 384 : -1], np.hstack([u, v]), atol=2e-3)
+    np.testing.assert_allclose(both[:, -1], 10 * (u * v).sum(axis=1), atol=2e-2)
+
+
+def test_few_pairs_teach_a_head_whether_texts_mean_the_same(translations):
+    X, y, X_new, y_new = translations
+    found, without_texts = (
+        MiniLMClassifier(trainable="head", pooling=pooling, random_state=0).fit(X, y).score(X_new, y_new)
+        for pooling in ("auto", "pair")
+    )
+    assert found >= 0.7
+    assert found >= without_texts + 0.05
+
+
+def test_training_begins_at_the_head_and_keeps_the_texts(translations):
+    X, y, *_ = translations
+    classifier = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
+    before = MiniLMClassifier(trainable="head", epochs=1, random_state=0).fit(X, y)
+    vectors, untrained = classifier.encode(X), before.encode(X)
+    np.testing.assert_array_equal(
+        vectors[:, 4 * 384 :], untrained[:, 4 * 384 :]
+    )  # the network's own are others
+    assert np.abs(vectors[:, : 4 * 384] - untrained[:, : 4 * 384]).max() > 0.01
+    assert classifier.coef_.shape == (2, 2305)
+    assert np.abs(classifier.coef_[:, 4 * 384 :]).max() > 0.1
+
+
+@pytest.mark.parametrize("trainable", ["head", 1])
+def test_pairs_survive_saving(translations, tmp_path, trainable):
+    X, y, X_new, _ = translations
+    classifier = MiniLMClassifier(trainable=trainable, epochs=1, random_state=0).fit(X, y)
+    expected = classifier.predict_proba(X_new)
+    classifier.save(tmp_path / "saved")
+    clear_cache()
+    loaded = MiniLMClassifier.load(tmp_path / "saved")
+    assert loaded.settings_["pooling"] == "pair+texts"
+    np.testing.assert_array_equal(loaded.predict_proba(X_new), expected)
+    parts = [loaded.predict_proba(X_new[i : i + 50]) for i in range(0, len(X_new), 50)]
+    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
+    swapped = loaded.predict_proba([(b, a) for a, b in X_new])
+    assert np.abs(swapped - expected).max() > 1e-3  # the first text is the first
+
+
+def test_many_pairs_are_compared_alone(translations, monkeypatch):
+    X, y, *_ = translations
+    monkeypatch.setattr(_fine_tuned, "_FEW_PAIRS", 50)
+    options = dict(trainable=1, epochs=1, random_state=0)
+    many = MiniLMClassifier(**options).fit(X, y)
+    few = MiniLMClassifier(warm_start=True, **options).fit(X[:40], y[:40])
+    assert (many.coef_.shape[1], few.coef_.shape[1]) == (1536, 2305)
+    assert few.fit(X, y).coef_.shape[1] == 2305  # it goes on as it began
+    assert clone(few).fit(X, y).coef_.shape[1] == 1536
+    assert MiniLMClassifier(trainable="head", epochs=1).fit(X, y).coef_.shape[1] == 2305
+
+
+def test_numbers_of_pairs_with_validation(translations):
+    X, y, X_new, y_new = translations
+    frame = pd.DataFrame(X, columns=["question", "other"])
+    regressor = MiniLMRegressor(trainable=1, epochs=2, early_stopping=True, random_state=0)
+    regressor.fit(frame, y == "same")
+    assert len(regressor.history_) in (1, 2)
+    assert regressor.score(pd.DataFrame(X_new, columns=["question", "other"]), y_new == "same") > 0.1
+    random = MiniLMRegressor(trainable="lora", epochs=1, init_head="random", refit_head=False, random_state=0)
+    assert np.isfinite(random.fit(X, y == "same").predict(X_new)).all()
+
+
+@pytest.mark.parametrize("pooling", ["pair", "pair+texts"])
+def test_single_texts_are_no_pairs(pooling):
+    with pytest.raises(ValueError, match="compares two texts, and X has one column"):
+        MiniLMClassifier(pooling=pooling).fit(["a", "b"], [0, 1])
