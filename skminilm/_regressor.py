@@ -83,7 +83,7 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         [3]_. Special tokens belong to the text they are at. ``"pair+texts"``
         puts beside these what the untrained network makes of each text by
         itself (both vectors, and 10 times their cosine), which helps with few
-        pairs and takes twice the time in predictions. ``"auto"`` is that for
+        pairs and takes 1.6 times as long in predictions. ``"auto"`` is that for
         fewer than 1,000 pairs and for ``trainable="head"``, and ``"pair"`` for
         more; with ``warm_start=True`` it stays what it was.
     prompt : str or None, default="auto"
