@@ -56,9 +56,8 @@ def test_training_begins_at_the_head_and_keeps_the_texts(translations):
     classifier = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
     before = MiniLMClassifier(trainable="head", epochs=1, random_state=0).fit(X, y)
     vectors, untrained = classifier.encode(X), before.encode(X)
-    np.testing.assert_array_equal(
-        vectors[:, 4 * 384 :], untrained[:, 4 * 384 :]
-    )  # the network's own are others
+    np.testing.assert_array_equal(vectors[:, 4 * 384 :], untrained[:, 4 * 384 :])
+    # The network's own are others.
     assert np.abs(vectors[:, : 4 * 384] - untrained[:, : 4 * 384]).max() > 0.01
     assert classifier.coef_.shape == (2, 2305)
     assert np.abs(classifier.coef_[:, 4 * 384 :]).max() > 0.1
@@ -99,7 +98,7 @@ def test_numbers_of_pairs_with_validation(translations):
     regressor.fit(frame, y == "same")
     assert len(regressor.history_) in (1, 2)
     assert regressor.score(pd.DataFrame(X_new, columns=["question", "other"]), y_new == "same") > 0.1
-    random = MiniLMRegressor(trainable="lora", epochs=1, init_head="random", refit_head=False, random_state=0)
+    random = MiniLMRegressor(trainable=1, epochs=1, init_head="random", refit_head=False, random_state=0)
     assert np.isfinite(random.fit(X, y == "same").predict(X_new)).all()
 
 

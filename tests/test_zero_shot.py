@@ -258,9 +258,8 @@ def test_each_pair_is_computed_once(nli, monkeypatch, computed):
     model = MiniLMZeroShotClassifier(labels=LABELS, nli=nli).fit()
     clear_cache()
     expected = model.predict_proba(TEXTS)
-    once = (
-        len(TEXTS) * len(LABELS) + len(TEXTS) + len(LABELS)
-    )  # pairs, and each text and each hypothesis by itself
+    # Pairs, and each text and each hypothesis by itself.
+    once = len(TEXTS) * len(LABELS) + len(TEXTS) + len(LABELS)
     assert sum(computed) == once
     computed.clear()
     clear_cache()
