@@ -361,24 +361,28 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.trainable != "head":
             workers, compute = self._workers(compute)
         vectors, lengths = None, None
-        if self.trainable == "head" or (earlier is None and self.init_head == "probe"):
+        begins_at_probe = earlier is None and self.init_head == "probe"
+        needs_probe = begins_at_probe or (self._refits_head() and targets.keeps_penalty)
+        if self.trainable == "head" or needs_probe:
             vectors, lengths = self._frozen_vectors(data, checkpoint, settings, compute)
 
         def fit_head(vectors: np.ndarray, network: NetworkState = "trained") -> tuple[np.ndarray, np.ndarray]:
             values, weights = data.values[data.training], data.row_weights[data.training]
-            scales = head_scales(settings, checkpoint.hidden_size, len(values), network)
-            if scales is not None:
-                vectors = vectors * scales
+            # A penalty that was chosen before is for columns as they were before.
+            scaled_for = "to train" if targets.keeps_penalty and network == "trained" else network
+            scales = head_scales(settings, checkpoint.hidden_size, len(values), scaled_for)
+            if scales is not None:  # vectors of a trained network are needed for nothing else
+                vectors = np.multiply(vectors, scales, out=vectors if network == "trained" else None)
             with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
                 coef, intercept = targets.fit_head(vectors, values, weights, bar.update, network)
             return coef if scales is None else coef * scales, intercept
 
-        if earlier is not None:
-            head = earlier.coef, earlier.intercept
-        elif self.init_head == "probe":
+        if needs_probe:
             training = vectors if len(data.training) == len(vectors) else vectors[data.training]
             head = fit_head(training, "fixed" if self.trainable == "head" else "to train")
-        else:
+        if earlier is not None:
+            head = earlier.coef, earlier.intercept
+        elif not begins_at_probe:
             head = _random_head(targets.n_outputs, settings.vector_size(checkpoint.hidden_size), random)
         options = self._training_options(n_epochs, compute, random)
         if self.trainable == "head":

@@ -10,18 +10,19 @@ import numpy as np
 from ._cache import memory_cache
 from ._encoding import encode_texts
 from ._progress import tqdm
+from ._validation import Texts
 from .checkpoints import PAIR, PAIR_AND_TEXTS, Checkpoint, EncodingSettings
 
 if TYPE_CHECKING:
     from ._targets import NetworkState
-    from ._validation import Texts
     from .engine import Compute, TunedWeights
 
 _COSINE_SCALE = 10.0  # 5 measured alike
-# How many times less than a single vector, or the texts by themselves, the columns count that compare the two texts of
-# a pair. A network that has seen y tells the pairs apart that it was trained on, the better the fewer they are, and
-# others less so.
-_UNTRAINED, _TRAINED, _TRAINED_ON_FEW, _TRAINED_ON_ONE = 2.0, 3.0, 8.0, 2400.0
+# What the columns that compare the two texts of a pair are divided by before a head is fitted, so that the texts by
+# themselves count as well. A network that has seen y tells the pairs apart that it was trained on, the better the fewer
+# they are, and others less so.
+_DIVISOR, _DIVISOR_TRAINED, _DIVISOR_TRAINED_ON_FEW = 2.0, 3.0, 8.0
+_FEW = 300  # pairs, and from there on the divisor falls
 
 
 def encode_for_head(
@@ -76,17 +77,18 @@ def encode_by_themselves(
     """Return what the untrained network makes of both texts of each pair, and how near these are.
 
     Float32 (n_pairs, 2 * hidden_size + 1): both vectors, of norm 1, and their
-    cosine times 10. They are what MiniLMEncoder computes, and cached as such.
+    cosine times 10. The cache has them of MiniLMEncoder too, if its prompt and
+    `max_length` are the same.
     """
     alone = replace(settings, pooling=checkpoint.defaults.pooling, normalize=True)
-    both = type(texts)([*texts.first, *(texts.second or [])])
+    both = Texts(texts.first + texts.second)
     vectors, _ = encode_texts(
         both,
         checkpoint,
         alone,
         compute=compute,
         cache=memory_cache,
-        row_numbers=None if row_numbers is None else np.tile(row_numbers, 2),
+        row_numbers=np.tile(np.arange(len(texts)) if row_numbers is None else row_numbers, 2),
         verbose=verbose,
     )
     u, v = vectors[: len(texts)], vectors[len(texts) :]
@@ -98,15 +100,17 @@ def head_scales(
     settings: EncodingSettings, hidden_size: int, n_texts: int, network: NetworkState
 ) -> np.ndarray | None:
     """Return what each column is multiplied by before a head is fitted to `n_texts` rows; None: 1 for all."""
-    shrinkage = 1.0
+    divisor = 1.0
     if settings.pooling == PAIR_AND_TEXTS:
-        shrinkage = _UNTRAINED
+        divisor = _DIVISOR
         if network == "trained":
-            shrinkage = min(_TRAINED_ON_FEW, max(_TRAINED, _TRAINED_ON_ONE / n_texts))
+            divisor = min(
+                _DIVISOR_TRAINED_ON_FEW, max(_DIVISOR_TRAINED, _DIVISOR_TRAINED_ON_FEW * _FEW / n_texts)
+            )
     elif settings.pooling == PAIR and network == "trained":
-        shrinkage = _TRAINED
-    if shrinkage == 1:
+        divisor = _DIVISOR_TRAINED
+    if divisor == 1:
         return None
     scales = np.ones(settings.vector_size(hidden_size), np.float32)
-    scales[: settings.of_network.vector_size(hidden_size)] /= shrinkage
+    scales[: settings.of_network.vector_size(hidden_size)] /= divisor
     return scales

@@ -48,10 +48,13 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         extra ``lora``).
     init_head : {"probe", "random"}, default="probe"
         Where the head starts: at a ridge regression on the frozen vectors
-        whose penalty is chosen by leave-one-out, or at small random numbers.
+        whose penalty is chosen by leaving out one text after the other, or at
+        small random numbers.
     refit_head : bool, default=True
         After training fit the head anew to the vectors of the trained
-        network, as a ridge regression. With ``early_stopping=True`` it is kept
+        network, as a ridge regression with the penalty that is chosen on the
+        frozen vectors (with ``init_head="random"`` or a second fit with
+        ``warm_start=True`` they are computed for that alone). With ``early_stopping=True`` it is kept
         only if it scores at least as well on the validation texts.
         ``trainable="head"``, which changes no vectors, and a fit that was
         interrupted have no refit.
@@ -84,11 +87,13 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         puts beside these what the untrained network makes of each text by
         itself (both vectors, and 10 times their cosine), which helps with few
         pairs and takes 1.6 times as long in predictions. ``"auto"`` is that for
-        fewer than 1,000 pairs and for ``trainable="head"``, and ``"pair"`` for
-        more; with ``warm_start=True`` it stays what it was.
+        fewer than 1,000 pairs to train on (of a weight above 0, and not set
+        aside) and for ``trainable="head"``, and ``"pair"`` for more; with
+        ``warm_start=True`` it stays what it was. For a search over 1,000 to
+        1,300 pairs, whose folds have fewer, give one of the two.
     prompt : str or None, default="auto"
-        Text put before every text (of a pair, before the first); see
-        :class:`MiniLMEncoder`.
+        Text put before every text (of a pair, before the first, and before
+        both by themselves); see :class:`MiniLMEncoder`.
     early_stopping : bool, default=False
         Set texts aside, stop when the score on them does not rise any more,
         and go back to the best epoch. The untrained start is a candidate too.

@@ -59,12 +59,16 @@ class Targets(ABC):
         Linear models that :meth:`fit_head` fits one after the other.
     strata : ndarray or None
         What a split into training and validation texts keeps in proportion.
+    keeps_penalty : bool
+        A head is fitted to a trained network with the penalty that
+        :meth:`fit_head` chose on the untrained one.
     """
 
     values: np.ndarray
     n_outputs: int
     n_models: int = 1
     strata: np.ndarray | None = None
+    keeps_penalty: bool = False
 
     @abstractmethod
     def encode(self, y: Any, n_rows: int, name: str) -> np.ndarray:
@@ -292,13 +296,17 @@ class RealTargets(Targets):
         y had one dimension.
     """
 
+    keeps_penalty = True
+
     def __init__(self, y: Any, row_weights: np.ndarray) -> None:
         numbers = check_numbers(y, len(row_weights))
         self.one_dimensional = numbers.ndim == 1
         numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
         self._numbers, self._counts = numbers, row_weights > 0
-        self._penalties: np.ndarray | None = None
+        self._penalties = np.full(
+            self.n_outputs, _RIDGE_ALPHAS[-1]
+        )  # where there is one text, which needs none
         self.scale_by(row_weights)
 
     def scale_by(self, row_weights: np.ndarray) -> None:
@@ -362,23 +370,23 @@ class RealTargets(Targets):
         progress: Progress = _ignore,
         network: NetworkState = "fixed",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Fit a ridge regression whose penalties, one per target, were chosen by leave-one-out.
+        """Fit a ridge regression whose penalties, one per target, were chosen by leaving out one text after the other.
 
         A trained network has seen the number that is left out, so there the
-        penalties are those that were chosen before it was trained, if any were.
+        penalties are those that were chosen on the untrained one.
         """
         from sklearn.linear_model import Ridge, RidgeCV  # not at import: they take as long as all of ours
 
-        vectors, values, weights = _counted(vectors, values, row_weights)
+        # The rows that a text has left would tell what the one that is left out says.
+        vectors, values, weights = _one_row_per_vector(*_counted(vectors, values, row_weights))
         if len(values) == 1:  # none is left where one is left out
             progress(1)
             return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)
-        if network == "trained" and self._penalties is not None:
+        if network == "trained":
             ridge = Ridge(self._penalties).fit(vectors, values, sample_weight=weights)
         else:
             # Where targets shared one, those that texts say nothing about would flatten the others.
             ridge = RidgeCV(_RIDGE_ALPHAS, alpha_per_target=True).fit(vectors, values, sample_weight=weights)
-        if network == "to train":
             self._penalties = ridge.alpha_
         progress(1)
         coef = ridge.coef_.reshape(self.n_outputs, -1)
@@ -409,6 +417,20 @@ def _counted(
     if not counted.all():  # a copy takes as much memory as the vectors
         vectors, values, row_weights = vectors[counted], values[counted], row_weights[counted]
     return vectors, values, row_weights / row_weights.mean()
+
+
+def _one_row_per_vector(
+    vectors: np.ndarray, values: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows of least squares with the same solution: of equal vectors one, with the mean of their values."""
+    found: dict[bytes, int] = {}
+    index = np.array([found.setdefault(vector.tobytes(), len(found)) for vector in vectors])
+    if len(found) == len(vectors):
+        return vectors, values, weights
+    first_rows = np.unique(index, return_index=True)[1]
+    total = np.bincount(index, weights)
+    sums = np.column_stack([np.bincount(index, weights * column) for column in values.T])
+    return vectors[first_rows], (sums / total[:, None]).astype(values.dtype), total
 
 
 def _as_solved(vectors: np.ndarray) -> np.ndarray:

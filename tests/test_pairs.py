@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 
 from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMRegressor, _fine_tuned, clear_cache
+from skminilm._pair_vectors import head_scales
+from skminilm.checkpoints import EncodingSettings
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +54,53 @@ def test_few_pairs_teach_a_head_whether_texts_mean_the_same(translations):
     assert found >= without_texts + 0.05
 
 
-def test_training_begins_at_the_head_and_keeps_the_texts(translations):
-    X, y, *_ = translations
-    classifier = MiniLMClassifier(trainable=1, epochs=1, random_state=0).fit(X, y)
-    before = MiniLMClassifier(trainable="head", epochs=1, random_state=0).fit(X, y)
-    vectors, untrained = classifier.encode(X), before.encode(X)
+def _assert_head(classifier, C, divisor, X, y, X_new):
+    """The head is that of a regression on what the head sees, with the network's columns divided."""
+
+    def seen(pairs, divisor):
+        vectors = classifier.encode(pairs)
+        vectors[:, : 4 * 384] /= divisor
+        return vectors
+
+    found = classifier.predict_proba(X_new)
+    differences = [
+        np.abs(
+            LogisticRegression(C=C, max_iter=1000).fit(seen(X, d), y).predict_proba(seen(X_new, d)) - found
+        )
+        for d in (divisor, 1)
+    ]
+    divided, as_they_are = (difference.mean() for difference in differences)
+    assert divided < 0.01  # the estimator stops earlier
+    assert divided < 0.4 * as_they_are
+
+
+def test_training_begins_at_a_head_and_keeps_the_texts(translations):
+    X, y, X_new, _ = translations
+    options = dict(epochs=1, precision="fp32", random_state=0)
+    start = MiniLMClassifier(
+        trainable=1, refit_head=False, learning_rate=1e-9, head_learning_rate=1e-9, **options
+    )
+    start.fit(X, y)
+    _assert_head(start, 10, 2, X, y, X_new)
+    trained = MiniLMClassifier(trainable=1, **options).fit(X, y)
+    vectors, untrained = trained.encode(X), start.encode(X)
     np.testing.assert_array_equal(vectors[:, 4 * 384 :], untrained[:, 4 * 384 :])
     # The network's own are others.
     assert np.abs(vectors[:, : 4 * 384] - untrained[:, : 4 * 384]).max() > 0.01
-    assert classifier.coef_.shape == (2, 2305)
-    assert np.abs(classifier.coef_[:, 4 * 384 :]).max() > 0.1
+
+
+@pytest.mark.parametrize(("pooling", "divisor"), [("pair", 3), ("pair+texts", 8)])
+def test_a_refit_counts_what_the_network_has_learned_less(translations, pooling, divisor):
+    X, y, X_new, _ = translations
+    options = dict(trainable=1, epochs=1, precision="fp32", random_state=0)
+    _assert_head(MiniLMClassifier(pooling=pooling, **options).fit(X, y), 30, divisor, X, y, X_new)
+
+
+@pytest.mark.parametrize(("n_pairs", "divisor"), [(1, 8), (300, 8), (600, 4), (800, 3), (10_000, 3)])
+def test_the_more_pairs_the_more_the_trained_network_counts(n_pairs, divisor):
+    settings = EncodingSettings("pair+texts", True, "", 128)
+    scales = head_scales(settings, 384, n_pairs, "trained")
+    np.testing.assert_allclose(scales, [1 / divisor] * 4 * 384 + [1] * (2 * 384 + 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("trainable", ["head", 1])
@@ -106,3 +146,18 @@ def test_numbers_of_pairs_with_validation(translations):
 def test_single_texts_are_no_pairs(pooling):
     with pytest.raises(ValueError, match="compares two texts, and X has one column"):
         MiniLMClassifier(pooling=pooling).fit(["a", "b"], [0, 1])
+
+
+def test_numbers_of_pairs_are_refitted_on_the_scale_that_their_penalty_was_chosen_on(translations):
+    X, y, X_new, _ = translations
+    numbers = (y == "same").astype(float)
+    options = dict(precision="fp32", random_state=0)
+    regressor = MiniLMRegressor(trainable=1, epochs=1, **options).fit(X, numbers)
+    untrained = MiniLMRegressor(trainable="head", epochs=1, **options).fit(X, numbers).encode(X)
+    vectors, new_vectors = regressor.encode(X), regressor.encode(X_new)
+    for columns in (untrained, vectors, new_vectors):
+        columns[:, : 4 * 384] /= 2
+    scaled = (numbers - numbers.mean()) / numbers.std()
+    ridge = Ridge(RidgeCV(np.logspace(-3, 2, 11)).fit(untrained, scaled).alpha_).fit(vectors, scaled)
+    expected = ridge.predict(new_vectors) * numbers.std() + numbers.mean()
+    np.testing.assert_allclose(regressor.predict(X_new), expected, atol=5e-3)

@@ -262,12 +262,54 @@ def test_the_ridge_regression_of_the_start_counts_rows_by_their_weights(rated):
     np.testing.assert_allclose(found.predict(X), ridge.predict(vectors) * scale + mean, atol=1e-3)
 
 
+def test_several_numbers_of_a_text_count_as_their_mean(rated):
+    """Leave-one-out would otherwise see the number that is left out in the text's other rows."""
+    X, y, X_new, _ = rated
+    ratings = y[:, None] + np.random.default_rng(0).normal(scale=2, size=(len(y), 3))
+    options = dict(trainable="head", epochs=1, head_learning_rate=1e-12, precision="fp32", random_state=0)
+    several = MiniLMRegressor(**options).fit(np.repeat(X, 3), ratings.ravel())
+    # Both are regularised on the scale of all numbers.
+    scale = ratings.std()
+    means = (ratings.mean(axis=1) - ratings.mean()) / scale
+    vectors = several.encode(X)
+    ridge = RidgeCV(np.logspace(-3, 2, 11)).fit(vectors, means, sample_weight=np.full(len(X), 3.0))
+    expected = ridge.predict(several.encode(X_new)) * scale + ratings.mean()
+    np.testing.assert_allclose(several.predict(X_new), expected, atol=2e-3)
+    leaking = RidgeCV(ridge.alphas).fit(
+        np.repeat(vectors, 3, axis=0), (ratings.ravel() - ratings.mean()) / scale
+    )
+    assert leaking.alpha_ != ridge.alpha_
+
+
 def test_a_target_that_texts_do_not_explain_costs_the_others_nothing(rated):
     X, y, X_new, _ = rated
     noise = np.random.RandomState(0).randn(len(X), 4)
     alone = MiniLMRegressor(trainable="head", random_state=0).fit(X, y).predict(X_new)
     beside = MiniLMRegressor(trainable="head", random_state=0).fit(X, np.c_[y, noise]).predict(X_new)
     np.testing.assert_allclose(beside[:, 0], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", [{"init_head": "random"}, {"warm_start": True}])
+def test_a_refit_chooses_its_penalty_on_the_untrained_network_wherever_training_starts(rated, start):
+    X, _, X_new, _ = rated
+    y = np.random.default_rng(0).normal(size=len(X))  # noise, which a network that has seen it explains
+    options = dict(trainable=2, epochs=10, learning_rate=5e-4, precision="fp32", random_state=0)
+    regressor = MiniLMRegressor(**options, **start).fit(X, y)
+    if regressor.warm_start:
+        regressor.fit(X, y)
+    untrained = MiniLMEncoder(prompt="text: ", precision="fp32").transform(X)
+    penalty = RidgeCV(np.logspace(-3, 2, 11)).fit(untrained, (y - y.mean()) / y.std()).alpha_
+    vectors = regressor.encode(X)
+    ridge = Ridge(penalty).fit(vectors, (y - y.mean()) / y.std())
+    expected = ridge.predict(regressor.encode(X_new)) * y.std() + y.mean()
+    np.testing.assert_allclose(regressor.predict(X_new), expected, atol=5e-3)
+    leave_one_out = RidgeCV(np.logspace(-3, 2, 11)).fit(vectors, (y - y.mean()) / y.std())
+    assert leave_one_out.alpha_ < penalty
+
+
+def test_one_text_with_several_numbers(rated):
+    regressor = MiniLMRegressor(trainable=1, epochs=1, random_state=0).fit(["a text"] * 6, np.arange(6.0))
+    np.testing.assert_allclose(regressor.predict(["a text", "Ein anderer."]), 2.5, atol=0.5)
 
 
 @pytest.mark.parametrize("n_targets", [1, 2])
