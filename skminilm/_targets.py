@@ -304,9 +304,8 @@ class RealTargets(Targets):
         numbers = numbers.reshape(len(row_weights), -1)
         self.n_outputs = numbers.shape[1]
         self._numbers, self._counts = numbers, row_weights > 0
-        self._penalties = np.full(
-            self.n_outputs, _RIDGE_ALPHAS[-1]
-        )  # where there is one text, which needs none
+        # Of one text alone none is chosen, and any will do.
+        self._penalties = np.full(self.n_outputs, _RIDGE_ALPHAS[-1])
         self.scale_by(row_weights)
 
     def scale_by(self, row_weights: np.ndarray) -> None:
@@ -377,7 +376,7 @@ class RealTargets(Targets):
         """
         from sklearn.linear_model import Ridge, RidgeCV  # not at import: they take as long as all of ours
 
-        # The rows that a text has left would tell what the one that is left out says.
+        # Other rows of a text would tell the number of the one that is left out.
         vectors, values, weights = _one_row_per_vector(*_counted(vectors, values, row_weights))
         if len(values) == 1:  # none is left where one is left out
             progress(1)
