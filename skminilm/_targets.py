@@ -376,8 +376,9 @@ class RealTargets(Targets):
         """
         from sklearn.linear_model import Ridge, RidgeCV  # not at import: they take as long as all of ours
 
-        # Other rows of a text would tell the number of the one that is left out.
-        vectors, values, weights = _one_row_per_vector(*_counted(vectors, values, row_weights))
+        vectors, values, weights = _counted(vectors, values, row_weights)
+        if network != "trained":  # other rows of a text would tell the number of the one that is left out
+            vectors, values, weights = _one_row_per_vector(vectors, values, weights)
         if len(values) == 1:  # none is left where one is left out
             progress(1)
             return np.zeros((self.n_outputs, vectors.shape[1]), np.float32), values[0].astype(np.float32)

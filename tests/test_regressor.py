@@ -307,7 +307,7 @@ def test_a_refit_chooses_its_penalty_on_the_untrained_network_wherever_training_
     assert leave_one_out.alpha_ < penalty
 
 
-def test_one_text_with_several_numbers(rated):
+def test_one_text_with_several_numbers():
     regressor = MiniLMRegressor(trainable=1, epochs=1, random_state=0).fit(["a text"] * 6, np.arange(6.0))
     np.testing.assert_allclose(regressor.predict(["a text", "Ein anderer."]), 2.5, atol=0.5)
 
