@@ -34,11 +34,13 @@ _TILES = ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"]  # GCC >= 11
 # By library and source: the first that the compiler and its assembler know, used where the processor has them.
 _OPTIONAL = {
     ("avx2", "layers"): [["-mavxvnni"]],
+    ("avx2", "integer_product"): [["-mavxvnni"]],
     ("avx512", "layers"): [
         ["-mavx512vnni", *_TILES],
         ["-mavx512vnni", "-mavx512bf16"],  # GCC >= 10
         ["-mavx512vnni"],
     ],
+    ("avx512", "integer_product"): [["-mavx512vnni"]],
     ("avx512", "tiled_attention"): [_TILES],
     ("avx512", "paired_attention"): [["-mavx512bf16"]],
 }

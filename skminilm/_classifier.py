@@ -131,8 +131,8 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         of keeping them: takes a third more time and several times less memory
         per text.
     precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
-        Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` what is
-        trained computes in float32, frozen layers and predictions in integers.
+        Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` training
+        multiplies integers too, matrices and gradients with a scale for each row.
         Parameters and optimizer are float32 always; with ``"fp16"`` the loss is
         scaled so that gradients do not vanish.
     device : str, default="auto"

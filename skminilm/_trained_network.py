@@ -153,6 +153,7 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             learning_rate=self._learning_rate(n_training),
             weight_decay=self.weight_decay,
             dtype=compute.training_dtype,
+            in_integers=compute.precision == "int16",
             gradient_checkpointing=self.gradient_checkpointing,
             seed=seed,
         )

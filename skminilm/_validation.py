@@ -146,7 +146,7 @@ def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
         if array.ndim != 2:
             remedy = f": put it in a list, [{name}]" if array.ndim == 0 else ""
             raise ValueError(f"{name} has {array.ndim} dimensions. {_EXPECTED}{remedy}.")
-        _check_n_columns(array.shape[1], name)
+        _check_n_columns(array.shape[1], name, n_rows=len(array))
         return [array[:, column].tolist() for column in range(array.shape[1])], None
     if isinstance(X, dict | set | frozenset) or not isinstance(X, Iterable):
         collect = ": call its collect()" if hasattr(X, "collect") else ""  # a lazy frame of polars, for one
@@ -168,12 +168,20 @@ def _column_names(names: Sequence, name: str) -> tuple[str, ...] | None:
 def _columns_of(rows: list, name: str) -> list[list]:
     """Return one column, or two where the rows are pairs."""
     first = rows[0] if rows else None
+    if isinstance(view(first), nw.Series):  # rows of a frame, as its iterrows() gives them
+        rows = [list(row) if isinstance(view(row), nw.Series) else row for row in rows]
+        first = rows[0]
     has_columns = isinstance(first, list | tuple) or (isinstance(first, np.ndarray) and first.ndim > 0)
     return _split_rows(rows, name) if has_columns else [rows]
 
 
-def _check_n_columns(n_columns: int, name: str) -> None:
+def _check_n_columns(n_columns: int, name: str, n_rows: int | None = None) -> None:
     if n_columns not in (1, 2):
+        if n_rows == 2:  # more likely two columns than two rows
+            raise ValueError(
+                f"{name} has 2 rows of {n_columns} columns. {_EXPECTED}: if these are the first texts of all pairs and "
+                f"the second ones, turn them into rows, list(zip(*{name}))."
+            )
         raise ValueError(
             f"{name} has {n_columns} columns. {_EXPECTED}: select the column(s) to read, join the fields of a record into "
             "one text (df['subject'] + '. ' + df['body']), or give each an encoder of its own in a ColumnTransformer."
@@ -182,7 +190,7 @@ def _check_n_columns(n_columns: int, name: str) -> None:
 
 def _split_rows(rows: list, name: str) -> list[list]:
     n_columns = len(rows[0])
-    _check_n_columns(n_columns, name)
+    _check_n_columns(n_columns, name, n_rows=len(rows))
     for number, row in enumerate(rows):
         if not isinstance(row, list | tuple | np.ndarray) or len(row) != n_columns:
             raise ValueError(

@@ -39,7 +39,7 @@ from skminilm.engine import (
 )
 from skminilm.engine.attention import attention
 from skminilm.engine.forward import gather_word_embeddings
-from skminilm.engine.hardware import resolve_device
+from skminilm.engine.hardware import cpu_has_bf16, resolve_device
 from skminilm.engine.kernels import layers as compiled_layers
 from skminilm.engine.layer_states import LayerStates
 from skminilm.engine.packed_model import PackedModel
@@ -54,6 +54,11 @@ CPU = torch.device("cpu")
 
 def encode(texts, precision="fp32", **options):
     return MiniLMEncoder(precision=precision, device="cpu", cache=None, **options).transform(texts)
+
+
+def some_in(precision, n_texts):
+    """All texts, or the last fifth: without the instructions bfloat16 takes ten times as long as float32."""
+    return slice(n_texts * 4 // 5 if precision == "bf16" and not cpu_has_bf16() else 0, None)
 
 
 def cosines(a, b):
@@ -79,8 +84,9 @@ def test_fp32_agrees_with_transformers(many_texts, expected):
 
 
 def test_bf16_agrees_with_transformers(many_texts, expected):
-    found = encode(many_texts, "bf16", normalize=False, prompt=None)
-    assert cosines(found, expected).min() >= 0.9999
+    some = some_in("bf16", len(many_texts))
+    found = encode(many_texts[some], "bf16", normalize=False, prompt=None)
+    assert cosines(found, expected[some]).min() >= 0.9999
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max"])
@@ -92,6 +98,7 @@ def test_other_poolings_agree_with_transformers(many_texts, reference, pooling):
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-5), ("bf16", 2e-2)])
 def test_vectors_do_not_depend_on_batch_or_order(many_texts, precision, bound):
+    many_texts = many_texts[some_in(precision, len(many_texts))]
     together = encode(many_texts, precision)
     order = np.random.default_rng(0).permutation(len(many_texts))
     shuffled = encode([many_texts[i] for i in order], precision, batch_tokens=700)
@@ -528,6 +535,7 @@ def test_what_cannot_be_computed_with(backend, device, precision, message):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("broken", ["missing", "raising", "wrong"])
 def test_without_prepacked_products_the_vectors_are_the_same(texts, precision, broken, monkeypatch):
+    texts = texts[some_in(precision, len(texts))]
     expected = encode(texts, precision)
 
     class Operators:

@@ -55,8 +55,10 @@ def test_other_vocabularies_poolings_and_prompts(tmp_path, transformers_folder, 
         np.testing.assert_allclose(vectors, classifier.encode(TEXTS), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
-@pytest.mark.parametrize("settings", [None, {"model_max_length": 60}])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("bert", None), ("bert", {"model_max_length": 60}), ("xlm-roberta", {"model_max_length": 60})],
+)
 def test_a_vocabulary_of_which_no_file_says_whose_it_is(tmp_path, xlmr_folder, kind, settings):
     """Beside a network of the type BERT transformers would take it for BERT's own."""
     folder = shutil.copytree(xlmr_folder, tmp_path / "model")

@@ -250,6 +250,7 @@ def no_kernels(monkeypatch):
 @needs_kernels
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_vectors_are_the_same_without_kernels(texts, precision, request):
+    texts = texts[::4]
     encoder = MiniLMEncoder(precision=precision, device="cpu", cache=None)
     expected = encoder.transform(texts)
     request.getfixturevalue("no_kernels")

@@ -134,6 +134,11 @@ def test_two_columns_are_pairs(X):
         ([("a", "b"), ("c",)], ValueError, r"X is ragged: row 0 has 2 column\(s\), row 1 is \('c',\)"),
         ([("a",), "b"], ValueError, "X is ragged: .* row 1 is 'b'"),
         ([("a", "b", "c")], ValueError, r"X has 3 columns.*df\['subject'\].*ColumnTransformer"),
+        ((["a", "b", "c"], ["d", "e", "f"]), ValueError, r"X has 2 rows of 3 columns.*list\(zip\(\*X\)\)"),
+        (np.array([["a", "b", "c"]] * 2), ValueError, r"X has 2 rows of 3 columns.*list\(zip\(\*X\)\)"),
+        ((pd.Series(["a", "b", "c"]), pd.Series(["d", "e", "f"])), ValueError, r"list\(zip\(\*X\)\)"),
+        ((pl.Series(["a", "b", "c"]), pl.Series(["d", "e", "f"])), ValueError, r"list\(zip\(\*X\)\)"),
+        ([pd.Series(["a", "b"]), "c"], ValueError, "X is ragged: .* row 1 is 'c'"),
         (pd.DataFrame({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
         (pd.DataFrame([["a", "b"]], columns=["x", "x"]), ValueError, "two columns of one name"),
         (pa.record_batch({"x": ["a"], "y": ["b"], "z": ["c"]}), ValueError, "X has 3 columns"),
@@ -147,6 +152,12 @@ def test_two_columns_are_pairs(X):
 def test_bad_x_names_row_value_and_remedy(X, error, message):
     with pytest.raises(error, match=message):
         check_texts(X)
+
+
+def test_rows_of_a_frame_are_pairs():
+    frame = pd.DataFrame({"question": ["a", "b"], "context": ["c", "d"]})
+    texts = check_texts([row for _, row in frame.iterrows()])
+    assert (texts.first, texts.second) == (["a", "b"], ["c", "d"])
 
 
 def test_missing_as_empty():

@@ -36,20 +36,37 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     ValueError
         The type is an integer, and its products are not here, or do not take these sizes.
     """
-    sizes = config.hidden_size, config.intermediate_size
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
-    if has_kernel and compiled.takes_sizes(*sizes):
-        return CompiledLayers(config, dtype)
     if dtype.is_floating_point:
-        return LayersByOperations(config, device, dtype)
-    precision = str(dtype).removeprefix("torch.")
+        takes_sizes = compiled.takes_sizes(config.hidden_size, config.intermediate_size)
+        return CompiledLayers(config, dtype) if has_kernel and takes_sizes else LayersByOperations(config, device, dtype)
     if not has_kernel:
+        precision = _precision(dtype)
         raise ValueError(f"There are no products in {precision} on {device} here: use precision='auto'.")
+    check_sizes(config, dtype)
+    return CompiledLayers(config, dtype)
+
+
+def check_sizes(config: BertConfig, dtype: torch.dtype) -> None:
+    """Check that there are products of integers for the sizes of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    sizes = config.hidden_size, config.intermediate_size
+    if compiled.takes_sizes(*sizes):
+        return
     other = ", or backend='openvino'" if dtype == torch.int8 else ""
     raise ValueError(
-        f"precision={precision!r} needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this checkpoint "
-        f"have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto'{other}."
+        f"precision={_precision(dtype)!r} needs sizes that are multiples of {compiled.SIZE_STEP}; the layers of this "
+        f"checkpoint have {sizes[0]} and {sizes[1]} numbers a token. Use precision='auto'{other}."
     )
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class LayersByOperations(Layers):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import kernels
+from .kernels.layers import integer_product
 from .modes import own_modes
 
 
@@ -42,10 +43,13 @@ class PlainLinear(Linear):
         self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See :class:`Linear`."""
-        y = F.linear(x, *self._weights_of(name))
+        y = self._product(x, *self._weights_of(name))
         if gelu:
             y = kernels.gelu(y)
         return y if residual is None else y + residual
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, bias)
 
     def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
         """See :class:`Linear`."""
@@ -73,6 +77,34 @@ class _NarrowingLinear(torch.autograd.Function):
         # The product takes half the time where the gradient is made contiguous first.
         of_weight = gradient.t().contiguous() @ x if needs_weight else None
         return gradient @ weight if needs_x else None, of_weight, gradient.sum(0) if needs_bias else None
+
+
+class IntegerLinear(PlainLinear):
+    """Products in 16-bit integers with gradients, for a CPU without bfloat16: there they take half of float32's time."""
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return IntegerProduct.apply(x, weight, bias)
+
+    def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
+        """See :class:`Linear`."""
+        return Linear.feed_forward(self, x, prefix)
+
+
+class IntegerProduct(torch.autograd.Function):
+    """``x @ weight.T + bias``, whose gradients are such products too."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return integer_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        of_x = integer_product(gradient, weight.t()) if needs_x else None
+        of_weight = integer_product(gradient.t(), x.t()) if needs_weight else None
+        return of_x, of_weight, gradient.sum(0) if needs_bias else None
 
 
 class PrepackedLinear(Linear):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 import torch.nn.functional as F
 
-from ..engine.linear import Linear
+from ..engine.linear import IntegerProduct, Linear
 from ..engine.weights import LORA_RANK, LORA_SCALE
 
 LORA = "lora"
@@ -26,14 +26,19 @@ def _peft():
     return peft
 
 
+class _InIntegers(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return IntegerProduct.apply(x, self.weight, self.bias)
+
+
 class _Matrices(torch.nn.Module):
     """The layers' matrices as modules, which is what peft can adapt; their numbers come later."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor], module: type[torch.nn.Linear]) -> None:
         super().__init__()
         for name in _matrix_names(weights):
             n_outputs, n_inputs = weights[f"{name}.weight"].shape
-            self.add_module(_module_name(name), torch.nn.Linear(n_inputs, n_outputs, device="meta"))
+            self.add_module(_module_name(name), module(n_inputs, n_outputs, device="meta"))
 
 
 def _matrix_names(weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -53,11 +58,13 @@ class AdaptedLayers(Linear):
         The network.
     seed : int
         For the random half of each adapter; torch's own random state is left alone.
+    in_integers : bool, default=False
+        Multiply by the matrices, not by the adapters, in 16-bit integers.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], seed: int) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor], seed: int, in_integers: bool = False) -> None:
         peft = _peft()
-        matrices = _Matrices(weights)
+        matrices = _Matrices(weights, _InIntegers if in_integers else torch.nn.Linear)
         self._modules = {name: _module_name(name) for name in _matrix_names(weights)}
         config = peft.LoraConfig(
             r=LORA_RANK, lora_alpha=LORA_RANK * LORA_SCALE, target_modules=list(self._modules.values())

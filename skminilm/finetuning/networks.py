@@ -14,7 +14,8 @@ from ..checkpoints import BertConfig
 from ..checkpoints.token_batch import TokenBatch
 from ..engine.forward import embed, encoder_layer
 from ..engine.layer_states import LayerStates
-from ..engine.linear import Linear, PlainLinear
+from ..engine.layers import check_sizes
+from ..engine.linear import IntegerLinear, Linear, PlainLinear
 from ..engine.packed_model import MAX_PADDING
 from ..engine.packing import Pack, make_pack, plan_packs, to_device
 from ..engine.pooling import pool, unit_length
@@ -129,6 +130,8 @@ class EncoderOptions:
     learning_rate, weight_decay : float
     dtype : torch.dtype
         Of the computation; parameters and optimizer stay in float32.
+    in_integers : bool
+        Multiply by 16-bit integers, on a CPU; with dtype float32.
     gradient_checkpointing : bool
     seed : int
         For the start of adapters.
@@ -140,6 +143,7 @@ class EncoderOptions:
     learning_rate: float
     weight_decay: float
     dtype: torch.dtype
+    in_integers: bool
     gradient_checkpointing: bool
     seed: int
 
@@ -188,7 +192,7 @@ class TrainableEncoder(TrainableNetwork):
         self._batch = batch
         self._frozen, trained = self._split(weights)
         if options.trainable == LORA:
-            layers = AdaptedLayers(self._frozen, options.seed)
+            layers = AdaptedLayers(self._frozen, options.seed, options.in_integers)
             trained = layers.adapters()
             trained |= {
                 name: torch.from_numpy(np.array(array, np.float32)).to(device)
@@ -197,7 +201,9 @@ class TrainableEncoder(TrainableNetwork):
         self.parameters = self._parameters(trained)
         views = {name: view for part in self.parameters for name, view in part.views.items()}
         self._weights: Mapping[str, torch.Tensor] = {**self._frozen, **views}
-        self._linear: Linear = PlainLinear(self._weights)
+        if options.in_integers:
+            check_sizes(config, torch.int16)
+        self._linear: Linear = (IntegerLinear if options.in_integers else PlainLinear)(self._weights)
         if options.trainable == LORA:
             layers.use(views)
             self._linear = layers

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 # A library of other sources than these is not used.
-_VERSION = 7
+_VERSION = 8
 _limit = threading.local()
 
 

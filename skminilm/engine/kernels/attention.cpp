@@ -224,7 +224,7 @@ static int backward(const void *qkv, const void *of_attended, void *of_qkv, cons
 }
 
 /* Of this interface; the caller compares it with the one that it knows. */
-extern "C" int kernels_version() { return 7; }
+extern "C" int kernels_version() { return 8; }
 
 /* qkv (n_slots, 3 * n_heads * size), attended (n_slots, n_heads * size), 0 behind the sequences; sequence i
 has the tokens offsets[i] to offsets[i + 1]; size is a multiple of 16. Returns 1 where the memory is too

@@ -179,6 +179,40 @@ def product(x: torch.Tensor, matrix: Matrix, out: torch.Tensor | None = None) ->
     return out
 
 
+def integer_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ``x @ weight.T + bias`` by integers in 16 bits; both factors are rounded here, each row on its own scale.
+
+    Where a weight is used more than once, :class:`Matrix` rounds it once.
+
+    Parameters
+    ----------
+    x : Tensor of float32, shape (n_rows, n_inputs)
+        With any strides.
+    weight : Tensor of float32, shape (n_outputs, n_inputs)
+        With any strides; `n_outputs` is a multiple of `SIZE_STEP`.
+    bias : Tensor of float32, shape (n_outputs,), default=None
+
+    Returns
+    -------
+    Tensor of float32, shape (n_rows, n_outputs)
+    """
+    (n_rows, n_inputs), (n_outputs, depth) = x.shape, weight.shape
+    if n_inputs != depth or n_outputs % SIZE_STEP or (bias is not None and bias.shape != (n_outputs,)):
+        raise ValueError(
+            f"No product of {tuple(x.shape)} with {tuple(weight.shape)}: expected as many columns in both, and a multiple "
+            f"of {SIZE_STEP} rows in the second, each with a number of the bias."
+        )
+    tensors = x, weight, None if bias is None else bias.contiguous()
+    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in tensors):
+        raise ValueError(f"integer_product takes float32, not {x.dtype} and {weight.dtype}.")
+    out = x.new_empty(n_rows, n_outputs)
+    sizes = map(ctypes.c_int64, (*x.stride(), *weight.stride(), n_rows, n_outputs, n_inputs))
+    call("integer_product", (*tensors, out), *sizes)
+    return out
+
+
 def after_attention(
     attended: torch.Tensor, hidden: torch.Tensor, layer: AfterAttention, out: torch.Tensor | None = None
 ) -> torch.Tensor:

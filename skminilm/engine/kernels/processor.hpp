@@ -10,6 +10,9 @@ struct Instructions {
   bool bfloat16, vnni;
 };
 
+/* 0 where VNNI is left alone. */
+extern "C" int vnni_allowed;
+
 /* Asking takes longer than a small product on some machines. */
 static const Instructions &instructions() {
   static const Instructions has = [] {
