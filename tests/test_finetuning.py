@@ -28,7 +28,9 @@ from skminilm.checkpoints import EncodingSettings, load_checkpoint, tokenize
 from skminilm.checkpoints.digests import arrays_digest
 from skminilm.engine import read_trainable_weights
 from skminilm.engine.hardware import cpu_has_bf16
+from skminilm.engine.kernels import layers as kernel_layers
 from skminilm.engine.layer_states import LayerStates
+from skminilm.engine.linear import IntegerProduct
 from skminilm.finetuning import (
     FixedVectors,
     SoftmaxObjective,
@@ -218,6 +220,55 @@ def test_float16_with_a_scaled_loss_learns_what_float32_learns(split, monkeypatc
     for name in ("layers.11.qkv.weight", "layers.11.output.weight"):
         moved, should = (np.ravel(c.weights_[name] - start[name].numpy()) for c in (found, expected))
         assert moved @ should > 0.9 * np.linalg.norm(moved) * np.linalg.norm(should)
+
+
+needs_int16 = pytest.mark.skipif(
+    not kernel_layers.is_available(torch.int16), reason="no kernels were compiled here"
+)
+
+
+@needs_int16
+@pytest.mark.parametrize("trainable", [2, pytest.param("lora", marks=needs_peft)])
+def test_integers_learn_what_float32_learns(split, trainable):
+    X, y, X_new = split[0][::2], split[1][::2], split[2][::4]
+    options = dict(trainable=trainable, epochs=2, random_state=0)
+    expected, found, again = (
+        MiniLMClassifier(precision=precision, **options).fit(X, y) for precision in ("fp32", "int16", "int16")
+    )
+    assert changed(found, again) == 0
+    assert changed(found, expected) > 0
+    for ours, theirs in zip(found.history_, expected.history_, strict=True):
+        assert abs(ours["loss"] - theirs["loss"]) < 1e-3
+    np.testing.assert_allclose(found.predict_proba(X_new), expected.predict_proba(X_new), atol=0.02)
+    start = {} if trainable == "lora" else dict(read_trainable_weights(load_checkpoint("bundled"), 0, None))
+    for name, array in found.weights_.items():
+        if array.ndim == 2 and not name.endswith("lora_A"):
+            before = start[name].numpy() if start else 0
+            moved, should = (
+                np.ravel(weights[name] - before) for weights in (found.weights_, expected.weights_)
+            )
+            assert moved @ should > 0.95 * np.linalg.norm(moved) * np.linalg.norm(should), name
+
+
+@needs_int16
+def test_gradients_by_integers_are_those_of_the_products():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, of_y = (
+        torch.randn(shape, generator=generator) for shape in ((77, 128), (192, 128), (192,), (77, 192))
+    )
+    found, expected = [], []
+    for product, gradients in ((IntegerProduct.apply, found), (torch.nn.functional.linear, expected)):
+        factors = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        y = product(*factors)
+        y.backward(of_y)
+        gradients += [y.detach(), *(factor.grad for factor in factors)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 2e-4 * theirs.norm()
+    frozen = weight.clone()
+    IntegerProduct.apply(
+        x.clone().requires_grad_(), frozen, bias
+    ).sum().backward()  # a gradient of one number
+    assert frozen.grad is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skminilm import MiniLMEncoder, release_models
+from skminilm import MiniLMClassifier, MiniLMEncoder, release_models
 from skminilm.checkpoints import load_checkpoint
 from skminilm.engine import get_model, kernels
 from skminilm.engine import layers as engine_layers
@@ -181,6 +181,92 @@ def test_very_small_weights_in_8_bits():
     expected = torch.full((2, 64), 64e-7)
     expected[:, 0] = 0
     torch.testing.assert_close(found.float(), expected, rtol=0.15, atol=0)
+
+
+def laid_out(matrix, how):
+    """The same numbers, at other places."""
+    if how == "columns":
+        return matrix.t().contiguous().t()
+    if how == "apart":
+        return torch.full((2 * len(matrix), 3 * matrix.shape[1]), 7.0).index_put_(
+            (2 * torch.arange(len(matrix))[:, None], 3 * torch.arange(matrix.shape[1])), matrix
+        )[::2, ::3]
+    return matrix
+
+
+PLACES = ["rows", "columns", "apart"]
+
+
+@needs_int16
+@given(
+    n_rows=st.integers(1, 130),
+    n_outputs=st.integers(1, 3).map(lambda n: 64 * n),
+    n_inputs=st.integers(1, 300),
+    how_x=st.sampled_from(PLACES),
+    how_weight=st.sampled_from(PLACES),
+    has_bias=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_products_of_two_new_factors_are_off_by_their_rounding_alone(
+    n_rows, n_outputs, n_inputs, how_x, how_weight, has_bias
+):
+    generator = torch.Generator().manual_seed(n_inputs)
+    weight, bias = random_matrix(n_outputs, n_inputs, generator)
+    x = torch.randn(n_rows, n_inputs, generator=generator) * torch.logspace(-6, 6, n_rows)[:, None]
+    weight[1] = 0
+    bias = bias if has_bias else None
+    found = layers.integer_product(laid_out(x, how_x), laid_out(weight, how_weight), bias)
+    assert torch.equal(found, layers.integer_product(x, weight, bias))
+    x, weight, bias = x.double(), weight.double(), bias.double() if has_bias else torch.zeros(1)
+    step_of_x, step_of_weight = (steps(rows, torch.int16, is_weight=False) for rows in (x, weight))
+    bound = step_of_x[:, None] / 2 * (weight.abs().sum(1) + n_inputs * step_of_weight / 2)
+    bound += x.abs().sum(1)[:, None] * step_of_weight / 2 + 3e-6 * (x.abs() @ weight.abs().T) + 1e-6
+    assert ((found.double() - (x @ weight.T + bias)).abs() <= 1.01 * bound).all()
+
+
+@needs_int16
+@pytest.mark.parametrize("n_inputs", [1, 31, 33, 100, 2000])
+def test_the_largest_sums_of_two_new_factors_in_int16_fit(n_inputs):
+    weight = torch.full((64, n_inputs), 0.3) * torch.logspace(-3, 3, 64)[:, None]
+    x = torch.stack([weight[0], -1000 * weight[0], torch.zeros(n_inputs)])
+    found = layers.integer_product(x, weight.t().contiguous().t())
+    expected = x.double() @ weight.double().T
+    assert ((found - expected).abs() <= 2e-3 * expected.abs()).all()
+
+
+@needs_int16
+def test_rows_of_a_product_of_two_new_factors_do_not_depend_on_others_or_on_threads():
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = random_matrix(192, 100, generator)
+    x = torch.randn(101, 100, generator=generator)
+    x[40, 3], weight[5, 60] = float("nan"), float("inf")
+    expected = layers.integer_product(x, weight, bias)
+    is_bad = torch.zeros(101, 192, dtype=torch.bool)
+    is_bad[40], is_bad[:, 5] = True, True
+    assert torch.equal(expected.isfinite(), ~is_bad)
+    for n_threads in (1, 2, 3, 5):
+        with kernels._library.on_threads(n_threads):
+            for start, stop in ((0, 101), (60, 101), (3, 20), (7, 8), (50, 98), (0, 0)):
+                for how in PLACES:
+                    rows = laid_out(x[start:stop], how)
+                    found = layers.integer_product(rows, laid_out(weight, how), bias)
+                    assert torch.equal(found.nan_to_num(7), expected[start:stop].nan_to_num(7))
+
+
+@needs_int16
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((3, 64), (64, 65), None, r"No product of \(3, 64\) with \(64, 65\)"),
+        ((3, 64), (63, 64), None, "a multiple of 64 rows"),
+        ((3, 64), (64, 64), (63,), "each with a number of the bias"),
+    ],
+)
+def test_new_factors_that_do_not_fit_are_refused(x, weight, bias, message):
+    with pytest.raises(ValueError, match=message):
+        layers.integer_product(torch.ones(x), torch.ones(weight), bias and torch.ones(bias))
+    with pytest.raises(ValueError, match=r"takes float32, not torch\.float64 and torch\.float32"):
+        layers.integer_product(torch.ones(3, 64).double(), torch.ones(64, 64))
 
 
 @needs_int16
@@ -422,6 +508,13 @@ def test_sizes_that_do_not_fit_are_refused(transformers_folder, precision):
     expected = rf"precision='{precision}' needs sizes that are multiples of 64.*32 and"
     with pytest.raises(ValueError, match=expected):
         encoder(model=transformers_folder, precision=precision).transform(["a"])
+
+
+@needs_int16
+def test_sizes_that_do_not_fit_are_refused_before_training(transformers_folder):
+    options = dict(max_length=32, epochs=1, init_head="random", refit_head=False)
+    with pytest.raises(ValueError, match=r"precision='int16' needs sizes that are multiples of 64.*32 and"):
+        MiniLMClassifier(transformers_folder, precision="int16", **options).fit(["a", "b"], [0, 1])
 
 
 @of_each_integer

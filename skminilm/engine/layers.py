@@ -39,7 +39,11 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
     if dtype.is_floating_point:
         takes_sizes = compiled.takes_sizes(config.hidden_size, config.intermediate_size)
-        return CompiledLayers(config, dtype) if has_kernel and takes_sizes else LayersByOperations(config, device, dtype)
+        return (
+            CompiledLayers(config, dtype)
+            if has_kernel and takes_sizes
+            else LayersByOperations(config, device, dtype)
+        )
     if not has_kernel:
         precision = _precision(dtype)
         raise ValueError(f"There are no products in {precision} on {device} here: use precision='auto'.")

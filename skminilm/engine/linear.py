@@ -95,11 +95,13 @@ class IntegerProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias):
+        """Return the product; all are float32."""
         ctx.save_for_backward(x, weight)
         return integer_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
+        """Return the gradients of x, weight and bias where they are needed."""
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         of_x = integer_product(gradient, weight.t()) if needs_x else None

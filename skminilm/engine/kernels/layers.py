@@ -179,9 +179,7 @@ def product(x: torch.Tensor, matrix: Matrix, out: torch.Tensor | None = None) ->
     return out
 
 
-def integer_product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def integer_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return ``x @ weight.T + bias`` by integers in 16 bits; both factors are rounded here, each row on its own scale.
 
     Where a weight is used more than once, :class:`Matrix` rounds it once.
