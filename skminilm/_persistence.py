@@ -78,9 +78,15 @@ def _save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
 def _check_place(path: Path) -> bool:
     """Refuse a path where something else than an estimator is; tell whether an empty folder is there."""
-    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    is_empty = path.is_dir() and names <= _TEMPORARY_FILES
-    if path.exists() and not is_empty and not is_saved_estimator(path):
+    while True:
+        folder = _identity(path)
+        names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+        is_empty = path.is_dir() and names <= _TEMPORARY_FILES
+        is_other = path.exists() and not is_empty and not is_saved_estimator(path)
+        # Else another process has replaced the folder, and was deleting the earlier one while it was listed here.
+        if _identity(path) == folder:
+            break
+    if is_other:
         others = sorted(names - {_STATE_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES})
         found = f" ({others[0]!r})" if others else ""
         raise FileExistsError(

@@ -575,6 +575,25 @@ def test_several_processes_save_and_load_one_folder(tmp_path, is_there):
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
+def test_a_folder_that_another_process_replaces_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    saved, other = tmp_path / "saved", tmp_path / "other"
+    MiniLMEncoder(max_length=10).save(saved)
+    MiniLMEncoder(max_length=11).save(other)
+    of_other, iterdir = other.stat().st_ino, Path.iterdir
+
+    def replacing(self):
+        if self == saved and other.exists():
+            saved.rename(tmp_path / "earlier")
+            other.rename(saved)
+            return iter(())  # the earlier folder, whose files are deleted meanwhile
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", replacing)
+    MiniLMEncoder(max_length=12).save(saved)
+    assert saved.stat().st_ino != of_other  # written beside it, not into it
+    assert MiniLMEncoder.load(saved).max_length == 12
+
+
 def test_a_folder_is_replaced_where_names_cannot_be_swapped(tmp_path, monkeypatch):
     monkeypatch.setattr("skminilm._folders._swap", lambda *_: False)
     for length in (10, 11):
