@@ -9,5 +9,5 @@ extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser"]
 autodoc_typehints = "none"  # the docstrings say more
 numpydoc_show_class_members = False
 html_theme = "furo"
-myst_heading_anchors = 2
+myst_heading_anchors = 3
 exclude_patterns = ["_build"]
