@@ -132,7 +132,7 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         per text.
     precision : {"auto", "fp32", "bf16", "fp16", "int16"}, default="auto"
         Of the computation, see :class:`MiniLMEncoder`. With ``"int16"`` training
-        multiplies integers too, matrices and gradients with a scale for each row.
+        multiplies integers too: activations, matrices and gradients of the layers.
         Parameters and optimizer are float32 always; with ``"fp16"`` the loss is
         scaled so that gradients do not vanish.
     device : str, default="auto"

@@ -177,14 +177,11 @@ def _columns_of(rows: list, name: str) -> list[list]:
 
 def _check_n_columns(n_columns: int, name: str, n_rows: int | None = None) -> None:
     if n_columns not in (1, 2):
-        if n_rows == 2:  # more likely two columns than two rows
-            raise ValueError(
-                f"{name} has 2 rows of {n_columns} columns. {_EXPECTED}: if these are the first texts of all pairs and "
-                f"the second ones, turn them into rows, list(zip(*{name}))."
-            )
+        # Two rows may be meant as two columns.
+        across = f" Its two rows are the texts of pairs? Then give list(zip(*{name}))." if n_rows == 2 else ""
         raise ValueError(
             f"{name} has {n_columns} columns. {_EXPECTED}: select the column(s) to read, join the fields of a record into "
-            "one text (df['subject'] + '. ' + df['body']), or give each an encoder of its own in a ColumnTransformer."
+            f"one text (df['subject'] + '. ' + df['body']), or give each an encoder of its own in a ColumnTransformer.{across}"
         )
 
 

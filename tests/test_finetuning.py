@@ -229,12 +229,25 @@ needs_int16 = pytest.mark.skipif(
 
 @needs_int16
 @pytest.mark.parametrize("trainable", [2, pytest.param("lora", marks=needs_peft)])
-def test_integers_learn_what_float32_learns(split, trainable):
+def test_integers_learn_what_float32_learns(split, trainable, monkeypatch):
     X, y, X_new = split[0][::2], split[1][::2], split[2][::4]
-    options = dict(trainable=trainable, epochs=2, random_state=0)
-    expected, found, again = (
-        MiniLMClassifier(precision=precision, **options).fit(X, y) for precision in ("fp32", "int16", "int16")
-    )
+    n_products = [0]
+
+    def counting(*factors):
+        n_products[-1] += 1
+        return kernel_layers.integer_product(*factors)
+
+    monkeypatch.setattr("skminilm.engine.linear.integer_product", counting)
+    fits = []
+    for precision in ("fp32", "int16", "int16"):
+        fits.append(
+            MiniLMClassifier(trainable=trainable, precision=precision, epochs=2, random_state=0).fit(X, y)
+        )
+        n_products.append(0)
+    expected, found, again = fits
+    # Four matrices in each layer, and in the backward pass a product for each factor that is trained or below.
+    assert n_products[0] == 0
+    assert n_products[1] == n_products[2] > 2 * 4 * (2 if trainable == 2 else 12)
     assert changed(found, again) == 0
     assert changed(found, expected) > 0
     for ours, theirs in zip(found.history_, expected.history_, strict=True):

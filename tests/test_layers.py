@@ -265,8 +265,10 @@ def test_rows_of_a_product_of_two_new_factors_do_not_depend_on_others_or_on_thre
 def test_new_factors_that_do_not_fit_are_refused(x, weight, bias, message):
     with pytest.raises(ValueError, match=message):
         layers.integer_product(torch.ones(x), torch.ones(weight), bias and torch.ones(bias))
-    with pytest.raises(ValueError, match=r"takes float32, not torch\.float64 and torch\.float32"):
+    with pytest.raises(ValueError, match=r"takes float32 on the CPU, not torch\.float64 on cpu and torch"):
         layers.integer_product(torch.ones(3, 64).double(), torch.ones(64, 64))
+    with pytest.raises(ValueError, match=r"takes float32 on the CPU, not torch\.float32 on meta"):
+        layers.integer_product(torch.empty(3, 64, device="meta"), torch.ones(64, 64))
 
 
 @needs_int16
@@ -564,7 +566,9 @@ def test_a_processor_with_avx2_alone_computes_the_same():
 def test_a_processor_without_vnni_computes_the_same():
     if layers.sums_in_16_bits():
         pytest.skip("no VNNI")
-    check_again({"SKMINILM_TESTS_WITHOUT": "vnni"}, ["test_layers.py"], "int16 or int8 or sums", 60)
+    check_again(
+        {"SKMINILM_TESTS_WITHOUT": "vnni"}, ["test_layers.py"], "int16 or int8 or sums or factors", 60
+    )
 
 
 @pytest.mark.slow

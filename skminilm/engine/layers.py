@@ -37,16 +37,13 @@ def new_layers(config: BertConfig, device: torch.device, dtype: torch.dtype) -> 
         The type is an integer, and its products are not here, or do not take these sizes.
     """
     has_kernel = device.type == "cpu" and compiled.is_available(dtype)
-    if dtype.is_floating_point:
-        takes_sizes = compiled.takes_sizes(config.hidden_size, config.intermediate_size)
-        return (
-            CompiledLayers(config, dtype)
-            if has_kernel and takes_sizes
-            else LayersByOperations(config, device, dtype)
-        )
+    takes_sizes = compiled.takes_sizes(config.hidden_size, config.intermediate_size)
+    if dtype.is_floating_point and not (has_kernel and takes_sizes):
+        return LayersByOperations(config, device, dtype)
     if not has_kernel:
-        precision = _precision(dtype)
-        raise ValueError(f"There are no products in {precision} on {device} here: use precision='auto'.")
+        raise ValueError(
+            f"There are no products in {_precision(dtype)} on {device} here: use precision='auto'."
+        )
     check_sizes(config, dtype)
     return CompiledLayers(config, dtype)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from . import kernels
 from .kernels.layers import integer_product
@@ -28,9 +29,8 @@ class Linear(ABC):
         return self(inner, prefix + "output", residual=x)
 
 
-class PlainLinear(Linear):
-    """torch's own product, with gradients, on any device.
-
+class _LinearWithGradients(Linear):
+    """
     Parameters
     ----------
     weights : mapping of str to Tensor
@@ -48,6 +48,21 @@ class PlainLinear(Linear):
             y = kernels.gelu(y)
         return y if residual is None else y + residual
 
+    def _weights_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+
+    @abstractmethod
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor: ...
+
+
+class PlainLinear(_LinearWithGradients):
+    """torch's own product, with gradients, on any device.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+    """
+
     def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
@@ -57,9 +72,6 @@ class PlainLinear(Linear):
             return super().feed_forward(x, prefix)
         inner = self(x, prefix + "intermediate", gelu=True)
         return _NarrowingLinear.apply(inner, *self._weights_of(prefix + "output")) + x
-
-    def _weights_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
 
 
 class _NarrowingLinear(torch.autograd.Function):
@@ -79,15 +91,16 @@ class _NarrowingLinear(torch.autograd.Function):
         return gradient @ weight if needs_x else None, of_weight, gradient.sum(0) if needs_bias else None
 
 
-class IntegerLinear(PlainLinear):
-    """Products in 16-bit integers with gradients, for a CPU without bfloat16: there they take half of float32's time."""
+class IntegerLinear(_LinearWithGradients):
+    """Products in 16-bit integers with gradients, for a CPU without bfloat16.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+    """
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return IntegerProduct.apply(x, weight, bias)
-
-    def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
-        """See :class:`Linear`."""
-        return Linear.feed_forward(self, x, prefix)
 
 
 class IntegerProduct(torch.autograd.Function):
@@ -100,6 +113,7 @@ class IntegerProduct(torch.autograd.Function):
         return integer_product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         """Return the gradients of x, weight and bias where they are needed."""
         x, weight = ctx.saved_tensors

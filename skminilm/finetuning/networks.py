@@ -177,6 +177,8 @@ class TrainableEncoder(TrainableNetwork):
         states: LayerStates | None = None,
         adapters: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        if options.in_integers:
+            check_sizes(config, torch.int16)
         self.device = device
         self._config = config
         self._options = options
@@ -201,8 +203,6 @@ class TrainableEncoder(TrainableNetwork):
         self.parameters = self._parameters(trained)
         views = {name: view for part in self.parameters for name, view in part.views.items()}
         self._weights: Mapping[str, torch.Tensor] = {**self._frozen, **views}
-        if options.in_integers:
-            check_sizes(config, torch.int16)
         self._linear: Linear = (IntegerLinear if options.in_integers else PlainLinear)(self._weights)
         if options.trainable == LORA:
             layers.use(views)

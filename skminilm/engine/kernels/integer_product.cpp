@@ -7,7 +7,6 @@ and for a gradient both factors are new. Each row of a factor is rounded on a sc
 #include <math.h>
 
 #include "blocks.hpp"
-#include "heads.hpp"
 #include "processor.hpp"
 
 /* A matrix with its numbers at any distances. */
@@ -61,57 +60,60 @@ static void round_rows(const Strided &x, int64_t first, int n_rows, int64_t dept
   }
 }
 
-/* Round a strip of the weight's rows, and lay its numbers out as the products take them: pairs of neighbours
- * as (padded / 2, rows). */
+/* Round kLanes of the weight's rows, and lay their numbers out as the products take them: by strips, in each
+ * pairs of neighbours as (padded / 2, rows of the strip). */
 template <class Products>
-static void lay_out_strip(const Strided &weight, int64_t strip, int64_t depth, int64_t padded,
-                          float *numbers, float *scales, Space space) {
+static void lay_out_rows(const Strided &weight, int64_t first, int64_t depth, int64_t padded, float *numbers,
+                         float *scales, Space space) {
   constexpr int kStrip = Products::kStrip;
-  float *copied = space.take<float>(kStrip * padded);
-  int64_t n_pairs = padded / 2;
-  float *pairs = space.take<float>(kStrip * n_pairs);
-  Rows rows{(char *)pairs, scales + strip * kStrip, nullptr};
-  round_rows<typename Products::Factors>(weight, strip * kStrip, kStrip, depth, padded, copied, rows);
-  numbers += strip * kStrip * n_pairs;
-  for (int64_t pair = 0; pair < n_pairs; pair += kLanes)
-    for (int row = 0; row < kStrip; row += kLanes) {
-      Floats block[kLanes];
-      for (int i = 0; i < kLanes; i++) block[i] = Float32::load(pairs + (row + i) * n_pairs + pair);
-      transpose(block);
-      for (int i = 0; i < kLanes; i++) Float32::store(numbers + (pair + i) * kStrip + row, block[i]);
-    }
+  constexpr WeightLayout kLayout = Products::kLayout;
+  static_assert(kLayout.n_tiles == 1 && kLayout.groups == 1 && kLayout.columns == kStrip);
+  float *copied = space.take<float>(kLanes * padded);
+  int64_t n_pairs = padded / 2, row = first % kStrip;
+  float *pairs = space.take<float>(kLanes * n_pairs);
+  Rows rows{(char *)pairs, scales + first, nullptr};
+  round_rows<typename Products::Factors>(weight, first, kLanes, depth, padded, copied, rows);
+  numbers += (first - row) * n_pairs + row;
+  for (int64_t pair = 0; pair < n_pairs; pair += kLanes) {
+    Floats block[kLanes];
+    for (int i = 0; i < kLanes; i++) block[i] = Float32::load(pairs + i * n_pairs + pair);
+    transpose(block);
+    for (int i = 0; i < kLanes; i++) Float32::store(numbers + (pair + i) * kStrip, block[i]);
+  }
 }
 
 template <class Products>
 static int multiply(const Strided &x, const Strided &weight, const float *bias, float *y, int64_t n_rows,
                     int64_t n, int64_t depth, int n_threads) {
-  constexpr int kStrip = Products::kStrip;
+  typedef typename Products::Factors Factors;
   int64_t padded = (depth + kDepthStep - 1) / kDepthStep * kDepthStep;
-  int64_t strip_bytes = (padded * kStrip * (4 + 2) + 4095) / 4096 * 4096;
+  int64_t bytes_a_thread = (padded * kLanes * (4 + 2) + 4095) / 4096 * 4096;
   int64_t weight_bytes = (n * (padded / 2 + 2) * 4 + 4095) / 4096 * 4096;
-  char *bytes = (char *)aligned_alloc(4096, weight_bytes + n_threads * strip_bytes);
+  char *bytes = (char *)aligned_alloc(4096, weight_bytes + n_threads * bytes_a_thread);
   if (!bytes) return 1;
   float *numbers = (float *)bytes, *scales = numbers + n * padded / 2, *zeros = scales + n;
   memset(zeros, 0, n * sizeof(float));
 #pragma omp parallel for num_threads(n_threads)
-  for (int64_t strip = 0; strip < n / kStrip; strip++) {
-    Space space{bytes + weight_bytes + omp_get_thread_num() * strip_bytes};
-    lay_out_strip<Products>(weight, strip, depth, padded, numbers, scales, space);
+  for (int64_t first = 0; first < n; first += kLanes) {
+    Space space{bytes + weight_bytes + omp_get_thread_num() * bytes_a_thread};
+    lay_out_rows<Products>(weight, first, depth, padded, numbers, scales, space);
   }
   Matrix matrix{bytes, scales, nullptr, bias ? bias : zeros, n, padded};
   int failed = for_each_block<Products>(
       n_rows, bytes_for_rows<Products>(padded) + Products::kBlock * padded * 4, n_threads,
       [=](Team team, int64_t start, int n_rows, Space space) {
         Rows rows = space.rows<Products>(padded);
-        if (team.member == 0) {
-          Products::clear_behind(rows, n_rows, padded);
-          round_rows<typename Products::Factors>(x, start, n_rows, depth, padded,
-                                                 space.take<float>(Products::kBlock * padded), rows);
-        }
+        float *copied = space.take<float>(Products::kBlock * padded);
+        if (team.member == 0) Products::clear_behind(rows, n_rows, padded);
+        /* The member's share, whole vectors of rows. */
+        int n_parts = (n_rows + kLanes - 1) / kLanes, stop = n_parts * (team.member + 1) / team.size * kLanes;
+        int first = n_parts * team.member / team.size * kLanes, n = (stop < n_rows ? stop : n_rows) - first;
+        Rows share{rows.numbers + first * padded * Factors::kBytes, rows.scales + first, nullptr};
+        round_rows<Factors>(x, start + first, n, depth, padded, copied + first * padded, share);
         team.wait();
         Products::multiply(team, rows, n_rows, matrix,
                            [=](int64_t row, int64_t column, Floats value) __attribute__((always_inline)) {
-                             Float32::store(y + (start + row) * n + column, value);
+                             Float32::store(y + (start + row) * matrix.n + column, value);
                            });
       });
   free(bytes);

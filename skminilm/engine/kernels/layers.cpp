@@ -143,10 +143,7 @@ static int after_attention(const void *attended, const void *hidden, void *resul
       });
 }
 
-/* 0 where VNNI is left alone. */
-extern "C" {
 int vnni_allowed = 1;
-}
 
 /* What factors are, by the numbers that Python gives them. */
 enum Kind { kFloat32, kBFloat16, kInt16, kInt8 };

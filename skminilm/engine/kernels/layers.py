@@ -203,8 +203,10 @@ def integer_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
             f"of {SIZE_STEP} rows in the second, each with a number of the bias."
         )
     tensors = x, weight, None if bias is None else bias.contiguous()
-    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in tensors):
-        raise ValueError(f"integer_product takes float32, not {x.dtype} and {weight.dtype}.")
+    if any(t is not None and (t.dtype != torch.float32 or t.device.type != "cpu") for t in tensors):
+        raise ValueError(
+            f"integer_product takes float32 on the CPU, not {x.dtype} on {x.device} and {weight.dtype} on {weight.device}."
+        )
     out = x.new_empty(n_rows, n_outputs)
     sizes = map(ctypes.c_int64, (*x.stride(), *weight.stride(), n_rows, n_outputs, n_inputs))
     call("integer_product", (*tensors, out), *sizes)

@@ -29,6 +29,29 @@ INLINE To as(From x) {
   return y;
 }
 
+/* Swap the two kStep x kStep blocks off the diagonal in each block of twice the size. */
+template <int kStep>
+INLINE void swap_blocks(Floats (&rows)[kLanes]) {
+  Ints first, second;
+  for (int lane = 0; lane < kLanes; lane++) {
+    first[lane] = lane & kStep ? kLanes + lane - kStep : lane;
+    second[lane] = lane & kStep ? kLanes + lane : lane + kStep;
+  }
+  for (int i = 0; i < kLanes; i++) {
+    if (i & kStep) continue;
+    Floats upper = rows[i], lower = rows[i + kStep];
+    rows[i] = __builtin_shuffle(upper, lower, first);
+    rows[i + kStep] = __builtin_shuffle(upper, lower, second);
+  }
+}
+
+INLINE void transpose(Floats (&rows)[kLanes]) {
+  if (kLanes == 16) swap_blocks<kLanes / 2>(rows);
+  swap_blocks<4>(rows);
+  swap_blocks<2>(rows);
+  swap_blocks<1>(rows);
+}
+
 /* How numbers lie in memory. All arithmetic is in float32. */
 struct Float32 {
   typedef float Number;
