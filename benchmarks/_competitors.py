@@ -15,7 +15,7 @@ import torch
 from _reference import load_sentence_transformer
 
 from skminilm import MiniLMEncoder
-from skminilm.engine import linear
+from skminilm.engine import compiled_kernels, linear
 from skminilm.engine.hardware import PRECISIONS, cpu_has_bf16
 from skminilm.engine.kernels import layers as kernel_layers
 
@@ -205,7 +205,10 @@ def machine() -> str:
         present = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
         flags = " ".join(flag for flag in wanted if flag in present)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model} ({flags}), {cores} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    # In a checkout they are missing, or too old to be used, until it is installed (again).
+    kernels = f"kernels {compiled_kernels()}" if compiled_kernels() else "NO COMPILED KERNELS"
+    torch_part = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return f"{model} ({flags}), {cores} cores, {torch_part}, {kernels}"
 
 
 def matrix_peak(dtype: torch.dtype, tokens: int = 2048) -> float:

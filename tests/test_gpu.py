@@ -33,6 +33,7 @@ def test_what_is_for_a_gpu_passes_on_simulated_ones():
     if torch.version.cuda or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
         pytest.skip("torch is built for CUDA, or older than what the simulation was written for")
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu", "-p", "no:cacheprovider", "-m", "gpu"]
+    command += ["-n", "2", "--dist", "worksteal"]  # the simulation computes on one thread
     environment = os.environ | {"PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         [*command, "-q", str(TESTS)], env=environment, capture_output=True, text=True, timeout=3600
