@@ -206,9 +206,8 @@ def machine() -> str:
         flags = " ".join(flag for flag in wanted if flag in present)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # In a checkout they are missing, or too old to be used, until it is installed (again).
-    kernels = f"kernels {compiled_kernels()}" if compiled_kernels() else "NO COMPILED KERNELS"
-    torch_part = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return f"{model} ({flags}), {cores} cores, {torch_part}, {kernels}"
+    computing = f"{torch.get_num_threads()} threads, compiled kernels: {compiled_kernels() or 'none'}"
+    return f"{model} ({flags}), {cores} cores, torch {torch.__version__}, {computing}"
 
 
 def matrix_peak(dtype: torch.dtype, tokens: int = 2048) -> float:
