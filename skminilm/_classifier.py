@@ -110,7 +110,9 @@ class MiniLMClassifier(AccuracyMixin, FineTunedEstimator):
         The score of the texts that are set aside, where larger is better: one
         of scikit-learn's names (such as ``"f1_macro"``, ``"neg_log_loss"``), or a
         callable that takes the estimator, all these texts as a list of str (of
-        pairs of str) and their y. None: accuracy.
+        pairs of str) and their y. If `fit` gets weights that differ, it gets
+        `sample_weight` too, unless it has no such parameter: then all these
+        texts count alike. None: accuracy.
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, stratified
         by class (at random with several labels per text), unless `fit` gets

@@ -101,7 +101,9 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
         The score of the texts that are set aside, where larger is better: one
         of scikit-learn's names (such as ``"neg_mean_absolute_error"``), or a
         callable that takes the estimator, all these texts as a list of str (of
-        pairs of str) and their y. None: R².
+        pairs of str) and their y. If `fit` gets weights that differ, it gets
+        `sample_weight` too, unless it has no such parameter: then all these
+        texts count alike. None: R².
     validation_fraction : float, default=0.1
         Share of the texts that ``early_stopping=True`` sets aside, at random,
         unless `fit` gets `X_val`. Translations of these texts, the same texts in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,8 @@ def validation_score(
     scorer = check_scoring(estimator, scoring=estimator.scoring)
     X = texts.first if texts.second is None else list(zip(texts.first, texts.second, strict=True))
     y = targets.decode(values)
-    are_equal = len(np.unique(row_weights)) <= 1
-    weights = {} if are_equal else {"sample_weight": row_weights}  # which not every scorer takes
+    is_weighted = len(np.unique(row_weights)) > 1 and _takes_weights(scorer)
+    weights = {"sample_weight": row_weights} if is_weighted else {}
 
     def score(outputs: np.ndarray) -> float:
         fitted = _fitted_view(estimator, targets, X, targets.decode_outputs(outputs))
@@ -65,6 +66,12 @@ def validation_score(
         return found
 
     return score
+
+
+def _takes_weights(scorer: Callable[..., float]) -> bool:
+    """Tell whether a scorer, or the metric that scikit-learn made it of, takes `sample_weight`."""
+    parameters = inspect.signature(getattr(scorer, "_score_func", scorer)).parameters.values()
+    return any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _fitted_view(estimator: FineTunedEstimator, targets: Targets, X: list, outputs: np.ndarray) -> Any:

@@ -7,16 +7,20 @@ import functools
 import json
 import os
 import socket
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+import skminilm
 from skminilm import clear_cache
 from skminilm.checkpoints.loading import _loaded
 from skminilm.datasets import load_support_requests
 from skminilm.engine.kernels import _library
+
+PACKAGE = Path(skminilm.__file__).parent
 
 # What a processor without AMX or VNNI runs, on one with it: "tiles" or "vnni".
 if "SKMINILM_TESTS_WITHOUT" in os.environ:
@@ -49,15 +53,38 @@ def _no_checkpoint_of_the_hub_stays_open():
 
 @pytest.fixture(autouse=True)
 def no_network(request, monkeypatch):
-    """Block every socket that is not on this machine, unless a test is marked ``network``."""
+    """Block every connection, and let no test pass in which this package tried one, unless it is marked ``network``.
+
+    An error alone would not do: the package takes it for a hub that is down.
+    """
     if request.node.get_closest_marker("network"):
+        yield
         return
+    tried_here = []
 
-    def refuse(self, address):
-        raise AssertionError(f"a connection to {address} was tried")
+    def refuse(*arguments, **_):
+        if any(Path(frame.filename).is_relative_to(PACKAGE) for frame in traceback.extract_stack()):
+            tried_here.append(arguments)
+        raise ConnectionRefusedError(f"a connection was tried: {arguments}")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert not tried_here
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch):
+    """A hub that may be asked, in vain; the names that were asked for."""
+    asked = []
+
+    def repo_info(self, repo_id, **_):
+        asked.append(repo_id)
+        raise ConnectionRefusedError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    return asked
 
 
 @pytest.fixture(autouse=True)

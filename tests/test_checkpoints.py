@@ -553,23 +553,28 @@ def test_revision_of_a_local_checkpoint(folder):
             load_checkpoint(model, "v1")
 
 
-@pytest.mark.parametrize("options", [{}, {"local_files_only": True}])
+@pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("model", ["multilingual-minilm", "somebody/some-model"])
-def test_an_uncached_hub_model_fails_soon_and_says_what_to_do(tmp_path, monkeypatch, model, options):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+def test_an_uncached_hub_model_fails_soon_and_says_what_to_do(
+    tmp_path, monkeypatch, unreachable_hub, model, local
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     began = time.monotonic()
     with pytest.raises(OSError, match=r"not in the local cache .*use model='bundled'"):
-        MiniLMEncoder(model, **options).transform(["a"])
+        MiniLMEncoder(model, local_files_only=local).transform(["a"])
     assert time.monotonic() - began < 5
+    assert len(unreachable_hub) == (0 if local else 1)
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".bin", ".safetensors")
+    ]
+
+
+def test_a_name_without_an_owner_may_be_one_of_sentence_transformers(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         OSError, match=r"set_params\(model=PATH\)\. .*'sentence-transformers/some-model' may be meant"
     ):
         MiniLMEncoder("some-model", local_files_only=True).transform(["a"])
-    assert not [
-        path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".bin", ".safetensors")
-    ]
 
 
 def test_offline_the_hub_is_not_asked(tmp_path, monkeypatch):
@@ -590,17 +595,20 @@ def hub_cache(root, source, repo_id, revision):
     return root
 
 
-def test_a_cached_hub_model_needs_no_network(tmp_path, monkeypatch, transformers_folder, texts):
+def test_a_cached_hub_model_needs_no_network(
+    tmp_path, monkeypatch, transformers_folder, texts, unreachable_hub
+):
     repo_id = "somebody/some-model"
     hub_cache(tmp_path, transformers_folder, repo_id, "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     here = MiniLMEncoder(transformers_folder).transform(texts)
-    for options in ({"local_files_only": True}, {"revision": "a" * 40}, {}):
+    for options, n_asked in (({"local_files_only": True}, 0), ({"revision": "a" * 40}, 1), ({}, 2)):
         _loaded.clear()
         with pytest.warns(UserWarning, match="mean pooling without normalisation is assumed") as caught:
             MiniLMEncoder(repo_id, **options).fit(texts)
         assert caught[0].filename == __file__
         np.testing.assert_array_equal(MiniLMEncoder(repo_id, **options).transform(texts), here)
+        assert len(unreachable_hub) == n_asked
 
 
 def test_a_preset_uses_its_pinned_commit_and_settings(tmp_path, monkeypatch, xlmr_folder):
@@ -669,7 +677,7 @@ def test_only_a_missing_home_folder_is_called_so(monkeypatch, reason, error, mes
         load_checkpoint("somebody/some-model")
 
 
-def test_the_hub_is_not_asked_again_after_fit(tmp_path, monkeypatch, transformers_folder):
+def test_the_hub_is_not_asked_again_after_fit(tmp_path, monkeypatch, transformers_folder, unreachable_hub):
     """It could have another commit of the branch by then."""
     hub_cache(tmp_path, transformers_folder, "somebody/some-model", "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -703,7 +711,7 @@ def test_who_pools_by_itself_needs_no_settings_of_the_hub(monkeypatch, open_netw
     assert seen == [True]
 
 
-def test_a_fitted_estimator_knows_its_settings(tmp_path, monkeypatch, transformers_folder):
+def test_a_fitted_estimator_knows_its_settings(tmp_path, monkeypatch, transformers_folder, unreachable_hub):
     hub_cache(tmp_path, transformers_folder, "somebody/some-model", "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     encoder = MiniLMEncoder("somebody/some-model", revision="a" * 40)
@@ -742,13 +750,16 @@ def silent_hub(monkeypatch):
         held.pop()
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    monkeypatch.setattr(hub, "_TIMEOUT_S", 1)
+    monkeypatch.setattr(hub, "_FIRST_TIMEOUT_S", 2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 2)
     yield held
     is_over.set()
 
 
 def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch, silent_hub):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OSError, match=r"no answer within 10 s.*model='bundled'"):
+    with pytest.raises(OSError, match=r"no answer within 2 s.*model='bundled'"):
         load_checkpoint("somebody/silent")
     assert silent_hub  # nobody has waited for the answer
 
@@ -758,7 +769,7 @@ def test_a_hub_that_never_answers_holds_up_no_cached_model_for_long(
 ):
     hub_cache(tmp_path, transformers_folder, "somebody/silent", "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.warns(UserWarning, match="no answer within 3 s"):
+    with pytest.warns(UserWarning, match="no answer within 1 s"):
         load_checkpoint("somebody/silent")
     assert silent_hub
 

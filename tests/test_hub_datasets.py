@@ -146,6 +146,7 @@ def test_a_data_set_with_a_loading_script_is_read_from_the_copy_of_the_hub(
     shutil.move(folder / "mlqa.de.de" / "test-00000-of-00001.parquet", copy / "0000.parquet")
     (folder / "mlqa.py").touch()
     monkeypatch.setattr("skminilm.datasets._hub._PARQUET_COPY", str(tmp_path / "copy"))
+    monkeypatch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
     data = load_mlqa(folder)
     assert data.data.tolist() == [["Wo?", GERMAN]]
     assert data.files == [copy / "0000.parquet"]

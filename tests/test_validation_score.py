@@ -110,6 +110,25 @@ def test_weights_count_where_they_differ(split):
     assert not any(some is not None for some in seen)
 
 
+def test_scores_that_take_no_weights_count_all_texts_alike(split):
+    X, y, _, _ = split
+    options = dict(early_stopping=True, validation_fraction=0.5, **HEAD)
+    weights = np.where(np.arange(len(X)) % 3 == 0, 4.0, 1.0)
+
+    def scoring(estimator, texts, labels):
+        return np.mean(estimator.predict(texts) == labels)
+
+    by_function = MiniLMClassifier(scoring=scoring, **options).fit(X, y, weights)
+    by_name = MiniLMClassifier(scoring="accuracy", **options).fit(X, y, weights)
+    n_right = last_score(by_function) * len(X) / 2
+    assert n_right == pytest.approx(round(n_right))
+    assert last_score(by_function) != pytest.approx(last_score(by_name))
+
+    lengths = np.array([len(x) for x in X])
+    regressor = MiniLMRegressor(scoring="neg_max_error", **options).fit(X, lengths, weights)
+    assert last_score(regressor) < 0
+
+
 @pytest.mark.parametrize(
     ("scoring", "message"),
     [
