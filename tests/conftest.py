@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 import skminilm
 from skminilm import clear_cache
+from skminilm.checkpoints import load_checkpoint
 from skminilm.checkpoints.loading import _loaded
 from skminilm.datasets import load_support_requests
 from skminilm.engine.kernels import _library
@@ -283,23 +284,9 @@ def distilbert_folder(tmp_path_factory, wordpiece):
 @pytest.fixture(scope="session")
 def xlmr_folder(tmp_path_factory):
     """A tiny network with the real vocabulary, as the hub repositories lay it out."""
-    from skminilm.checkpoints import bundled
-
     folder = tmp_path_factory.mktemp("xlmr")
     tiny_bert(250_037, hidden_size=8, num_attention_heads=2, intermediate_size=16).save_pretrained(folder)
-    protos = []
-    original = bundled.SentencePieceTokenizer
-
-    def keep(proto):
-        protos.append(proto)
-        return original(proto)
-
-    bundled.SentencePieceTokenizer = keep
-    try:
-        bundled.load_bundled()
-    finally:
-        bundled.SentencePieceTokenizer = original
-    (folder / "sentencepiece.bpe.model").write_bytes(protos[0])
+    (folder / "sentencepiece.bpe.model").write_bytes(load_checkpoint("bundled").tokenizer.state()[1])
     return folder
 
 

@@ -26,6 +26,7 @@ from skminilm.checkpoints.folder import model_files
 from skminilm.checkpoints.loading import _loaded, _states
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
+from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer
 from skminilm.engine import read_trainable_weights
 
 
@@ -506,8 +507,8 @@ def test_the_fingerprint_follows_each_file_of_settings(folder, name):
 
 
 def test_a_checkpoint_with_xlmr_vocabulary_runs_on_its_own_sentencepiece_model(xlmr_folder, texts):
-    vectors = MiniLMEncoder(xlmr_folder).transform(texts)
-    assert vectors.shape == (64, 8)
+    assert isinstance(load_checkpoint(xlmr_folder).tokenizer, SentencePieceTokenizer)
+    assert MiniLMEncoder(xlmr_folder).transform(texts).shape == (64, 8)
 
 
 def test_a_wrong_tokenizer_beside_xlmr_weights_is_refused(xlmr_folder, tmp_path, wordpiece):

@@ -98,13 +98,13 @@ def test_other_poolings_agree_with_transformers(many_texts, reference, pooling):
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-5), ("bf16", 2e-2)])
 def test_vectors_do_not_depend_on_batch_or_order(many_texts, precision, bound):
-    many_texts = many_texts[some_in(precision, len(many_texts))]
+    many_texts = many_texts[some_in(precision, len(many_texts))][::2]
     together = encode(many_texts, precision)
     order = np.random.default_rng(0).permutation(len(many_texts))
     shuffled = encode([many_texts[i] for i in order], precision, batch_tokens=700)
     assert np.abs(shuffled - together[order]).max() <= bound
-    alone = np.vstack([encode([text], precision) for text in many_texts[::16]])
-    assert np.abs(alone - together[::16]).max() <= bound
+    alone = np.vstack([encode([text], precision) for text in many_texts[::8]])
+    assert np.abs(alone - together[::8]).max() <= bound
 
 
 def test_one_text_longer_than_the_token_budget(many_texts):
@@ -112,19 +112,16 @@ def test_one_text_longer_than_the_token_budget(many_texts):
     assert np.abs(found - encode(many_texts[-3:])).max() <= 2e-5
 
 
-@pytest.mark.parametrize("max_padding", [0.0, 0.25, 10.0])
-@pytest.mark.parametrize("grad", [False, True])
-def test_padding_inside_attention_changes_nothing(texts, max_padding, grad, monkeypatch):
+def test_padding_inside_attention_changes_nothing(texts):
     checkpoint = load_checkpoint("bundled")
     weights = dict(read_trainable_weights(checkpoint, 0, None))
-    batch = tokenize(checkpoint.tokenizer, texts, None, checkpoint.defaults)
+    batch = tokenize(checkpoint.tokenizer, texts[:16], None, checkpoint.defaults)
     rows = np.argsort(-batch.lengths, kind="stable")
     found = []
-    for waste in (0.0, max_padding):
-        with torch.set_grad_enabled(grad):
-            pack = make_pack(batch, rows, CPU, waste)
-            hidden = plain_hidden_states(weights, pack, checkpoint.config)
-            found.append(pool(hidden, pack, "mean").detach().numpy())
+    for max_padding in (0.0, 10.0):
+        with torch.no_grad():
+            pack = make_pack(batch, rows, CPU, max_padding)
+            found.append(pool(plain_hidden_states(weights, pack, checkpoint.config), pack, "mean").numpy())
     assert np.abs(found[1] - found[0]).max() <= 2e-5
 
 
@@ -831,6 +828,7 @@ def test_attention_of_any_lengths_in_one_call(texts, kernel, use_kernel):
     def wrong(query, *_):
         return query
 
+    texts = texts[::8]
     expected = encode(texts)
     kernels = {"right": _attend_one_by_one, "wrong": wrong, "missing": None}
     use_kernel(kernels[kernel])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_what_is_for_a_gpu_passes_on_simulated_ones():
         [*command, "-q", str(TESTS)], env=environment, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 20
 
 
 @pytest.mark.gpu

@@ -559,6 +559,8 @@ def test_a_processor_with_avx2_alone_computes_the_same():
     names = "definition or token or factors or sums"
     for more in ({}, {"SKMINILM_TESTS_WITHOUT": "vnni"}):
         check_again({"ATEN_CPU_CAPABILITY": "avx2", **more}, ["test_layers.py"], names, 30)
+    names = "definition or gelu or adamw or threads or finite or gradient"
+    check_again({"ATEN_CPU_CAPABILITY": "avx2"}, ["test_kernels.py"], names, 15)
 
 
 @pytest.mark.slow

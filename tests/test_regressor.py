@@ -54,7 +54,7 @@ def test_constant_targets_and_weights(rated):
     weights = np.where(y < 4, 1.0, 0.0)
     wrong = np.where(y < 4, y, -100)
     regressor = MiniLMRegressor(trainable="head", random_state=0).fit(X, wrong, sample_weight=weights)
-    assert regressor.predict(X)[weights > 0].min() > -20
+    assert regressor.predict(X).min() > -20
 
 
 @pytest.mark.parametrize(("found", "score"), [(2.0, 1.0), (2.5, 0.0)])
@@ -121,8 +121,9 @@ def test_warm_start_and_early_stopping(rated):
     regressor.set_params(learning_rate=1e-12, head_learning_rate=1e-12).fit(X, 2 * y)
     np.testing.assert_allclose(regressor.predict(X), before, rtol=1e-3, atol=1e-2)
     stopped = MiniLMRegressor(early_stopping=True, **options).fit(X, y, X_val=X_new, y_val=y_new)
-    best = stopped.history_[stopped.best_epoch_ - 1]["validation_score"] if stopped.best_epoch_ else None
-    assert best is None or stopped.score(X_new, y_new) == pytest.approx(best, abs=1e-3)
+    assert stopped.best_epoch_  # or this shows nothing
+    best = stopped.history_[stopped.best_epoch_ - 1]["validation_score"]
+    assert stopped.score(X_new, y_new) == pytest.approx(best, abs=1e-3)
     with pytest.raises(ValueError, match="a fit with 1 target"):
         regressor.fit(X, np.column_stack([y, y]))
 
