@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from ..._warnings import warn
+
 # A library of other sources than these is not used.
 _VERSION = 8
 _limit = threading.local()
@@ -20,7 +22,13 @@ _limit = threading.local()
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """Return the library for this processor, or None where there is none."""
+    """Return the library for this processor, or None where there is none.
+
+    Warns
+    -----
+    UserWarning
+        There is one of other sources, as after an update of an editable installation.
+    """
     path = Path(__file__).with_name(f"_kernels_{instructions()}.so")
     if not path.exists():
         return None
@@ -29,7 +37,13 @@ def load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
     except OSError:  # of another platform, or this torch does not bring the OpenMP that it shares with torch
         return None
-    return library if library.kernels_version() == _VERSION else None
+    if library.kernels_version() == _VERSION:
+        return library
+    warn(
+        f"The compiled kernels in {path.parent} were built for another version of this package and are not used, "
+        "so everything is slower. Install the package again to build them anew."
+    )
+    return None
 
 
 def _show_openmp() -> None:
