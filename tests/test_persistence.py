@@ -223,7 +223,9 @@ def test_a_full_one_goes_on_where_the_checkpoint_is_missing(
         clone(loaded).set_params(model=copy).fit(X, y)
 
 
-def test_a_full_one_notices_another_revision(make_sentence_transformers_folder, tmp_path, monkeypatch):
+def test_a_full_one_notices_another_revision(
+    make_sentence_transformers_folder, tmp_path, monkeypatch, unreachable_hub
+):
     X, y = ["good", "bad", "fine", "awful"], ["+", "-", "+", "-"]
     folder, snapshots = (
         make_sentence_transformers_folder(),
