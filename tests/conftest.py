@@ -192,9 +192,8 @@ def tiny_bert(vocab_size, **changes):
     return model
 
 
-@pytest.fixture(scope="session")
-def wordpiece(requests):
-    """A small WordPiece tokenizer trained on the data set, as transformers wraps it."""
+def train_wordpiece(texts, vocab_size):
+    """A small WordPiece tokenizer trained on texts, as transformers wraps it."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -203,9 +202,9 @@ def wordpiece(requests):
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=1500, special_tokens=special, show_progress=False
+        vocab_size=vocab_size, special_tokens=special, show_progress=False
     )
-    tokenizer.train_from_iterator(requests.data, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -221,6 +220,11 @@ def wordpiece(requests):
         mask_token="[MASK]",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+@pytest.fixture(scope="session")
+def wordpiece(requests):
+    return train_wordpiece(requests.data, 1500)
 
 
 @pytest.fixture(scope="session")
@@ -281,12 +285,70 @@ def distilbert_folder(tmp_path_factory, wordpiece):
     return folder
 
 
+def xlmr_vocabulary():
+    """The real vocabulary, as the file of a hub repository."""
+    return load_checkpoint("bundled").tokenizer.state()[1]
+
+
 @pytest.fixture(scope="session")
 def xlmr_folder(tmp_path_factory):
     """A tiny network with the real vocabulary, as the hub repositories lay it out."""
     folder = tmp_path_factory.mktemp("xlmr")
     tiny_bert(250_037, hidden_size=8, num_attention_heads=2, intermediate_size=16).save_pretrained(folder)
-    (folder / "sentencepiece.bpe.model").write_bytes(load_checkpoint("bundled").tokenizer.state()[1])
+    (folder / "sentencepiece.bpe.model").write_bytes(xlmr_vocabulary())
+    return folder
+
+
+def write_same_xlmr(folder):
+    """Write a tiny network with the real vocabulary, of the same bytes whatever is installed: saved files go by them."""
+    folder.mkdir()
+    sizes = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    config = {
+        "model_type": "bert",
+        **sizes,
+        "vocab_size": 250_037,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 1,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sentencepiece.bpe.model").write_bytes(xlmr_vocabulary())
+    shapes = {
+        "embeddings.word_embeddings.weight": (250_037, 8),
+        "embeddings.position_embeddings.weight": (64, 8),
+        "embeddings.token_type_embeddings.weight": (1, 8),
+        "embeddings.LayerNorm.weight": (8,),
+        "embeddings.LayerNorm.bias": (8,),
+    }
+    for layer in range(2):
+        matrices = {
+            "attention.self.query": (8, 8),
+            "attention.self.key": (8, 8),
+            "attention.self.value": (8, 8),
+            "attention.output.dense": (8, 8),
+            "attention.output.LayerNorm": (8,),
+            "intermediate.dense": (16, 8),
+            "output.dense": (8, 16),
+            "output.LayerNorm": (8,),
+        }
+        for name, shape in matrices.items():
+            shapes[f"encoder.layer.{layer}.{name}.weight"] = shape
+            shapes[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
+    header, place = {}, 0
+    for name, shape in shapes.items():
+        end = place + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [place, end]}
+        place = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    weights = np.random.RandomState(0).random_sample(place // 4) - 0.5  # whose numbers NumPy never changes
+    for name, tensor in header.items():
+        if name.endswith("LayerNorm.weight"):
+            start, end = tensor["data_offsets"]
+            weights[start // 4 : end // 4] += 1
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded + weights.astype("<f4").tobytes())
     return folder
 
 
