@@ -2,7 +2,7 @@ import gc
 import os
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -278,6 +278,25 @@ def test_threads_share_one_model_and_give_the_same(texts, monkeypatch):
         for found in pool_of_threads.map(lambda _: encode(texts), range(8)):
             assert np.abs(found - expected).max() <= 2e-5
     assert len(built) == 1
+
+
+def test_the_model_that_was_not_used_for_longest_makes_room(monkeypatch):
+    class Model:
+        pass
+
+    monkeypatch.setattr(registry, "_models", OrderedDict())
+    held = [registry.get_or_build((number,), Model) for number in range(6)]
+    assert registry.get_or_build((0,), Model) is held[0]  # used again: the second is the oldest now
+    oldest = weakref.ref(held[1])
+    held[1] = None
+    assert oldest() is not None
+    registry.get_or_build((6,), Model)
+    assert oldest() is None  # nothing else holds on to it
+    assert list(registry._models) == [(2,), (3,), (4,), (5,), (0,), (6,)]
+    assert registry.get_or_build((0,), Model) is held[0]
+    built = []
+    registry.get_or_build((1,), lambda: built.append(1) or Model())
+    assert built == [1]
 
 
 def test_a_fork_after_use_works(texts):

@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.exceptions import UnsetMetadataPassedError
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline
 
 from skminilm import MiniLMQuestionAnswerer
@@ -439,6 +440,20 @@ def test_weights_are_routed(xlmr_folder):
     expected = fitted_loss(xlmr_folder, X, y, sample_weight=weights)
     np.testing.assert_array_equal(piped["qa"].coef_, expected[0])
     assert not np.array_equal(expected[0], fitted_loss(xlmr_folder, X, y)[0])
+
+
+def test_languages_are_routed(xlmr_folder, monkeypatch):
+    X, y = [["Was?", "die Lampe"]] * 4, ["Lampe"] * 4
+    languages = np.array(["de", "en", "en", "en"])  # "die" is no article in English
+    monkeypatch.setattr(MiniLMQuestionAnswerer, "predict", lambda self, X: [context for _, context in X])
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), **WEIGHED)
+    options = dict(cv=KFold(2), params={"languages": languages}, error_score="raise")
+    with sklearn.config_context(enable_metadata_routing=True):
+        with pytest.raises(UnsetMetadataPassedError, match="set_score_request"):
+            cross_val_score(model, X, y, **options)
+        model.set_score_request(languages=True)
+        scores = cross_val_score(model, X, y, **options)
+    np.testing.assert_allclose(scores, [(1 + 2 / 3) / 2, 2 / 3])
 
 
 def test_scores_are_weighted(answerer):
