@@ -97,10 +97,11 @@ def test_column_transformer(frame, column):
 def test_searches(english, pipeline):
     X, y = english
     grid = {"clf": [DummyClassifier(), LogisticRegression(C=10)], "enc__pooling": ["mean", "cls"]}
+    options = dict(cv=2, error_score="raise")
     searches = [
-        GridSearchCV(pipeline, grid, cv=2),
-        RandomizedSearchCV(pipeline, grid, n_iter=3, cv=2, random_state=0),
-        HalvingGridSearchCV(pipeline, grid, cv=2, min_resources=32, factor=2, random_state=0),
+        GridSearchCV(pipeline, grid, **options),
+        RandomizedSearchCV(pipeline, grid, n_iter=3, random_state=0, **options),
+        HalvingGridSearchCV(pipeline, grid, min_resources=32, factor=2, random_state=0, **options),
     ]
     for search in searches:
         assert search.fit(X, y).best_score_ > 0.3  # by chance 0.125
