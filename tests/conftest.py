@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 
 import skminilm
 from skminilm import clear_cache
-from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints import bundled
 from skminilm.checkpoints.loading import _loaded
+from skminilm.checkpoints.sentencepiece_tokenizer import build_model_proto
 from skminilm.datasets import load_support_requests
 from skminilm.engine.kernels import _library
 
@@ -286,8 +287,17 @@ def distilbert_folder(tmp_path_factory, wordpiece):
 
 
 def xlmr_vocabulary():
-    """The real vocabulary, as the file of a hub repository."""
-    return load_checkpoint("bundled").tokenizer.state()[1]
+    """The file of the real vocabulary, byte by byte as the package builds it."""
+    built = []
+
+    def keep(*arguments):
+        built.append(build_model_proto(*arguments))
+        return built[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "build_model_proto", keep)
+        bundled.load_bundled()
+    return built[0]
 
 
 @pytest.fixture(scope="session")
