@@ -23,9 +23,9 @@ from skminilm.engine.packed_model import PackedModel
 VALUES_OF_C = np.logspace(-2, 2, 10)
 
 
-def search(encoder, X, y, folds: int):
+def search(encoder, X, y, folds: int, solver: str):
     """Run the search; return it and its seconds."""
-    pipeline = make_pipeline(encoder, LogisticRegression(max_iter=1000))
+    pipeline = make_pipeline(encoder, LogisticRegression(solver=solver, max_iter=1000))
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     grid = GridSearchCV(pipeline, {"logisticregression__C": VALUES_OF_C}, cv=splits)
     start = time.perf_counter()
@@ -71,6 +71,7 @@ def main():
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="of our search, each from an empty cache")
+    parser.add_argument("--solver", default="lbfgs", help="of the logistic regression, in all searches")
     parser.add_argument("--only-ours", action="store_true")
     options = parser.parse_args()
     import pandas as pd
@@ -85,7 +86,7 @@ def main():
     for _ in range(options.rounds):
         clear_cache()
         (grid, seconds), encoded = count_encoded(
-            lambda: search(MiniLMEncoder(prompt=None), X.tolist(), y, options.folds)
+            lambda: search(MiniLMEncoder(prompt=None), X.tolist(), y, options.folds, options.solver)
         )
         ours.append(seconds)
         print(
@@ -98,7 +99,7 @@ def main():
             folder = write_reference(options.reference or Path(temporary))
             for name, encoder in peers(folder).items():
                 texts = X if name.startswith("skrub") else X.tolist()
-                grid, seconds = search(encoder, texts, y, options.folds)
+                grid, seconds = search(encoder, texts, y, options.folds, options.solver)
                 ratio = seconds / float(np.median(ours))
                 print(
                     f"{name:28}{seconds:>10.2f} s  score {grid.best_score_:.3f}; {ratio:,.0f} times ours",
