@@ -370,6 +370,11 @@ def reference():
     return functools.partial(pooled_vectors, load_reference())
 
 
+def largest_change(first, second):
+    """Return by how much the trained weights of two estimators differ at most."""
+    return max(np.abs(array - second.weights_[name]).max() for name, array in first.weights_.items())
+
+
 def resident_mib():
     """Return the memory that this process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
