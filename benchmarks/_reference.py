@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,17 +26,7 @@ def load_reference() -> BertModel:
     weights = dict(checkpoint.read_weights())
     table = "embeddings.word_embeddings.weight"
     weights[table] = dequantize_q4(weights[table])
-    shape = checkpoint.config
-    config = BertConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        layer_norm_eps=shape.layer_norm_eps,
-    )
-    model = BertModel(config, add_pooling_layer=False).eval()
+    model = BertModel(BertConfig(**asdict(checkpoint.config)), add_pooling_layer=False).eval()
     keys = model.load_state_dict(weights, strict=False)
     if keys.unexpected_keys or any("position_ids" not in key for key in keys.missing_keys):
         raise RuntimeError(f"the weights do not fit BertModel: {keys}")

@@ -11,7 +11,7 @@ from unicodedata import normalize
 import narwhals as nw
 import numpy as np
 
-from ._containers import view
+from ._containers import columns_of, view
 from ._rows import as_rows, check_given, check_same_length
 from ._validation import Texts, check_texts, is_blank, is_missing, shorten
 from ._warnings import warn
@@ -98,7 +98,7 @@ def answer_rows(y: Any, name: str) -> list:
     """
     values = view(y)
     if isinstance(values, nw.DataFrame):
-        columns = [values.get_column(column).to_list() for column in values.columns]
+        columns = columns_of(values)
     elif getattr(values, "ndim", 1) == 2:
         columns = np.asarray(values, object).T.tolist()
     else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
+from typing import Any
 
 from sklearn import get_config
 from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
 
 from ._persistence import PersistenceMixin
 from ._text_columns import TextColumnsMixin
+from ._validation import Texts, check_texts
 
 
 @cache
@@ -38,6 +42,14 @@ class TextEstimator(PersistenceMixin, TextColumnsMixin, BaseEstimator):
         """Check parameters against `_parameter_constraints`, unless scikit-learn is told to skip that."""
         if not get_config()["skip_parameter_validation"]:
             super()._validate_params()
+
+    def _checked_texts(self, X: Any, read: Callable[[Any], Texts] = check_texts) -> Texts:
+        """Return X, read by `read`, as the texts of a prediction."""
+        check_is_fitted(self)
+        self._validate_params()
+        texts = read(X)
+        self._check_columns(texts)
+        return texts
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

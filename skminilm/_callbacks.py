@@ -58,7 +58,7 @@ class FitProgress:
         n_texts: int,
         attributes: Callable[[TrainingResult], dict[str, Any]],
     ) -> None:
-        self._attributes = attributes
+        self.attributes = attributes
         self._new_bar = lambda: tqdm(total=n_epochs * n_texts, desc="fine-tune", unit="text")
         self._verbose = estimator.verbose
         self._bar: tqdm | None = None
@@ -95,7 +95,7 @@ class FitProgress:
         if not self._fit:
             return False
         return self._epoch.call_on_fit_task_end(
-            **self._data, reconstruction_attributes=lambda: self._attributes(result())
+            **self._data, reconstruction_attributes=lambda: self.attributes(result())
         )
 
     def end_fit(self) -> None:

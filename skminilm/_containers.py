@@ -53,3 +53,8 @@ def view(values: Any) -> Any:
     ):  # as a column of `datasets` is
         return list(values)
     return values
+
+
+def columns_of(frame: nw.DataFrame) -> list[list]:
+    """Return the values of each column of a frame."""
+    return [frame.get_column(name).to_list() for name in frame.columns]

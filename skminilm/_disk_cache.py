@@ -15,7 +15,6 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock
 
-from ._cache import DEFAULT_DISK_CACHE_BYTES
 from ._warnings import warn
 
 _FILE_NAME = "vectors.sqlite3"
@@ -64,7 +63,7 @@ class DiskVectorCache:
         The folder cannot be made.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = DEFAULT_DISK_CACHE_BYTES) -> None:
+    def __init__(self, folder: Path, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         try:
             self._path = folder.absolute() / _FILE_NAME

@@ -323,9 +323,7 @@ class MiniLMEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TextEstim
             Texts longer than `max_length` were cut off; once per call. Or texts
             begin with a prompt, and ``prompt="auto"`` puts another one before.
         """
-        self._validate_params()
-        texts = check_texts(X, missing=self.missing)
-        self._check_columns(texts)
+        texts = self._checked_texts(X, lambda X: check_texts(X, missing=self.missing))
         return self._encode(texts, *self._open_with_defaults())
 
     def export(self, path: str | os.PathLike[str]) -> None:

@@ -154,14 +154,14 @@ def encode_texts(
         bar.update(len(unique) - len(missing))
     if len(missing):
         model = get_tuned_model(checkpoint, compute, tuned, state_cache)
-        todo = unique if len(missing) == len(unique) else unique.take(missing)
+        todo = unique.take(missing)
         slices: Iterable[range] = [range(len(todo))]
         if cache is not None:
             slices = todo.slices(_SLICE_CHARACTERS[compute.device.type], _CHARACTERS_A_TEXT)
         with encoding_bar(len(missing), checkpoint, verbose) if bar is None else nullcontext(bar) as bar:
             for rows in slices:
                 some = missing[rows.start : rows.stop]
-                selected = todo if len(rows) == len(todo) else todo.take(rows)
+                selected = todo.take(rows)
                 found, n_tokens = model.encode(
                     selected.first, selected.second, settings, batch_tokens=batch_tokens, progress=bar.update
                 )
@@ -191,7 +191,7 @@ def unique_texts(texts: Texts) -> tuple[Texts, np.ndarray, np.ndarray]:
     numbers: dict[object, int] = {}
     index = np.array([numbers.setdefault(row, len(numbers)) for row in rows], np.int64)
     first_rows = np.unique(index, return_index=True)[1]
-    return texts if len(first_rows) == len(texts) else texts.take(first_rows), first_rows, index
+    return texts.take(first_rows), first_rows, index
 
 
 def _entries(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:

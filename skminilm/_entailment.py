@@ -20,6 +20,7 @@ from ._folders import own_path
 from ._progress import tqdm
 from ._validation import Texts, shorten_list
 from .checkpoints import EncodingSettings
+from .checkpoints.loading import file_states
 
 _SLICE_PAIRS = 8192
 _ENTAILMENT, _CONTRADICTION = "entailment", "contradiction"
@@ -117,12 +118,12 @@ def _open_saved(path: str | os.PathLike[str]) -> MiniLMClassifier:
     folder = own_path(path)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     folder = folder.resolve() if files else folder  # a message names what was given
-    stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    stamps = tuple(file_states(files))
     return _load(folder, stamps)
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> MiniLMClassifier:
+def _load(folder: Path, stamps: tuple[tuple, ...]) -> MiniLMClassifier:
     return MiniLMClassifier.load(folder)
 
 

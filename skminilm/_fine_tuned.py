@@ -37,7 +37,7 @@ from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from ._validation_score import validation_score
 from .checkpoints import PAIR, PAIR_AND_TEXTS, POOLINGS, Checkpoint, EncodingSettings, tokenize
-from .checkpoints.embedded import check_embeddable, is_embedded, open_embedded
+from .checkpoints.embedded import is_embedded, open_embedded
 from .checkpoints.heads import SequenceHead, read_sequence_head
 
 if TYPE_CHECKING:
@@ -190,12 +190,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         random = check_random_state(self.random_state)
         data = self._set_aside(texts, targets, given_weights, X_val, y_val, random)
         checkpoint = self._open_to_train()
-        self._check_trainable(checkpoint)
+        self._check_checkpoint(checkpoint)
         settings = self._settings(checkpoint, texts, len(data.training))
         compute = self._compute(checkpoint)
         warn_of_second_prompt(texts, self.prompt, settings)
-        if self.save_weights == "full":
-            check_embeddable(checkpoint)
         earlier = self._earlier_fit(checkpoint, settings, targets)
 
         def attributes(result: TrainingResult) -> dict[str, Any]:
@@ -208,10 +206,13 @@ class FineTunedEstimator(TrainedNetworkEstimator):
 
         n_epochs = self._n_epochs(len(data.training))
 
-        def training(hooks: FitProgress) -> TrainingResult:
-            return self._train(data, targets, checkpoint, settings, compute, random, earlier, n_epochs, hooks)
-
-        self._run(training, X, y, sample_weight, n_epochs, len(data.training), attributes)
+        progress = FitProgress(self, X, y, sample_weight, n_epochs, len(data.training), attributes)
+        self._run(
+            lambda: self._train(
+                data, targets, checkpoint, settings, compute, random, earlier, n_epochs, progress
+            ),
+            progress,
+        )
         return self
 
     def _set_aside(
@@ -338,9 +339,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
                 "trainable, or set warm_start=False."
             )
         coef, intercept = self._head_of_fit(targets)
-        return EarlierFit(
-            coef, intercept, self.weights_, self.weights_digest_, self.history_, self.best_epoch_
-        )
+        return EarlierFit(coef, intercept, self.weights_, self.history_, self.best_epoch_)
 
     def _train(
         self,
@@ -435,7 +434,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         n_rows = len(data.texts)
         rows = np.arange(n_rows) if self.trainable == "head" else data.training
         found, lengths = encode_for_head(
-            data.texts if len(rows) == n_rows else data.texts.take(rows),
+            data.texts.take(rows),
             checkpoint,
             settings,
             compute=compute,
@@ -517,14 +516,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         with new_folder(path) as folder, own_modes(inference=True):
             export_network(folder, checkpoint, settings, self._tuned_weights())
 
-    def _checked_texts(self, X: Any) -> Texts:
-        """Return X as the texts of a prediction."""
-        check_is_fitted(self)
-        self._validate_params()
-        texts = check_texts(X)
-        self._check_columns(texts)
-        return texts
-
     def _encode(
         self, texts: Texts, row_numbers: np.ndarray | None = None, bar: tqdm | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -570,7 +561,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         with parts as bar:
             for start in range(0, len(unique), n_together):
                 rows = np.arange(start, min(start + n_together, len(unique)))
-                some = unique if len(rows) == len(unique) else unique.take(rows)
+                some = unique.take(rows)
                 vectors, lengths[rows] = self._encode(some, first_rows[rows], bar)
                 result = self._head_outputs(vectors)
                 if of_part:

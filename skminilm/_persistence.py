@@ -7,7 +7,6 @@ arrays, of which the JSON names the place.
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.metadata
 import inspect
 import json
@@ -26,16 +25,17 @@ from ._folders import (
     replace_folder,
     temporary_folder,
 )
-from .checkpoints.digests import arrays_digest, file_sha256
+from .checkpoints.digests import arrays_digest, combine_digests, file_sha256
 from .checkpoints.embedded import content_digest
+from .checkpoints.layout import ESTIMATOR_FILE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 FORMAT_VERSION = 1
-_STATE_FILE, _ARRAYS_FILE = "estimator.json", "arrays.safetensors"
+_ARRAYS_FILE = "arrays.safetensors"
 _TEMPORARY_FILES = {
-    f".{name}" for name in (_STATE_FILE, _ARRAYS_FILE)
+    f".{name}" for name in (ESTIMATOR_FILE, _ARRAYS_FILE)
 }  # left where a process ended in between
 # Callbacks, and what metadata routing was told: objects of scikit-learn's.
 _NOT_KEPT = (
@@ -87,7 +87,7 @@ def _check_place(path: Path) -> bool:
         if _identity(path) == folder:
             break
     if is_other:
-        others = sorted(names - {_STATE_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES})
+        others = sorted(names - {ESTIMATOR_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES})
         found = f" ({others[0]!r})" if others else ""
         raise FileExistsError(
             f"{path} is there already and holds something else{found}: choose another path."
@@ -110,18 +110,18 @@ def _write_files(
 
     They get the rights of those that are in the folder `earlier`, by default in `folder`.
     """
-    temporary = {name: folder / f".{name}" for name in (_ARRAYS_FILE, _STATE_FILE)}
+    temporary = {name: folder / f".{name}" for name in (_ARRAYS_FILE, ESTIMATOR_FILE)}
     for file in temporary.values():
         file.unlink(missing_ok=True)  # of an ended process, or a link to elsewhere
     try:
         _write_arrays(temporary[_ARRAYS_FILE], arrays)
         content["arrays_sha256"] = file_sha256(temporary[_ARRAYS_FILE])
         content.pop("digest", None)
-        content["digest"] = _digest(content)
+        content["digest"] = combine_digests(content)
         # In ASCII: a path need not be valid Unicode.
-        _write_text(temporary[_STATE_FILE], json.dumps(content, indent=1))
+        _write_text(temporary[ESTIMATOR_FILE], json.dumps(content, indent=1))
         # safetensors may write for the owner alone.
-        copy_rights(temporary[_STATE_FILE], temporary[_ARRAYS_FILE])
+        copy_rights(temporary[ESTIMATOR_FILE], temporary[_ARRAYS_FILE])
         _check_place(folder)  # where something else may have come meanwhile
         for name, file in temporary.items():
             copy_rights((earlier or folder) / name, file)
@@ -133,11 +133,11 @@ def _write_files(
 
 def is_saved_estimator(path: Path) -> bool:
     """Tell whether a folder holds what :meth:`PersistenceMixin.save` writes, and nothing else."""
-    names = {_STATE_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES}
+    names = {ESTIMATOR_FILE, _ARRAYS_FILE, *_TEMPORARY_FILES}
     if not path.is_dir() or not {file.name for file in path.iterdir()} <= names:
         return False
     try:
-        content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+        content = json.loads((path / ESTIMATOR_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"format_version", "class", "parameters", "digest"} <= content.keys()
@@ -164,28 +164,28 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _read_estimator(path: Path, kind: type[PersistenceMixin]) -> Any:
-    if not (path / _STATE_FILE).is_file():
+    if not (path / ESTIMATOR_FILE).is_file():
         remedy = f"Give a folder that {kind.__name__}.save wrote."
         if hasattr(kind, "from_transformers"):
             remedy += (
                 f" What transformers wrote, there or on the hub, opens by {kind.__name__}.from_transformers; a saved one on "
                 f"the hub by {kind.__name__}.load(huggingface_hub.snapshot_download(name))."
             )
-        raise FileNotFoundError(f"{path} holds no saved estimator: there is no {_STATE_FILE}. {remedy}")
+        raise FileNotFoundError(f"{path} holds no saved estimator: there is no {ESTIMATOR_FILE}. {remedy}")
     try:
-        content = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+        content = json.loads((path / ESTIMATOR_FILE).read_text(encoding="utf-8"))
         version, versions = content["format_version"], content["versions"]
         if not isinstance(version, int) or not isinstance(versions, dict):
             raise TypeError(f"it has the format {version!r} and the versions {versions!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, f"{_STATE_FILE} cannot be read ({error})") from error
+        raise _damaged(path, f"{ESTIMATOR_FILE} cannot be read ({error})") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} was saved in format {version} by skminilm {versions.get('skminilm')}; "
             f"this version reads up to {FORMAT_VERSION}: upgrade skminilm."
         )
-    if content.pop("digest", None) != _digest(content):
-        raise _damaged(path, f"{_STATE_FILE} is not as it was written")
+    if content.pop("digest", None) != combine_digests(content):
+        raise _damaged(path, f"{ESTIMATOR_FILE} is not as it was written")
     if not (path / _ARRAYS_FILE).is_file() or content["arrays_sha256"] != file_sha256(path / _ARRAYS_FILE):
         raise _damaged(path, f"{_ARRAYS_FILE} is missing or not as it was written")
     if content["class"] != kind.__name__:
@@ -383,11 +383,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(content: dict[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def package_versions() -> dict[str, str]:

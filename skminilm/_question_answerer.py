@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import check_is_fitted
 
 from ._answers import AnswerSpan, check_answers, check_questions, keep_found
 from ._cache import state_cache
@@ -27,7 +26,6 @@ from ._validation import Texts, shorten
 from ._warnings import warn
 from ._windows import Windows, cut_windows
 from .checkpoints import Checkpoint, EncodingSettings
-from .checkpoints.embedded import check_embeddable
 from .checkpoints.heads import read_span_head
 from .metrics import mlqa_exact_match, mlqa_f1
 
@@ -404,10 +402,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             check_same_columns(texts, others)
         random = check_random_state(self.random_state)
         checkpoint = open_checkpoint(self.model, self.revision, settings_known=True)
-        self._check_trainable(checkpoint)
+        self._check_checkpoint(checkpoint)
         settings, compute = self._settings(checkpoint), self._compute(checkpoint)
-        if self.save_weights == "full":
-            check_embeddable(checkpoint)
         data = self._learnable(checkpoint, texts, y, row_weights, on_missing_answer, "y")
         if X_val is not None:
             weights = np.ones(len(others))
@@ -423,10 +419,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 **self._column_attributes(texts),
             }
 
-        def train(hooks: FitProgress) -> TrainingResult:
-            return self._train(data, checkpoint, compute, random, hooks)
-
-        self._run(train, X, y, sample_weight, self.epochs, data.n_training, attributes)
+        progress = FitProgress(self, X, y, sample_weight, self.epochs, data.n_training, attributes)
+        self._run(lambda: self._train(data, checkpoint, compute, random, progress), progress)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -508,10 +502,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
     def _answer(self, X: Any, n_best: int) -> tuple[list[list[AnswerSpan]], np.ndarray]:
         """Return what :meth:`predict_spans` and :meth:`no_answer_margin` do; each different question is computed once."""
-        check_is_fitted(self)
-        self._validate_params()
-        texts = check_questions(X)
-        self._check_columns(texts)
+        texts = self._checked_texts(X, check_questions)
         checkpoint = self._fitted_checkpoint()
         self._settings(checkpoint)  # max_length and stride may be others than in fit
         unique, _, index = unique_texts(texts)

@@ -213,8 +213,6 @@ class MiniLMRegressor(RegressorMixin, FineTunedEstimator):
 
     _one_dimensional: bool
 
-    _parameter_constraints = FineTunedEstimator._parameter_constraints
-
     def __init__(
         self,
         model: str | os.PathLike[str] = "bundled",

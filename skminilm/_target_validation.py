@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import type_of_target
 
-from ._containers import view
+from ._containers import columns_of, view
 from ._rows import check_given, check_same_length
 from ._validation import is_missing, lone_surrogate, shorten, shorten_list
 from ._warnings import warn
@@ -245,7 +245,7 @@ def _one_column(y: Any, name: str) -> np.ndarray:
     if isinstance(y, nw.Series):
         y = y.to_list()
     elif isinstance(y, nw.DataFrame):
-        columns = [y.get_column(name).to_list() for name in y.columns]
+        columns = columns_of(y)
         y = np.empty((len(y), len(columns)), dtype=object)
         for number, column in enumerate(columns):
             y[:, number] = column
@@ -305,10 +305,11 @@ def _plain(label: object) -> object:
 
 def kind_of_label(label: object) -> str:
     """Return what labels have to have in common: str, bool, number, or the name of another type."""
-    for kind in (str, bool, np.bool_, Number):
-        if isinstance(label, kind):
-            return {np.bool_: "bool", Number: "number"}.get(kind, kind.__name__)
-    return type(label).__name__
+    if isinstance(label, str):
+        return "str"
+    if isinstance(label, bool | np.bool_):
+        return "bool"
+    return "number" if isinstance(label, Number) else type(label).__name__
 
 
 def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weight") -> np.ndarray:
@@ -318,22 +319,14 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
 
     Raises
     ------
-    ValueError
-        Another length, a negative or non-finite weight, or all are zero.
+    TypeError, ValueError
+        Another length, what is no number, a negative or non-finite weight, or all are zero.
     """
     if sample_weight is None:
         return np.ones(n_rows)
     if isinstance(sample_weight, Real) and not isinstance(sample_weight, bool):  # as in scikit-learn
         sample_weight = np.full(n_rows, sample_weight)
-    sample_weight = view(sample_weight)
-    if isinstance(sample_weight, nw.Series):
-        sample_weight = sample_weight.to_numpy()
-    try:
-        if np.asarray(sample_weight).dtype.kind == "c":
-            raise ValueError("it is complex")
-        weights = np.asarray(sample_weight, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} holds what is not a number ({error}): give one weight per text.") from error
+    weights = _number_array(sample_weight, name, "one weight per text")
     if weights.shape != (n_rows,):
         raise ValueError(f"{name} has the shape {weights.shape}, expected ({n_rows},): one weight per text.")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
@@ -344,8 +337,8 @@ def check_row_weights(sample_weight: Any, n_rows: int, name: str = "sample_weigh
     return weights / weights.max()
 
 
-def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
-    """Return a weight for each class: that of the dict, or 1.
+def complete_class_weight(class_weight: dict, classes: np.ndarray) -> np.ndarray:
+    """Return a weight for each class, that of the dict or 1, float64 (n_classes,).
 
     Raises
     ------
@@ -367,4 +360,4 @@ def complete_class_weight(class_weight: dict, classes: np.ndarray) -> dict:
             f"class_weight names the class {unknown[0]!r}, which y does not hold, and leaves out "
             f"{unweighted[0]!r} (a misspelling?): the classes of y are {shorten_list(labels)}."
         )
-    return {label: float(class_weight.get(label, 1.0)) for label in labels}
+    return np.array([float(class_weight.get(label, 1.0)) for label in labels])

@@ -150,7 +150,7 @@ class ClassTargets(Targets):
         if self._class_weight is None:
             return row_weights
         if isinstance(self._class_weight, dict):
-            of_classes = np.array(list(complete_class_weight(self._class_weight, self.classes).values()))
+            of_classes = complete_class_weight(self._class_weight, self.classes)
         else:  # "balanced"
             totals = np.bincount(self.values, weights=row_weights)
             of_classes = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
@@ -229,8 +229,7 @@ class MultilabelTargets(Targets):
         share = np.array([np.average(column, weights=row_weights) for column in self.values.T])
         shares = np.stack([1 - share, share])
         if isinstance(self._class_weight, dict):
-            of_values = complete_class_weight(self._class_weight, np.arange(2))
-            weights = np.array([[of_values[0]], [of_values[1]]]) * np.ones_like(shares)
+            weights = complete_class_weight(self._class_weight, np.arange(2))[:, None]
             means = (weights * shares).sum(axis=0)
             if not means.all():
                 raise ValueError(

@@ -83,9 +83,10 @@ class TextColumnsMixin:
                     f"columns by X[{list(names)}], rename them, or give texts without names, such as a list."
                 )
         elif texts.n_columns > 1 and names is not None:
-            self._warn(f"X does not have valid feature names, but {type(self).__name__} was fitted with them")
+            _warn(f"X does not have valid feature names, but {type(self).__name__} was fitted with them")
         elif texts.n_columns > 1 and texts.names is not None and hasattr(self, "n_features_in_"):
-            self._warn(f"X has feature names, but {type(self).__name__} was fitted without feature names")
+            _warn(f"X has feature names, but {type(self).__name__} was fitted without feature names")
 
-    def _warn(self, message: str) -> None:
-        warn(f"{message}: make sure that the columns are in the same order.")
+
+def _warn(message: str) -> None:
+    warn(f"{message}: make sure that the columns are in the same order.")

@@ -20,7 +20,7 @@ from ._progress import tqdm
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.digests import arrays_digest
-from .checkpoints.embedded import embed_checkpoint, open_embedded
+from .checkpoints.embedded import check_embeddable, embed_checkpoint, open_embedded
 
 if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
@@ -37,7 +37,6 @@ class EarlierFit:
     coef: np.ndarray
     intercept: np.ndarray
     weights: dict[str, np.ndarray]
-    digest: str
     history: list[dict[str, float]]
     best_epoch: int
 
@@ -83,7 +82,8 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             return float(self.learning_rate)
         return _LORA_LEARNING_RATE if self.trainable == "lora" else self._encoder_learning_rate
 
-    def _check_trainable(self, checkpoint: Checkpoint) -> None:
+    def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Check that this estimator can train and keep it."""
         if self.trainable != "head":
             if checkpoint.foreign_reason:
                 raise ValueError(
@@ -93,6 +93,8 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             from .finetuning import n_frozen_layers
 
             n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
+        if self.save_weights == "full":
+            check_embeddable(checkpoint)
 
     def _compute(self, checkpoint: Checkpoint) -> Compute:
         from .engine import resolve_compute
@@ -135,7 +137,7 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
 
         Without `settings` it gives the states of tokens, not pooled.
         """
-        from .engine import TunedWeights, new_layer_states, read_trainable_weights
+        from .engine import new_layer_states, read_trainable_weights
         from .finetuning import EncoderOptions, TrainableEncoder, n_frozen_layers
 
         n_frozen = n_frozen_layers(self.trainable, checkpoint.config.num_hidden_layers)
@@ -157,7 +159,7 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             gradient_checkpointing=self.gradient_checkpointing,
             seed=seed,
         )
-        tuned = TunedWeights(earlier.weights, earlier.digest) if earlier and earlier.weights else None
+        tuned = self._tuned_weights() if earlier else None
         weights = read_trainable_weights(checkpoint, n_frozen, tuned)
         network = TrainableEncoder(
             weights,
@@ -175,37 +177,16 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             )
         return network
 
-    def _run(
-        self,
-        training: Callable[[FitProgress], TrainingResult],
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        n_epochs: int,
-        n_rows: int,
-        attributes: Callable[[TrainingResult], dict[str, Any]],
-    ) -> None:
-        """Train, and set what was learned: all of it, or the last that was good.
-
-        Parameters
-        ----------
-        training : callable
-            Trains, and tells the hooks that it gets of its progress.
-        X, y, sample_weight : array-like
-            As `fit` got them.
-        n_epochs, n_rows : int
-            At most so many epochs, of so many rows each.
-        attributes : callable
-            Returns what this estimator's attributes are after a training result.
-        """
+    def _run(self, training: Callable[[], TrainingResult], progress: FitProgress) -> None:
+        """Train, and set what was learned: all of it, or the last that was good."""
         from .engine import own_modes
         from .finetuning import TrainingDivergedError
 
-        progress = FitProgress(self, X, y, sample_weight, n_epochs, n_rows, attributes)
+        attributes = progress.attributes
         is_interrupted = False
         try:
             with own_modes(inference=False), progress:
-                result = training(progress)
+                result = training()
             is_interrupted = result.interrupted
             try:
                 learned = attributes(result)

@@ -10,7 +10,7 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 
-from ._containers import view
+from ._containers import columns_of, view
 
 _EXPECTED = (
     "Expected a list, array, or data-frame column of str with one text per row, or two columns for pairs"
@@ -58,9 +58,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self.first)
 
-    def take(self, rows: Iterable[int]) -> Texts:
-        """Return some of the rows."""
-        rows = list(rows)
+    def take(self, rows: Sequence[int] | np.ndarray) -> Texts:
+        """Return some of the rows, each once and in their order; these texts themselves where that is all."""
+        if len(rows) == len(self):
+            return self
         second = None if self.second is None else [self.second[row] for row in rows]
         return Texts([self.first[row] for row in rows], second, self.names)
 
@@ -137,8 +138,7 @@ def _columns(X: Any, name: str) -> tuple[list[list], tuple[str, ...] | None]:
         return _columns_of(X.to_list(), name), None
     if isinstance(X, nw.DataFrame):
         _check_n_columns(len(X.columns), name)
-        columns = [X.get_column(column).to_list() for column in X.columns]
-        return columns, _column_names(X.columns, name)
+        return columns_of(X), _column_names(X.columns, name)
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and hasattr(X, "ndim")):
         array = np.asarray(X)
         if array.ndim == 1:

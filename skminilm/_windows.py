@@ -116,16 +116,18 @@ def cut_windows(
         window, it should fit in.
     """
     prefix, middle, suffix = (np.array(part, np.int32) for part in tokenizer.pair_template)
-    room = max_length - len(prefix) - len(middle) - len(suffix)
+    n_special = len(prefix) + len(middle) + len(suffix)
+    room = max_length - n_special
     questions = _locate_each(tokenizer, texts.first)
     contexts = _locate_each(tokenizer, texts.second)
     # In what two windows share, answers begin in the earlier one as long as they fit, up to the middle.
     overhang = max(0, min(stride // 2, stride - max_answer_length))
-    sequences, rows, starts, stops, own_starts, own_stops, firsts = [], [], [], [], [], [], []
+    sequences, places, full_lengths = [], [], []
     is_cut = np.zeros(len(texts), bool)
     for row, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         ids = question.ids[: room // 2]
         is_cut[row] = len(ids) < len(question.ids)
+        full_lengths.append(len(question.ids) + len(context.ids) + n_special)
         head = np.concatenate([prefix, ids, middle])
         size = room - len(ids)
         firsts_of_row = list(window_starts(len(context.ids), size, stride))
@@ -133,30 +135,22 @@ def cut_windows(
         for first, (own_start, own_stop) in zip(firsts_of_row, pairwise(bounds), strict=True):
             part = context.ids[first : first + size]
             sequences.append(np.concatenate([head, part, suffix]))
-            rows.append(row)
-            starts.append(len(head))
-            stops.append(len(head) + len(part))
-            own_starts.append(len(head) + own_start - first)
-            own_stops.append(len(head) + own_stop - first)
-            firsts.append(first)
-    n_special = max_length - room
-    full_lengths = [
-        len(question.ids) + len(context.ids) + n_special
-        for question, context in zip(questions, contexts, strict=True)
-    ]
+            shift = len(head) - first
+            places.append((row, len(head), len(head) + len(part), own_start + shift, own_stop + shift, first))
+    rows, starts, stops, own_starts, own_stops, firsts = np.array(places, np.int64).T.copy()
     batch = TokenBatch(
         np.concatenate(sequences),
         np.fromiter(map(len, sequences), np.int64, len(sequences)),
         np.array(full_lengths, np.int64),
-        np.array(rows, np.int64),
+        rows,
     )
     return Windows(
         batch,
-        context_starts=np.array(starts, np.int64),
-        context_stops=np.array(stops, np.int64),
-        own_starts=np.array(own_starts, np.int64),
-        own_stops=np.array(own_stops, np.int64),
-        first_tokens=np.array(firsts, np.int64),
+        context_starts=starts,
+        context_stops=stops,
+        own_starts=own_starts,
+        own_stops=own_stops,
+        first_tokens=firsts,
         contexts=contexts,
         is_cut=is_cut,
     )

@@ -13,7 +13,6 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import check_is_fitted
 
 from ._accuracy import AccuracyMixin
 from ._base import TextEstimator
@@ -346,10 +345,7 @@ class MiniLMZeroShotClassifier(AccuracyMixin, TextEstimator):
 
     def _score_parts(self, X: Any) -> Iterator[np.ndarray]:
         """Yield the scores of some rows at a time: what they are made of takes much more memory."""
-        check_is_fitted(self)
-        self._validate_params()
-        texts = _check_single(check_texts(X))
-        self._check_columns(texts)
+        texts = self._checked_texts(X, lambda X: _check_single(check_texts(X)))
         if (self.nli is None) != (self.nli_digest_ is None) or self.multi_label != self.multilabel_:
             raise ValueError("nli or multi_label was changed since fit: fit again.")
         if not self._says_what_fit_read():

@@ -166,8 +166,9 @@ TEXTS = [
 ]
 
 
-def tiny_config(vocab_size, **changes):
-    from transformers import BertConfig
+def tiny_bert(vocab_size, **changes):
+    import torch
+    from transformers import BertConfig, BertModel
 
     options = dict(
         hidden_size=32,
@@ -177,16 +178,9 @@ def tiny_config(vocab_size, **changes):
         vocab_size=vocab_size,
         max_position_embeddings=64,
     )
-    return BertConfig(**{**options, **changes})
-
-
-def tiny_bert(vocab_size, **changes):
-    import torch
-    from transformers import BertModel
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertModel(tiny_config(vocab_size, **changes), add_pooling_layer=False).eval()
+        model = BertModel(BertConfig(**{**options, **changes}), add_pooling_layer=False).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

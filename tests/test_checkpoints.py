@@ -23,7 +23,7 @@ from skminilm import MiniLMClassifier, MiniLMEncoder, MiniLMQuestionAnswerer, Mi
 from skminilm.checkpoints import PRESETS, BertConfig, bundled, hub, load_checkpoint
 from skminilm.checkpoints.embedded import content_digest, embed_checkpoint, open_embedded
 from skminilm.checkpoints.folder import model_files
-from skminilm.checkpoints.loading import _loaded, _states
+from skminilm.checkpoints.loading import _loaded, file_states
 from skminilm.checkpoints.presets import find_preset
 from skminilm.checkpoints.q4 import dequantize_q4
 from skminilm.checkpoints.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -427,7 +427,7 @@ def test_files_of_every_kind_of_model_count(tmp_path, name):
 
 def test_a_file_that_is_removed_meanwhile_is_no_error(tmp_path):
     (tmp_path / "config.json").touch()
-    states = _states([tmp_path / "config.json", tmp_path / "removed"])
+    states = file_states([tmp_path / "config.json", tmp_path / "removed"])
     assert [state[0] for state in states] == ["config.json"]
 
 

@@ -587,6 +587,13 @@ def test_going_on_from_a_memory_map_is_quiet(split, tmp_path):
         ({"class_weight": {"a": "2", "b": 1}}, {}, "class_weight of 'a' is '2'"),
         ({"class_weight": {"a": None, "b": 1}}, {}, "class_weight of 'a' is None"),
         ({}, {"sample_weight": ["a", "b"]}, "sample_weight holds what is not a number"),
+        ({}, {"sample_weight": [1, 10**400]}, "sample_weight holds what is not a number"),
+        (
+            {},
+            {"sample_weight": np.array(["2026-01-01", "2026-01-02"], "M8[D]")},
+            "sample_weight .* dates and times",
+        ),
+        ({}, {"sample_weight": "ab"}, "sample_weight is a str: 'ab'. Expected one weight per text"),
         ({"prompt": "\ud800"}, {}, "prompt=.*lone surrogate"),
         ({"max_length": 3, "prompt": "query: "}, {}, "leaves no room for text behind the prompt 'query: '"),
     ],

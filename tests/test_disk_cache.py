@@ -1,3 +1,4 @@
+import functools
 import multiprocessing
 import os
 import sqlite3
@@ -13,11 +14,11 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skminilm import MiniLMEncoder, clear_cache, set_config
+from skminilm import MiniLMEncoder, _disk_cache, clear_cache, set_config
 from skminilm._cache import DEFAULT_DISK_CACHE_BYTES
-from skminilm._disk_cache import DiskVectorCache
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
+DiskVectorCache = functools.partial(_disk_cache.DiskVectorCache, max_bytes=DEFAULT_DISK_CACHE_BYTES)
 KEYS = [b"a" * 16, b"b" * 16, b"c" * 16]
 
 
@@ -130,7 +131,7 @@ def test_a_process_killed_while_writing_leaves_the_rest_intact(tmp_path):
     program = (
         "import numpy as np, os, signal; from pathlib import Path;"
         "from skminilm import _disk_cache as d;"
-        f"c = d.DiskVectorCache(Path({str(tmp_path)!r}));"
+        f"c = d.DiskVectorCache(Path({str(tmp_path)!r}), 2**30);"
         "c.put([b'a' * 16], np.ones((1, 4), np.float32));"
         "c._drop_oldest = lambda connection: os.kill(os.getpid(), signal.SIGKILL);"
         "c.put([b'b' * 16], np.ones((1, 4), np.float32))"

@@ -29,6 +29,7 @@ from skminilm import (
     clear_cache,
 )
 from skminilm.checkpoints import load_checkpoint
+from skminilm.checkpoints.digests import combine_digests
 from skminilm.checkpoints.loading import _loaded
 from skminilm.engine import release_models
 
@@ -317,7 +318,7 @@ def test_a_file_cannot_make_what_is_no_estimator_of_this_package(tmp_path, name)
     content = json.loads(path.read_text())
     del content["digest"]
     content["parameters"]["nli"]["estimator"]["class"] = name
-    path.write_text(json.dumps({**content, "digest": _persistence._digest(content)}))
+    path.write_text(json.dumps({**content, "digest": combine_digests(content)}))
     with pytest.raises(ValueError, match=f"holds a {name}, which is no estimator of skminilm"):
         MiniLMZeroShotClassifier.load(tmp_path)
 
@@ -333,7 +334,7 @@ def rewrite(folder, change, change_arrays=lambda arrays: None):
     save_file(arrays, folder / "arrays.safetensors")
     content["arrays_sha256"] = _persistence.file_sha256(folder / "arrays.safetensors")
     change(content)
-    (folder / "estimator.json").write_text(json.dumps({**content, "digest": _persistence._digest(content)}))
+    (folder / "estimator.json").write_text(json.dumps({**content, "digest": combine_digests(content)}))
 
 
 def key_of(content, *path):

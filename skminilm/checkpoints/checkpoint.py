@@ -111,7 +111,7 @@ class Checkpoint:
         that returns the weights under the names of transformers' ``BertModel``.
         None for another architecture.
     folder : Path or None
-        Where the files lie; None for the bundled checkpoint.
+        Where the files lie; None for the bundled checkpoint and one out of a saved estimator.
     foreign_reason : str
         Why the packed engine cannot run this checkpoint; "" where it can.
     copy_of : str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .checkpoint import BertConfig, Checkpoint, EncodingSettings, n_unused_positions, read_json
 from .digests import combine_digests, file_sha256
-from .layout import Layout, has_adapter, kind_of, read_modules, transformer_folder
+from .layout import ESTIMATOR_FILE, Layout, has_adapter, kind_of, read_modules, transformer_folder
 from .presets import Preset
 from .sentencepiece_tokenizer import XLMR_VOCABULARY, SentencePieceTokenizer
 from .tokenizer import read_tokenizer, tokenizer_files, verify_golden_ids
@@ -121,7 +121,7 @@ def _without_config(folder: Path, transformer: Path, modules: list[dict]) -> Exc
             f"{transformer} holds an adapter (PEFT) without the network that it belongs to. Load both with peft, merge "
             "them (merge_and_unload), and save the result to a folder."
         )
-    if (folder / "estimator.json").is_file():
+    if (folder / ESTIMATOR_FILE).is_file():
         return OSError(
             f"{folder} holds a saved estimator, not a checkpoint: open it by its class, MiniLMClassifier.load(...) or another. "
             "export writes the network of one as a checkpoint."

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from .checkpoint import XLMR_TYPE, EncodingSettings, read_json
 
-_POOLING_KEYS = {
+ESTIMATOR_FILE = "estimator.json"  # of a folder that holds a saved estimator
+POOLING_KEYS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -187,7 +188,7 @@ def _modes_on(config: dict) -> list[str]:
     if mode is not None:
         return [mode] if isinstance(mode, str) else list(mode)
     on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    return [_POOLING_KEYS.get(key, key) for key in on]
+    return [POOLING_KEYS.get(key, key) for key in on]
 
 
 def _n_poolings(config: dict) -> int:
@@ -196,4 +197,4 @@ def _n_poolings(config: dict) -> int:
 
 def _pooling_of(config: dict) -> str | None:
     modes = _modes_on(config)
-    return modes[0] if len(modes) == 1 and modes[0] in _POOLING_KEYS.values() else None
+    return modes[0] if len(modes) == 1 and modes[0] in POOLING_KEYS.values() else None

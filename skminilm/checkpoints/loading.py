@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -112,7 +112,7 @@ def _load_folder(folder: Path, name: str, preset: Preset | None = None) -> Check
             f"The path {str(folder)!r} is not valid UTF-8, or the locale is not ({error.reason}), and the libraries that read "
             "checkpoints take no other: rename the folder, or set the environment variable PYTHONUTF8=1."
         ) from error
-    key = str(folder.resolve()), preset, *_states(model_files(folder))
+    key = str(folder.resolve()), preset, *file_states(model_files(folder))
     return _load_once(key, lambda: load_folder(folder, name, preset))
 
 
@@ -157,7 +157,8 @@ def _hub_key(repo_id: str, revision: str | None, settings_known: bool) -> tuple:
     return "hub", repo_id, revision, settings_known
 
 
-def _states(paths: list[Path]) -> Iterator[tuple]:
+def file_states(paths: Iterable[Path]) -> Iterator[tuple]:
+    """Yield what tells the files apart from others that had these names; without those that are not there."""
     for path in paths:
         with suppress(FileNotFoundError):  # somebody has removed it since
             yield _state(path)

@@ -18,7 +18,11 @@ from .token_limits import assemble
 XLMR_VOCABULARY = 250_002
 """Pieces of XLM-R's vocabulary; checkpoints of the family have this many rows or a few more."""
 
-_BOS, _PAD, _EOS, _UNK = 0, 1, 2, 3
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+"""The tokens before the pieces of the vocabulary, by their ids."""
+
+MASK = "<mask>"  # behind them
+_BOS, PAD, _EOS, _UNK = range(4)
 
 # SentencePiece 0.2.3 normalises with newer Unicode rules than XLM-R was trained
 # with. These code points had no rule then (so they were unknown), but U+200D,
@@ -88,8 +92,8 @@ class SentencePieceTokenizer:
         pieces = [
             (processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())
         ]
-        special = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
-        tokenizer = Tokenizer(models.Unigram([*special, *pieces, ("<mask>", 0.0)], unk_id=_UNK))
+        special = [(name, 0.0) for name in SPECIAL]
+        tokenizer = Tokenizer(models.Unigram([*special, *pieces, (MASK, 0.0)], unk_id=_UNK))
         steps: list[normalizers.Normalizer] = []
         if self.is_xlmr:
             steps += [normalizers.Replace(_ZWJ, " "), normalizers.Replace(Regex(f"[{_NEWER}]"), _UNKNOWN)]
@@ -105,7 +109,7 @@ class SentencePieceTokenizer:
             pair="<s> $A </s> </s> $B </s>",
             special_tokens=[("<s>", _BOS), ("</s>", _EOS)],
         )
-        tokenizer.add_special_tokens([*(name for name, _ in special), AddedToken("<mask>", lstrip=True)])
+        tokenizer.add_special_tokens([*SPECIAL, AddedToken(MASK, lstrip=True)])
         return tokenizer.to_str()
 
     def encode(

@@ -13,7 +13,14 @@ from typing import Any
 from .checkpoint import Checkpoint, read_json
 from .layout import find_transformer
 from .library_tokenizer import LibraryTokenizer
-from .sentencepiece_tokenizer import SentencePieceTokenizer, build_model_proto, has_size_of_xlmr
+from .sentencepiece_tokenizer import (
+    MASK,
+    PAD,
+    SPECIAL,
+    SentencePieceTokenizer,
+    build_model_proto,
+    has_size_of_xlmr,
+)
 from .token_batch import Tokenizer
 
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
@@ -21,8 +28,6 @@ TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json", "vocab.txt")
 
 _SPACES = ("two  spaces", " one before", "one after ")
 _SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
-_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-_MASK = "<mask>"
 _SPECIAL_ROLES = {
     "bos_token": "<s>",
     "cls_token": "<s>",
@@ -30,7 +35,7 @@ _SPECIAL_ROLES = {
     "sep_token": "</s>",
     "unk_token": "<unk>",
     "pad_token": "<pad>",
-    "mask_token": _MASK,
+    "mask_token": MASK,
 }
 _NORMALIZERS_LIKE_XLMR = {"Precompiled", "Nmt", "NFKC", "Replace", "Strip"}
 
@@ -104,7 +109,7 @@ def _adds_tokens(folder: Path, content: dict) -> bool:
     settings = read_json(folder / "tokenizer_config.json") or {}
     tokens = [*(content.get("added_tokens") or ()), *(settings.get("added_tokens_decoder") or {}).values()]
     added = {token.get("content") for token in tokens}
-    return not added.union(read_json(folder / "added_tokens.json") or {}) <= {*_SPECIAL, _MASK}
+    return not added.union(read_json(folder / "added_tokens.json") or {}) <= {*SPECIAL, MASK}
 
 
 def verify_golden_ids(tokenizer: Tokenizer, name: str) -> None:
@@ -134,10 +139,10 @@ def verify_golden_ids(tokenizer: Tokenizer, name: str) -> None:
 def _unigram_from_json(content: dict) -> SentencePieceTokenizer | None:
     """Rebuild the SentencePiece model from a ``tokenizer.json`` of XLM-R's kind; None for another."""
     vocabulary = content.get("model", {}).get("vocab") or []
-    if not isinstance(vocabulary, list) or [row[0] for row in vocabulary[: len(_SPECIAL)]] != _SPECIAL:
+    if not isinstance(vocabulary, list) or [row[0] for row in vocabulary[: len(SPECIAL)]] != SPECIAL:
         return None
-    pieces = vocabulary[len(_SPECIAL) :]
-    if pieces and pieces[-1][0] == _MASK:
+    pieces = vocabulary[len(SPECIAL) :]
+    if pieces and pieces[-1][0] == MASK:
         pieces = pieces[:-1]
     normalizer = content.get("normalizer") or {}
     steps = {step.get("type"): step for step in normalizer.get("normalizers", [normalizer])}
@@ -211,7 +216,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> int | None:
     # makes a normaliser of its own.
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL_ROLES}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return _SPECIAL.index("<pad>")
+    return PAD
 
 
 def _golden_ids() -> dict:

@@ -28,7 +28,7 @@ def check_model(estimator: Any) -> Checkpoint:
     """Check the parameters of an estimator before much is read, and return its checkpoint."""
     estimator._validate_params()
     checkpoint = open_checkpoint(estimator.model, estimator.revision)
-    estimator._check_trainable(checkpoint)
+    estimator._check_checkpoint(checkpoint)
     estimator._compute(checkpoint)
     return checkpoint
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from sklearn.utils import Bunch
+
+from .._shipped_texts import support_request_rows
 
 TARGET_NAMES = [
     "account_access",
@@ -88,9 +88,7 @@ def load_support_requests(*, return_X_y: bool = False, as_frame: bool = False) -
     >>> len(requests.data), requests.target_names[requests.target[0]]
     (1024, 'account_access')
     """
-    source = files(__package__).joinpath("data", "support_requests.tsv")
-    with source.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = support_request_rows()
     texts: Any = [row["text"] for row in rows]
     intents = [TARGET_NAMES.index(row["intent"]) for row in rows]
     target: Any = np.array(intents, dtype=np.int64)

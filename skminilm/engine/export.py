@@ -1,8 +1,9 @@
-"""A fine-tuned network as a folder that sentence-transformers, transformers and this package read."""
+"""A network as a folder that sentence-transformers, transformers and this package read."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from safetensors.torch import save_file
 
 from .._folders import copy_rights
 from ..checkpoints import BertConfig, Checkpoint, EncodingSettings
+from ..checkpoints.layout import POOLING_KEYS
 from ..checkpoints.tokenizer import write_tokenizer
 from .weight_reading import read_fused_weights
 from .weights import TunedWeights, replaced_weights, unfused_weights
 
-_POOLING_KEYS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
 _MODULES = "sentence_transformers.models."  # the names that all releases read
 # The oldest that this package takes. Where a folder names none, 4.57 advises an option that breaks its tokenizer.
 _TRANSFORMERS = "4.48.0"
@@ -53,7 +54,7 @@ def _configuration(config: BertConfig, settings: EncodingSettings, padding: int 
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if settings.normalize:
         modules.append(("2_Normalize", "Normalize"))
-    poolings = {f"pooling_mode_{key}": name == settings.pooling for name, key in _POOLING_KEYS.items()}
+    poolings = {key: name == settings.pooling for key, name in POOLING_KEYS.items()}
     prompted = (
         {"prompts": {"text": settings.prompt}, "default_prompt_name": "text"} if settings.prompt else {}
     )
@@ -62,14 +63,7 @@ def _configuration(config: BertConfig, settings: EncodingSettings, padding: int 
             "model_type": "bert",
             "architectures": ["BertModel"],
             "hidden_act": "gelu",
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
-            "intermediate_size": config.intermediate_size,
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_position_embeddings,
-            "type_vocab_size": config.type_vocab_size,
-            "layer_norm_eps": config.layer_norm_eps,
+            **asdict(config),
             "pad_token_id": padding,
             "transformers_version": _TRANSFORMERS,
         },

@@ -29,8 +29,25 @@ class Linear(ABC):
         return self(inner, prefix + "output", residual=x)
 
 
-class _LinearWithGradients(Linear):
-    """
+class LinearWithGradients(Linear):
+    """Products with GELU and residual beside them, all with gradients."""
+
+    def __call__(
+        self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See :class:`Linear`."""
+        y = self._product(x, name)
+        if gelu:
+            y = kernels.gelu(y)
+        return y if residual is None else y + residual
+
+    @abstractmethod
+    def _product(self, x: torch.Tensor, name: str) -> torch.Tensor: ...
+
+
+class PlainLinear(LinearWithGradients):
+    """torch's own product, with gradients, on any device.
+
     Parameters
     ----------
     weights : mapping of str to Tensor
@@ -39,32 +56,11 @@ class _LinearWithGradients(Linear):
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights = weights
 
-    def __call__(
-        self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See :class:`Linear`."""
-        y = self._product(x, *self._weights_of(name))
-        if gelu:
-            y = kernels.gelu(y)
-        return y if residual is None else y + residual
+    def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, *self._weights_of(name))
 
     def _weights_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
-
-    @abstractmethod
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor: ...
-
-
-class PlainLinear(_LinearWithGradients):
-    """torch's own product, with gradients, on any device.
-
-    Parameters
-    ----------
-    weights : mapping of str to Tensor
-    """
-
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, weight, bias)
 
     def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
         """See :class:`Linear`."""
@@ -91,7 +87,7 @@ class _NarrowingLinear(torch.autograd.Function):
         return gradient @ weight if needs_x else None, of_weight, gradient.sum(0) if needs_bias else None
 
 
-class IntegerLinear(_LinearWithGradients):
+class IntegerLinear(LinearWithGradients):
     """Products in 16-bit integers with gradients, for a CPU without bfloat16.
 
     Parameters
@@ -99,8 +95,11 @@ class IntegerLinear(_LinearWithGradients):
     weights : mapping of str to Tensor
     """
 
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return IntegerProduct.apply(x, weight, bias)
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
+
+    def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return IntegerProduct.apply(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
 
 
 class IntegerProduct(torch.autograd.Function):

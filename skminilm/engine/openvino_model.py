@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.resources import files
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 
+from .._shipped_texts import calibration_texts
 from ..checkpoints import Checkpoint, EncodingSettings, tokenize
 from ..checkpoints.token_batch import TokenBatch
 from . import kernels
@@ -30,7 +30,7 @@ from .openvino_graph import (
     write_graphs,
 )
 from .packing import Pack, make_pack, plan_packs
-from .pooling import pool, unit_length
+from .pooling import pool
 from .streaming import StreamingModel
 from .varlen import can_use_varlen
 from .weights import WORD
@@ -151,10 +151,10 @@ class OpenVINOModel(StreamingModel):
         network = self._idle.get()
         try:
             with kernels.on_threads(self._threads_each):
-                pooled = pool(network.hidden_states(self._inputs(pack), pack), pack, pooling)
+                hidden = network.hidden_states(self._inputs(pack), pack)
+                return pool(hidden, pack, pooling, normalize).numpy()
         finally:
             self._idle.put(network)
-        return (unit_length(pooled) if normalize else pooled).numpy()
 
     def _pack(self, batch: TokenBatch, rows: np.ndarray) -> Pack:
         return make_pack(batch, rows, _CPU, self._max_padding)
@@ -204,20 +204,3 @@ def _compiled(graph, dtype: torch.dtype, n_threads: int):
         "ENABLE_CPU_PINNING": False,  # other processes and packs need the same processors
     }
     return ov.Core().compile_model(graph, "CPU", options)
-
-
-def calibration_texts() -> list[str]:
-    """Return real texts: requests in 16 languages, alone and joined, and prose with all its punctuation.
-
-    Signs matter: without percentages, parentheses and quotation marks among
-    these texts, those that have them were the ones with the worst vectors.
-    """
-    from .. import datasets
-
-    requests = datasets.load_support_requests().data
-    prose = files(datasets).joinpath("data", "calibration_texts.txt").read_text(encoding="utf-8").splitlines()
-
-    def joined(size: int) -> list[str]:
-        return [" ".join(requests[start : start + size]) for start in range(0, len(requests), size)]
-
-    return prose + requests[::16] + joined(4)[::2] + joined(12)

@@ -16,7 +16,7 @@ from .kernels.layers import state_dtype
 from .layers import new_layers
 from .modes import own_modes
 from .packing import Pack, make_pack
-from .pooling import pool, unit_length
+from .pooling import pool
 from .streaming import StreamingModel
 from .varlen import can_use_varlen
 
@@ -99,12 +99,7 @@ class PackedModel(StreamingModel):
         self, batch: TokenBatch, rows: np.ndarray, pooling: str, normalize: bool
     ) -> Callable[[], np.ndarray]:
         """Compute the vectors of a pack; see :meth:`StreamingModel.start`."""
-
-        def pooled(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-            vectors = pool(hidden, pack, pooling)
-            return unit_length(vectors) if normalize else vectors
-
-        return self.start_reduced(batch, rows, pooled)
+        return self.start_reduced(batch, rows, lambda hidden, pack: pool(hidden, pack, pooling, normalize))
 
     def start_reduced(self, batch: TokenBatch, rows: np.ndarray, reduce: Reduce) -> Callable[[], np.ndarray]:
         """Begin to compute what `reduce` makes of the hidden states of the sequences `rows`.

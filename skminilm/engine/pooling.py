@@ -12,7 +12,7 @@ _HIDDEN = -1e4  # a score that must not count: far below any, and finite in ever
 _SHARPNESS = 20.0  # of the weights of counterparts: 10 to 50 measured alike
 
 
-def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
+def pool(hidden: torch.Tensor, pack: Pack, pooling: str, normalize: bool = False) -> torch.Tensor:
     """Pool the last hidden states of each sequence of a pack.
 
     Parameters
@@ -22,16 +22,20 @@ def pool(hidden: torch.Tensor, pack: Pack, pooling: str) -> torch.Tensor:
     pooling : {"mean", "cls", "max", "pair"}
         Over all tokens of a sequence, the special ones included; ``"pair"``
         see :func:`pool_pairs`.
+    normalize : bool, default=False
+        Scale each vector to norm 1.
 
     Returns
     -------
     Tensor of float32, shape (n_sequences, hidden_size)
     """
     if pooling == PAIR:
-        return pool_pairs(hidden, pack)
-    if pooling == "cls":
-        return hidden[pack.cu_seqlens[:-1].long()].float()
-    return reduce_segments(hidden[: pack.n_tokens], pooling, pack.lengths)
+        vectors = pool_pairs(hidden, pack)
+    elif pooling == "cls":
+        vectors = hidden[pack.cu_seqlens[:-1].long()].float()
+    else:
+        vectors = reduce_segments(hidden[: pack.n_tokens], pooling, pack.lengths)
+    return unit_length(vectors) if normalize else vectors
 
 
 def pool_pairs(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:

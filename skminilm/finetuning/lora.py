@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
 
-from ..engine.linear import IntegerProduct, Linear
+from ..engine.linear import IntegerProduct, LinearWithGradients
 from ..engine.weights import LORA_RANK, LORA_SCALE
 
 LORA = "lora"
@@ -49,7 +48,7 @@ def _module_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-class AdaptedLayers(Linear):
+class AdaptedLayers(LinearWithGradients):
     """The layers' matrices with adapters that change nothing yet.
 
     Parameters
@@ -99,11 +98,5 @@ class AdaptedLayers(Linear):
             yield f"{name}.weight.lora_A", module.lora_A["default"]
             yield f"{name}.weight.lora_B", module.lora_B["default"]
 
-    def __call__(
-        self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See :class:`Linear`."""
-        y = self._adapted.get_submodule(self._modules[name])(x)
-        if gelu:
-            y = F.gelu(y)
-        return y if residual is None else y + residual
+    def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return self._adapted.get_submodule(self._modules[name])(x)

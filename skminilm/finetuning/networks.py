@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ..engine.layers import check_sizes
 from ..engine.linear import IntegerLinear, Linear, PlainLinear
 from ..engine.packed_model import MAX_PADDING
 from ..engine.packing import Pack, make_pack, plan_packs, to_device
-from ..engine.pooling import pool, unit_length
+from ..engine.pooling import pool
 from ..engine.varlen import can_use_varlen
 from ..engine.weights import WORD, WORD_ROWS, dense_rows
 from .lora import LORA, AdaptedLayers
@@ -262,8 +263,7 @@ class TrainableEncoder(TrainableNetwork):
     def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         if self._options.pooling is None:
             return hidden[: pack.n_tokens].float()
-        vectors = pool(hidden, pack, self._options.pooling)
-        return unit_length(vectors) if self._options.normalize else vectors
+        return pool(hidden, pack, self._options.pooling, self._options.normalize)
 
     def _last_hidden_state(self, pack: Pack) -> torch.Tensor:
         options, config = self._options, self._config
@@ -274,12 +274,9 @@ class TrainableEncoder(TrainableNetwork):
                 hidden = embed(self._weights, pack, config.layer_norm_eps, options.dtype)
         layer_of: Callable = encoder_layer
         if options.gradient_checkpointing and torch.is_grad_enabled():
-
-            def layer_of(*args):
-                return recompute_in_backward(
-                    encoder_layer, *args, use_reentrant=False, preserve_rng_state=False
-                )
-
+            layer_of = partial(
+                recompute_in_backward, encoder_layer, use_reentrant=False, preserve_rng_state=False
+            )
         for layer in range(self._first_layer, config.num_hidden_layers):
             hidden = layer_of(hidden, self._weights, layer, pack, config, self._linear)
         return hidden

@@ -34,7 +34,7 @@ class Objective(ABC):
 
     @abstractmethod
     def score(self, predictions: np.ndarray, targets: np.ndarray, row_weights: np.ndarray) -> float:
-        """Return what the estimator's ``score`` would."""
+        """Return what epochs are compared by, larger for better ones."""
 
 
 class SoftmaxObjective(Objective):
