@@ -452,5 +452,5 @@ def test_a_file_with_other_tables_is_set_aside(tmp_path, texts, change):
 )
 def test_entries_that_are_no_vectors_are_computed_again(tmp_path, texts, entry, monkeypatch):
     expected = MiniLMEncoder(cache=None).transform(texts[:2])
-    monkeypatch.setattr(DiskVectorCache, "get", lambda self, keys: [entry.copy() for _ in keys])
+    monkeypatch.setattr(_disk_cache.DiskVectorCache, "get", lambda self, keys: [entry.copy() for _ in keys])
     np.testing.assert_array_equal(MiniLMEncoder(cache=tmp_path).transform(texts[:2]), expected)
