@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -353,7 +354,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
-        from .finetuning import BesideFixedVectors, FixedVectors, Split, train
+        from .finetuning import FixedVectors, Split, train
 
         score = self._validation_score(data, targets)
         workers = None
@@ -365,17 +366,7 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.trainable == "head" or needs_probe:
             vectors, lengths = self._frozen_vectors(data, checkpoint, settings, compute)
 
-        def fit_head(vectors: np.ndarray, network: NetworkState = "trained") -> tuple[np.ndarray, np.ndarray]:
-            values, weights = data.values[data.training], data.row_weights[data.training]
-            # A penalty that was chosen before is for columns as they were before.
-            scaled_for = "to train" if targets.keeps_penalty and network == "trained" else network
-            scales = head_scales(settings, checkpoint.hidden_size, len(values), scaled_for)
-            if scales is not None:  # vectors of a trained network are needed for nothing else
-                vectors = np.multiply(vectors, scales, out=vectors if network == "trained" else None)
-            with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
-                coef, intercept = targets.fit_head(vectors, values, weights, bar.update, network)
-            return coef if scales is None else coef * scales, intercept
-
+        fit_head = partial(self._fit_head, data, targets, settings, checkpoint.hidden_size)
         if needs_probe:
             training = vectors if len(data.training) == len(vectors) else vectors[data.training]
             head = fit_head(training, "fixed" if self.trainable == "head" else "to train")
@@ -387,17 +378,8 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         if self.trainable == "head":
             network: TrainableNetwork = FixedVectors(vectors)
         else:
-            batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
-            lengths = batch.full_lengths  # of all texts, also where no vectors were needed
-            n_training = len(data.training)
-            network = self._new_network(
-                batch, checkpoint, settings.of_network, compute, options.seed, earlier, n_training
-            )
-            if settings.pooling == PAIR_AND_TEXTS:
-                by_themselves = encode_by_themselves(
-                    data.texts, checkpoint, settings, compute=compute, verbose=self.verbose
-                )
-                network = BesideFixedVectors(network, by_themselves)
+            # Lengths of all texts, also where no vectors were needed.
+            network, lengths = self._network_over(data, checkpoint, settings, compute, options.seed, earlier)
         warn_of_truncation(lengths, settings, data.n_rows)
         del vectors
         return train(
@@ -413,6 +395,50 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             refit=fit_head if self._refits_head() else None,
             score=score,
         )
+
+    def _fit_head(
+        self,
+        data: _Data,
+        targets: Targets,
+        settings: EncodingSettings,
+        hidden_size: int,
+        vectors: np.ndarray,
+        network: NetworkState = "trained",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a head that is fitted to the vectors of the training texts; those of a trained network are lost."""
+        values, weights = data.values[data.training], data.row_weights[data.training]
+        # A penalty that was chosen before is for columns as they were before.
+        scaled_for = "to train" if targets.keeps_penalty and network == "trained" else network
+        scales = head_scales(settings, hidden_size, len(values), scaled_for)
+        if scales is not None:  # vectors of a trained network are needed for nothing else
+            vectors = np.multiply(vectors, scales, out=vectors if network == "trained" else None)
+        with tqdm(total=targets.n_models, desc="head", unit="model", disable=not self.verbose) as bar:
+            coef, intercept = targets.fit_head(vectors, values, weights, bar.update, network)
+        return coef if scales is None else coef * scales, intercept
+
+    def _network_over(
+        self,
+        data: _Data,
+        checkpoint: Checkpoint,
+        settings: EncodingSettings,
+        compute: Compute,
+        seed: int,
+        earlier: EarlierFit | None,
+    ) -> tuple[TrainableNetwork, np.ndarray]:
+        """Return the network over the texts, to be trained, and their tokens before truncation."""
+        from .finetuning import BesideFixedVectors
+
+        batch = tokenize(checkpoint.tokenizer, data.texts.first, data.texts.second, settings)
+        n_training = len(data.training)
+        network = self._new_network(
+            batch, checkpoint, settings.of_network, compute, seed, earlier, n_training
+        )
+        if settings.pooling == PAIR_AND_TEXTS:
+            by_themselves = encode_by_themselves(
+                data.texts, checkpoint, settings, compute=compute, verbose=self.verbose
+            )
+            network = BesideFixedVectors(network, by_themselves)
+        return network, batch.full_lengths
 
     def _validation_score(self, data: _Data, targets: Targets) -> Callable[[np.ndarray], float] | None:
         """Return what computes `scoring` from the outputs of the texts that are set aside, or None."""
