@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import narwhals as nw
 import numpy as np
@@ -19,6 +19,11 @@ from ._warnings import warn
 _NUMBER = re.compile(r"\s*-?\d{1,18}(\.0*)?\s*")
 _NO_POSITION = {"", "nan", "NaN", "None", "null", "<NA>"}  # as arrays and files of str write what is missing
 _KEYS_OF_SQUAD = {"text", "answer_start"}  # of the answers that the library `datasets` has
+_IN_WORDS = {"Lu", "Ll", "Lt", "Nd"}  # letters of scripts that put spaces between words, and digits
+_TYPOGRAPHY = str.maketrans(
+    "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\xab\xbb\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    "'" * 4 + '"' * 6 + "-" * 7,
+)
 
 
 class Answer(NamedTuple):
@@ -47,7 +52,9 @@ class AnswerSpan(NamedTuple):
     text: str
 
 
-def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[list[Answer | None], list[str]]:
+def check_answers(
+    y: Any, contexts: Sequence[str], name: str = "y", questions: Sequence[str] | None = None
+) -> tuple[list[Answer | None], list[str]]:
     """Return the answer of each context (None: it has none), and what is wrong with those that are not found.
 
     Parameters
@@ -55,11 +62,15 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
     y : sequence, or two columns
         One a context: a str, (str, int) with the position of its first code
         point, a list of several of these (the first counts), a dict of both
-        as SQuAD has it in `datasets`, or None. Of two columns the second holds
+        as SQuAD has it in `datasets`, or None. Without a position the first
+        occurrence that is no part of a longer word is meant, or, where there
+        is none, the first. Of two columns the second holds
         the positions.
     contexts : sequence of str
     name : str, default="y"
         What errors call y.
+    questions : sequence of str, default=None
+        Of the contexts, to tell whether both were swapped.
 
     Returns
     -------
@@ -83,6 +94,8 @@ def check_answers(y: Any, contexts: Sequence[str], name: str = "y") -> tuple[lis
         references = read_references(value, row, name)
         if references:
             answer, problem = _find(*references[0], context)
+            if problem and questions is not None and references[0][0] in questions[row]:
+                problem += "; it is in the question: are the columns in the order question, context?"
         answers.append(answer)
         problems.append(f"row {row}: {problem}" if problem else "")
     return answers, problems
@@ -156,51 +169,64 @@ def read_references(value: Any, row: int, name: str = "y") -> list[tuple[str, in
         return []
     if isinstance(value, str):
         return [(value, None)]
-    if _is_located(value):
-        return [(value[0], value[1])] if value[0] else []
+    located = _located(value)
+    if located:
+        return [located] if located[0] else []
+    hint = ""
     if isinstance(value, list | tuple):
         # Of several annotators some may have found none.
-        value = [item for item in value if not is_missing(item)]
-        references = [item if _is_located(item) else (item, None) for item in value]
-        if all(isinstance(text, str) for text, _ in references):
+        references = [_located(item) or (item, None) for item in value if not is_missing(item)]
+        if all(isinstance(text, str) for text, _ in references) and not _has_str_for_start(value):
             return [(text, start) for text, start in references if text]
-    hint = " cross_val_predict(method='predict_proba') numbers y, as for classes: it is not for answers."
+        hint = " A start has to be an int. Several answers are a list."
+    elif isinstance(value, Real):
+        hint = (
+            " Answers that are numbers have to be str too, such as y.astype(str). cross_val_predict(method='predict_proba') "
+            "numbers y, as for classes: it is not for answers."
+        )
     raise TypeError(
         f"{name} has no answer in row {row}: it is {shorten(value)} ({type(value).__name__}). Expected a str, "
-        f"(text, start), a list of either, or None for no answer.{hint if isinstance(value, int) else ''}"
+        f"(text, start), a list of either, or None for no answer.{hint}"
     )
 
 
 def _zipped(texts: Any, starts: Any) -> Any:
     """Return answers with their positions, of lists of both or of one answer; None where they do not match."""
     if isinstance(texts, str):
-        return texts, starts
+        return [(texts, starts)]
     try:
         return list(zip(texts, starts, strict=True))
     except (TypeError, ValueError):
         return None
 
 
-def _is_located(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and (value[1] is None or (isinstance(value[1], Integral) and not isinstance(value[1], bool)))
-    )
+def _located(value: Any) -> tuple[str, int | None] | None:
+    """Return an answer with its position; None for what is something else."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not isinstance(value[0], str):
+        return None
+    text, start = value
+    if start is None or (isinstance(start, Integral) and not isinstance(start, bool)):
+        return text, None if start is None else int(start)
+    if isinstance(start, Real) and float(start).is_integer() and not isinstance(start, bool):
+        return text, int(float(start))  # as columns have them that held missing ones too
+    return None
 
 
 def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, str]:
     """Return the answer, or what is wrong with it."""
-    found = context.find(text)
     if all(map(is_blank, text)):
         return None, f"the answer {text!r} is only whitespace, or signs that are not seen"
+    found = _first_place(text, context)
     if found < 0:
         problem = f"the answer {shorten(text)} is not in its context {shorten(context)}"
         if normalize("NFC", text) in normalize("NFC", context):
             problem += ", where its characters are in another Unicode normal form (see unicodedata.normalize)"
         elif text.casefold() in context.casefold():
             problem += ", where its letters have another case"
+        elif _plainly(text) in _plainly(context):
+            problem += (
+                ", where whitespace, dashes or quotation marks are others (copy the answer from the context)"
+            )
         return None, problem
     if start is None:
         return Answer(text, found), ""
@@ -211,6 +237,35 @@ def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, st
             f"{found} (positions count code points)"
         )
     return Answer(text, start), ""
+
+
+def _has_str_for_start(value: list | tuple) -> bool:
+    """Tell whether a value is a tuple of a text and a number as str: a list holds several answers."""
+    is_number = [_NUMBER.fullmatch(item) is not None for item in value if isinstance(item, str)]
+    return isinstance(value, tuple) and len(value) == 2 and is_number == [False, True]
+
+
+def _first_place(text: str, context: str) -> int:
+    """Return where a text occurs first, not as a part of a longer word if it can be; -1 where it does not."""
+    first = found = context.find(text)
+    while found >= 0:
+        end = found + len(text)
+        if not _is_in_a_word(context[found - 1 : found + 1]) and not _is_in_a_word(
+            context[end - 1 : end + 1]
+        ):
+            return found
+        found = context.find(text, found + 1)
+    return first
+
+
+def _is_in_a_word(neighbours: str) -> bool:
+    """Tell whether two neighbours belong to one word; of one, at the edge of a context, there is none."""
+    return len(neighbours) == 2 and all(category(character) in _IN_WORDS for character in neighbours)
+
+
+def _plainly(text: str) -> str:
+    """Return a text as it may be meant: one kind of blanks, dashes and quotation marks."""
+    return " ".join(normalize("NFKC", text).translate(_TYPOGRAPHY).split())
 
 
 def check_questions(X: Any, name: str = "X") -> Texts:
@@ -224,9 +279,13 @@ def check_questions(X: Any, name: str = "X") -> Texts:
     texts = check_texts(X, name)
     if texts.second is None:
         raise ValueError(f"{name} has one column: give two, questions and contexts.")
-    if texts.names == ("context", "question"):  # as the files of SQuAD have them
+    if texts.names and [column.casefold() for column in texts.names] == [
+        "context",
+        "question",
+    ]:  # as SQuAD's files
+        context, question = texts.names
         raise ValueError(
-            f"{name} has the columns context, question: give the question first, {name}[['question', 'context']]."
+            f"{name} has the columns {context}, {question}: give the question first, {name}[[{question!r}, {context!r}]]."
         )
     for part, column in (("question", texts.first), ("context", texts.second)):
         for row, text in enumerate(column):

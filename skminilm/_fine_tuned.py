@@ -51,7 +51,6 @@ TRAINABLE = ("head", "encoder", "all", "lora")
 
 _PART_BYTES = 2**26  # of vectors and outputs of a prediction that are there at a time
 
-_MIN_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 60, 3, 10
 
 _PAIR_POOLINGS = (PAIR, PAIR_AND_TEXTS)
 _FEW_PAIRS = 1000  # to train on: with fewer the texts by themselves say more than they cost
@@ -81,7 +80,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         "trainable": [StrOptions(set(TRAINABLE)), NumberInterval(Integral, 1, None, closed="left")],
         "init_head": [StrOptions({"probe", "random"})],
         "refit_head": ["boolean"],
-        "epochs": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_length": [NumberInterval(Integral, 3, None, closed="left")],
         "pooling": [StrOptions({"auto", *POOLINGS, *_PAIR_POOLINGS})],
         "prompt": [str, None],
@@ -471,12 +469,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         vectors = np.zeros((n_rows, found.shape[1]), np.float32)
         vectors[rows] = found
         return vectors, lengths
-
-    def _n_epochs(self, n_texts: int) -> int:
-        if self.epochs != "auto":
-            return int(self.epochs)
-        steps = math.ceil(n_texts / self.batch_size)
-        return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps)))
 
     def encode(self, X: Any) -> np.ndarray:
         """Return the vectors that the head sees.

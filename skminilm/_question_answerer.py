@@ -80,8 +80,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         and the embeddings (``"all"``; of the embedding table only the rows of
         tokens that occur in the texts), or low-rank adapters of all layers
         (``"lora"`` [3]_, rank 8, with the extra ``lora``).
-    epochs : int, default=2
-        Passes over the questions.
+    epochs : int or "auto", default="auto"
+        Passes over the questions. ``"auto"``: as few as make 60 steps, but at
+        least 2 and at most 10.
     batch_size : int, default=32
         Windows per step.
     learning_rate : float or "auto", default="auto"
@@ -104,7 +105,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         less than `max_answer_length`.
     max_answer_length : int, default=30
         Tokens that an answer may have at the most. Longer ones are learned,
-        but not found.
+        but not found: `fit` warns of them.
     no_answer_threshold : float or None, default=None
         `predict` returns "" where the score of "no answer" (a sum of two
         logits) exceeds the score of the best span by more than this, as in the
@@ -205,6 +206,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     """
 
     _encoder_learning_rate = 2e-4
+    _min_epochs = 2
 
     _parameter_constraints = {  # noqa: RUF012
         **TrainedNetworkEstimator._parameter_constraints,
@@ -212,7 +214,6 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             StrOptions({"encoder", "all", "lora"}),
             NumberInterval(Integral, 1, None, closed="left"),
         ],
-        "epochs": [NumberInterval(Integral, 1, None, closed="left")],
         "max_length": [NumberInterval(Integral, 16, None, closed="left")],
         "stride": [NumberInterval(Integral, 0, None, closed="left")],
         "max_answer_length": [NumberInterval(Integral, 1, None, closed="left")],
@@ -225,7 +226,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         *,
         revision: str | None = None,
         trainable: str | int = "encoder",
-        epochs: int = 2,
+        epochs: int | str = "auto",
         batch_size: int = 32,
         learning_rate: float | str = "auto",
         head_learning_rate: float = 1e-2,
@@ -419,8 +420,9 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
                 **self._column_attributes(texts),
             }
 
-        progress = FitProgress(self, X, y, sample_weight, self.epochs, data.n_training, attributes)
-        self._run(lambda: self._train(data, checkpoint, compute, random, progress), progress)
+        n_epochs = self._n_epochs(data.n_training)
+        progress = FitProgress(self, X, y, sample_weight, n_epochs, data.n_training, attributes)
+        self._run(lambda: self._train(data, checkpoint, compute, random, n_epochs, progress), progress)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -600,7 +602,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         name: str,
     ) -> _Data:
         """Return the windows of the rows whose answer is found; errors call y `name`."""
-        answers, problems = check_answers(y, texts.second, name)
+        answers, problems = check_answers(y, texts.second, name, texts.first)
         if on_missing_answer == "raise":
             keep_found(problems, on_missing_answer, name)  # before what takes long
         windows = self._windows(checkpoint, texts)
@@ -608,11 +610,12 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         for row in windows.rows_without_answer(answers, targets):
             problems[row] = problems[row] or (
                 f"row {row}: the answer {shorten(answers[row].text)} is too long for windows that share "
-                f"stride={self.stride} tokens, so that none holds all of it"
+                f"stride={self.stride} tokens, so that none holds all of it (raise stride, and max_length with it)"
             )
         kept = keep_found(problems, on_missing_answer, name)
         self._warn_of_cut_questions(windows.is_cut)
         self._warn_of_stride(len(windows.first_tokens) > len(texts))
+        self._warn_of_long_answers(windows, targets, name)
         row_of_window = windows.batch.text_of_sequence
         weights = row_weights[row_of_window]
         chosen = np.flatnonzero(kept[row_of_window] & (weights > 0))
@@ -628,12 +631,13 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         checkpoint: Checkpoint,
         compute: Compute,
         random: np.random.RandomState,
+        n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
         from .finetuning import SpanObjective, Split, train
 
         workers, compute = self._workers(compute)
-        options = self._training_options(self.epochs, compute, random)
+        options = self._training_options(n_epochs, compute, random)
         coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
         return train(
             self._new_network(data.batch, checkpoint, None, compute, options.seed, None, data.n_training),
@@ -662,6 +666,16 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             max_tokens=self.max_answer_length,
             n_best=n_best,
         )
+
+    def _warn_of_long_answers(self, windows: Windows, targets: np.ndarray, name: str) -> None:
+        n_tokens = targets[:, 1] - targets[:, 0] + 1
+        rows = windows.batch.text_of_sequence[n_tokens > self.max_answer_length]
+        if len(rows):
+            warn(
+                f"{len(np.unique(rows))} of {len(windows.contexts)} answers in {name} have more than max_answer_length="
+                f"{self.max_answer_length} tokens, the first in row {rows.min()}, and cannot be found: set "
+                f"max_answer_length={n_tokens.max()}, which a fitted estimator takes too."
+            )
 
     def _warn_of_stride(self, is_windowed: bool) -> None:
         if is_windowed and self.stride < self.max_answer_length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .finetuning import TrainableNetwork, TrainingOptions, TrainingResult, Workers
 
 _LORA_LEARNING_RATE = 1e-3
+_MIN_STEPS, _MAX_EPOCHS = 60, 10  # of epochs="auto"
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
     settings_: dict[str, Any]
 
     _encoder_learning_rate = 1e-4  # what "auto" is
+    _min_epochs = 3  # of "auto"
     _remedy_for_other_shapes = "Use a BERT-shaped checkpoint such as 'bundled'."
 
     _parameter_constraints = {  # noqa: RUF012
         "model": "no_validation",
         "revision": [str, None],
+        "epochs": [NumberInterval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [NumberInterval(Integral, 1, None, closed="left")],
         "learning_rate": [NumberInterval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "head_learning_rate": [NumberInterval(Real, 0, None, closed="neither")],
@@ -81,6 +85,13 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
         if self.learning_rate != "auto":
             return float(self.learning_rate)
         return _LORA_LEARNING_RATE if self.trainable == "lora" else self._encoder_learning_rate
+
+    def _n_epochs(self, n_rows: int) -> int:
+        """Return how often at most a fit passes over its rows."""
+        if self.epochs != "auto":
+            return int(self.epochs)
+        steps = math.ceil(n_rows / self.batch_size)
+        return min(_MAX_EPOCHS, max(self._min_epochs, math.ceil(_MIN_STEPS / steps)))
 
     def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Check that this estimator can train and keep it."""

@@ -591,7 +591,7 @@ def test_going_on_from_a_memory_map_is_quiet(split, tmp_path):
         (
             {},
             {"sample_weight": np.array(["2026-01-01", "2026-01-02"], "M8[D]")},
-            "sample_weight .* dates and times",
+            r"sample_weight .*\(dates and times",
         ),
         ({}, {"sample_weight": "ab"}, "sample_weight is a str: 'ab'. Expected one weight per text"),
         ({"prompt": "\ud800"}, {}, "prompt=.*lone surrogate"),

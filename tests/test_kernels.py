@@ -291,7 +291,7 @@ def test_a_torch_that_keeps_its_openmp_to_itself():
     script = """if True:
         import ctypes
         shared = ctypes.CDLL
-        ctypes.CDLL = lambda path, mode, *arguments: shared(path, ctypes.RTLD_LOCAL, *arguments)  # as on ARM
+        ctypes.CDLL = lambda path, mode=0, *arguments: shared(path, ctypes.RTLD_LOCAL, *arguments)  # as on ARM
         import torch
         ctypes.CDLL = shared
         from skminilm.engine.kernels import _library

@@ -66,7 +66,12 @@ def has_an_adapter(folder):
     options = {"target_modules": ["query", "value"], "init_lora_weights": False}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model.add_adapter(peft.LoraConfig(**options))
+        try:
+            model.add_adapter(peft.LoraConfig(**options))
+        except ValueError as error:
+            if "not compatible" not in str(error):
+                raise
+            pytest.skip(f"this transformers takes no such peft: {error}")
     model[0].auto_model.save_pretrained(folder)
     base = folder / "model.safetensors"
     assert base.exists()

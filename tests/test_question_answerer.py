@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 from collections import deque
@@ -501,6 +502,82 @@ def test_answers_of_the_library_datasets():
             check_answers([value], ["a b"])
 
 
+def test_an_answer_without_a_place_is_no_part_of_a_word():
+    for answer, context, start in (
+        ("libs", "Package: libseccomp2\nSection: libs", 30),
+        ("art", "The party sells art.", 16),
+        ("9", "He was born in 1980; he is 9.", 27),
+        ("art", "party, start", 1),  # where it stands in words alone, the first of them
+        ("서울", "서울은 서울", 0),  # particles are written together with the word
+        ("首都", "中国的首都。首都", 3),
+        ("art", "art", 0),
+        ("искусство", "искусствовед и искусство", 15),
+    ):
+        assert check_answers([answer], [context]) == ([(answer, start)], [""])
+
+
+def test_places_that_are_no_int():
+    for place in (4.0, np.float32(4), np.int32(4)):
+        assert check_answers([("a", place)], ["a b a c"])[0] == [("a", 4)]
+        assert check_answers([[("a", place), "b"]], ["a b a c"])[0] == [("a", 4)]
+    assert check_answers([("a", np.nan)], ["a b a c"])[0] == [("a", 0)]
+    for value in (("a", "4"), ("a", 4.5), {"text": "a", "answer_start": "4"}, [("a", "4")]):
+        with pytest.raises(TypeError, match=r"y has no answer in row 0: it is .* A start has to be an int"):
+            check_answers([value], ["a b a c"])
+    assert mlqa_f1([["seven", "7"], ("7", "8")], ["7", "8"]) == 1  # several answers
+    with pytest.raises(TypeError, match=r"y\.astype\(str\)"):
+        check_answers([1998], ["in 1998"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "context"),
+    [
+        ("10 km", "10\xa0km"),
+        ("one two", "one\r\ntwo"),
+        ('"a"', "“a”"),
+        ("it's", "it\u2019s"),
+        ("1-2", "1\u20132"),
+    ],
+)
+def test_an_answer_whose_signs_are_others_is_told(answer, context):
+    assert (
+        "where whitespace, dashes or quotation marks are others" in check_answers([answer], [context])[1][0]
+    )
+
+
+def test_columns_that_were_swapped_are_told():
+    X, y = [["The key is under the mat.", "Where is the key?"]], ["under the mat"]
+    with pytest.raises(
+        ValueError, match=r"is not in its context .* it is in the question: are the columns in the order"
+    ):
+        MiniLMQuestionAnswerer().fit(X, y)
+    frame = pd.DataFrame(X, columns=["Context", "Question"])
+    with pytest.raises(ValueError, match=r"give the question first, X\[\['Question', 'Context'\]\]"):
+        MiniLMQuestionAnswerer().fit(frame, y)
+
+
+def test_answers_that_are_too_long_to_be_found_are_told():
+    X = [["Who?", "Ada Lovelace of London."], ["When?", "On a day in May."]]
+    answerer = MiniLMQuestionAnswerer(trainable=1, epochs=1, max_answer_length=4, random_state=0)
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of 2 answers in y have .*=4 tokens, the first in row 0, .* set max_answer_length=(\d)",
+    ) as found:
+        answerer.fit(X, ["Ada Lovelace of London", "May"])
+    needed = int(re.search(r"set max_answer_length=(\d)", str(found[0].message))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answerer.set_params(max_answer_length=needed).fit(X, ["Ada Lovelace of London", "May"])
+
+
+@pytest.mark.parametrize(
+    ("n_windows", "n_epochs"), [(2, 10), (150, 10), (300, 6), (900, 3), (1000, 2), (10**6, 2)]
+)
+def test_few_questions_are_passed_over_more_often(n_windows, n_epochs):
+    assert MiniLMQuestionAnswerer()._n_epochs(n_windows) == n_epochs
+    assert MiniLMQuestionAnswerer(epochs=3)._n_epochs(n_windows) == 3
+
+
 @pytest.mark.parametrize("empty", [("", 0), ["", ""], [("", 0), ""]])
 def test_empty_answers_are_no_answer(empty):
     assert check_answers([empty], ["a context"]) == ([None], [""])
@@ -941,9 +1018,9 @@ def test_an_answer_without_its_place(start):
 
 
 def test_places_that_are_no_whole_numbers():
-    with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \['b', 2\.5\]"):
+    with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \('b', 2\.5\)"):
         check_answers(pd.DataFrame({"text": ["b"], "start": [2.5]}), ["a b a c"])
-    with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \['b', True\]"):
+    with pytest.raises(TypeError, match=r"y has no answer in row 0: it is \('b', True\)"):
         check_answers(np.array([("b", True)], dtype=object), ["a b a c"])
 
 
