@@ -64,8 +64,7 @@ def check_answers(
         point, a list of several of these (the first counts), a dict of both
         as SQuAD has it in `datasets`, or None. Without a position the first
         occurrence that is no part of a longer word is meant, or, where there
-        is none, the first. Of two columns the second holds
-        the positions.
+        is none, the first. Of two columns the second holds the positions.
     contexts : sequence of str
     name : str, default="y"
         What errors call y.
@@ -205,18 +204,17 @@ def _located(value: Any) -> tuple[str, int | None] | None:
     if not isinstance(value, list | tuple) or len(value) != 2 or not isinstance(value[0], str):
         return None
     text, start = value
-    if start is None or (isinstance(start, Integral) and not isinstance(start, bool)):
-        return text, None if start is None else int(start)
-    if isinstance(start, Real) and float(start).is_integer() and not isinstance(start, bool):
-        return text, int(float(start))  # as columns have them that held missing ones too
-    return None
+    if isinstance(start, str) or not _is_position(start):
+        return None
+    start = _position(start)
+    return (text, start) if start is None or isinstance(start, int) else None
 
 
 def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, str]:
     """Return the answer, or what is wrong with it."""
     if all(map(is_blank, text)):
         return None, f"the answer {text!r} is only whitespace, or signs that are not seen"
-    found = _first_place(text, context)
+    found = context.find(text)
     if found < 0:
         problem = f"the answer {shorten(text)} is not in its context {shorten(context)}"
         if normalize("NFC", text) in normalize("NFC", context):
@@ -229,7 +227,7 @@ def _find(text: str, start: int | None, context: str) -> tuple[Answer | None, st
             )
         return None, problem
     if start is None:
-        return Answer(text, found), ""
+        return Answer(text, _first_place(text, context)), ""
     if start < 0 or context[start : start + len(text)] != text:
         there = context[max(start, 0) : max(start, 0) + len(text)]
         return None, (
@@ -246,13 +244,11 @@ def _has_str_for_start(value: list | tuple) -> bool:
 
 
 def _first_place(text: str, context: str) -> int:
-    """Return where a text occurs first, not as a part of a longer word if it can be; -1 where it does not."""
+    """Return where a text that the context holds occurs first, not as a part of a longer word if it can be."""
     first = found = context.find(text)
     while found >= 0:
-        end = found + len(text)
-        if not _is_in_a_word(context[found - 1 : found + 1]) and not _is_in_a_word(
-            context[end - 1 : end + 1]
-        ):
+        edges = (context[place - 1 : place + 1] for place in (found, found + len(text)))
+        if not any(map(_is_in_a_word, edges)):
             return found
         found = context.find(text, found + 1)
     return first
@@ -279,13 +275,10 @@ def check_questions(X: Any, name: str = "X") -> Texts:
     texts = check_texts(X, name)
     if texts.second is None:
         raise ValueError(f"{name} has one column: give two, questions and contexts.")
-    if texts.names and [column.casefold() for column in texts.names] == [
-        "context",
-        "question",
-    ]:  # as SQuAD's files
-        context, question = texts.names
+    first, second = texts.names or ("", "")
+    if (first.casefold(), second.casefold()) == ("context", "question"):  # as the files of SQuAD have them
         raise ValueError(
-            f"{name} has the columns {context}, {question}: give the question first, {name}[[{question!r}, {context!r}]]."
+            f"{name} has the columns {first}, {second}: give the question first, {name}[[{second!r}, {first!r}]]."
         )
     for part, column in (("question", texts.first), ("context", texts.second)):
         for row, text in enumerate(column):

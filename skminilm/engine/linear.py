@@ -30,7 +30,15 @@ class Linear(ABC):
 
 
 class LinearWithGradients(Linear):
-    """Products with GELU and residual beside them, all with gradients."""
+    """Products with GELU and residual beside them, all with gradients.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
 
     def __call__(
         self, x: torch.Tensor, name: str, *, gelu: bool = False, residual: torch.Tensor | None = None
@@ -40,6 +48,9 @@ class LinearWithGradients(Linear):
         if gelu:
             y = kernels.gelu(y)
         return y if residual is None else y + residual
+
+    def _weights_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
 
     @abstractmethod
     def _product(self, x: torch.Tensor, name: str) -> torch.Tensor: ...
@@ -53,14 +64,8 @@ class PlainLinear(LinearWithGradients):
     weights : mapping of str to Tensor
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self._weights = weights
-
     def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.linear(x, *self._weights_of(name))
-
-    def _weights_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
 
     def feed_forward(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
         """See :class:`Linear`."""
@@ -95,11 +100,8 @@ class IntegerLinear(LinearWithGradients):
     weights : mapping of str to Tensor
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self._weights = weights
-
     def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return IntegerProduct.apply(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+        return IntegerProduct.apply(x, *self._weights_of(name))
 
 
 class IntegerProduct(torch.autograd.Function):

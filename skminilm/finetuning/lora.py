@@ -62,6 +62,7 @@ class AdaptedLayers(LinearWithGradients):
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], seed: int, in_integers: bool = False) -> None:
+        super().__init__(weights)
         peft = _peft()
         matrices = _Matrices(weights, _InIntegers if in_integers else torch.nn.Linear)
         self._modules = {name: _module_name(name) for name in _matrix_names(weights)}
