@@ -38,7 +38,6 @@ from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, check_texts
 from ._validation_score import validation_score
 from .checkpoints import PAIR, PAIR_AND_TEXTS, POOLINGS, Checkpoint, EncodingSettings, tokenize
-from .checkpoints.embedded import is_embedded, open_embedded
 from .checkpoints.heads import SequenceHead, read_sequence_head
 
 if TYPE_CHECKING:
@@ -85,7 +84,6 @@ class FineTunedEstimator(TrainedNetworkEstimator):
         "prompt": [str, None],
         "scoring": [str, callable, None],
         "validation_fraction": [NumberInterval(Real, 0, 1, closed="neither")],
-        "warm_start": ["boolean"],
     }
 
     @abstractmethod
@@ -309,17 +307,10 @@ class FineTunedEstimator(TrainedNetworkEstimator):
             return self.settings_["pooling"]  # however many there are this time
         return PAIR_AND_TEXTS if self.trainable == "head" or n_training < _FEW_PAIRS else PAIR
 
-    def _open_to_train(self) -> Checkpoint:
-        embedded = getattr(self, "checkpoint_", None)
-        # Where `model` or `revision` was changed since, the new one is opened and compared.
-        if self.warm_start and embedded is not None and is_embedded(embedded, self.model, self.revision):
-            return open_embedded(embedded)
-        return open_checkpoint(self.model, self.revision)
-
     def _earlier_fit(
         self, checkpoint: Checkpoint, settings: EncodingSettings, targets: Targets
     ) -> EarlierFit | None:
-        if not self.warm_start or not hasattr(self, "weights_"):
+        if not self._goes_on():
             return None
         if getattr(self, "pooler_", None) is not None:
             raise ValueError(

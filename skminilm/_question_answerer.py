@@ -21,7 +21,7 @@ from ._rows import reread
 from ._spans import choose_answers
 from ._target_validation import check_row_weights
 from ._text_columns import check_both_or_none, check_same_columns
-from ._trained_network import TrainedNetworkEstimator
+from ._trained_network import EarlierFit, TrainedNetworkEstimator
 from ._validation import Texts, shorten
 from ._warnings import warn
 from ._windows import Windows, cut_windows
@@ -119,6 +119,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
     n_iter_no_change : int, default=3
         Epochs without a better score after which ``early_stopping=True``
         stops. Between equal scores the lower loss wins.
+    warm_start : bool, default=False
+        Go on from the earlier fit with all its weights and its head, or from
+        those of :meth:`from_transformers`: so a network that was trained on many questions
+        learns a few of your own. Model, revision and `trainable` must be the same.
     gradient_checkpointing : bool, default=False
         Recompute the activations of each layer in the backward pass instead
         of keeping them: takes a third more time and several times less memory
@@ -238,6 +242,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         no_answer_threshold: float | None = None,
         early_stopping: bool = False,
         n_iter_no_change: int = 3,
+        warm_start: bool = False,
         gradient_checkpointing: bool = False,
         precision: str = "auto",
         device: str = "auto",
@@ -260,6 +265,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         self.no_answer_threshold = no_answer_threshold
         self.early_stopping = early_stopping
         self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         self.device = device
@@ -402,9 +408,10 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             others = check_questions(X_val, "X_val")
             check_same_columns(texts, others)
         random = check_random_state(self.random_state)
-        checkpoint = open_checkpoint(self.model, self.revision, settings_known=True)
+        checkpoint = self._open_to_train(settings_known=True)
         self._check_checkpoint(checkpoint)
         settings, compute = self._settings(checkpoint), self._compute(checkpoint)
+        earlier = self._earlier_fit(checkpoint)
         data = self._learnable(checkpoint, texts, y, row_weights, on_missing_answer, "y")
         if X_val is not None:
             weights = np.ones(len(others))
@@ -416,13 +423,15 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             return {
                 "coef_": result.coef,
                 "intercept_": result.intercept,
-                **self._network_attributes(result, checkpoint, settings, None),
+                **self._network_attributes(result, checkpoint, settings, earlier),
                 **self._column_attributes(texts),
             }
 
         n_epochs = self._n_epochs(data.n_training)
         progress = FitProgress(self, X, y, sample_weight, n_epochs, data.n_training, attributes)
-        self._run(lambda: self._train(data, checkpoint, compute, random, n_epochs, progress), progress)
+        self._run(
+            lambda: self._train(data, checkpoint, compute, random, earlier, n_epochs, progress), progress
+        )
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -589,6 +598,16 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
             max_length=self.max_length,
         )
 
+    def _earlier_fit(self, checkpoint: Checkpoint) -> EarlierFit | None:
+        if not self._goes_on():
+            return None
+        if self.fingerprint_ != checkpoint.origin:
+            raise ValueError(
+                "warm_start=True goes on from the earlier fit, which had another model or revision: restore them, or set "
+                "warm_start=False."
+            )
+        return EarlierFit(self.coef_, self.intercept_, self.weights_, self.history_, self.best_epoch_)
+
     def _windows(self, checkpoint: Checkpoint, texts: Texts) -> Windows:
         return cut_windows(checkpoint.tokenizer, texts, self.max_length, self.stride, self.max_answer_length)
 
@@ -631,6 +650,7 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         checkpoint: Checkpoint,
         compute: Compute,
         random: np.random.RandomState,
+        earlier: EarlierFit | None,
         n_epochs: int,
         hooks: FitProgress,
     ) -> TrainingResult:
@@ -638,11 +658,14 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
 
         workers, compute = self._workers(compute)
         options = self._training_options(n_epochs, compute, random)
-        coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
+        if earlier is None:
+            coef = _START_SCALE * random.standard_normal((2, checkpoint.hidden_size)).astype(np.float32)
+            head = coef, np.zeros(2, np.float32)
+        else:
+            head = earlier.coef, earlier.intercept
         return train(
-            self._new_network(data.batch, checkpoint, None, compute, options.seed, None, data.n_training),
-            coef,
-            np.zeros(2, np.float32),
+            self._new_network(data.batch, checkpoint, None, compute, options.seed, earlier, data.n_training),
+            *head,
             SpanObjective(self.max_answer_length),
             data.targets,
             data.weights,

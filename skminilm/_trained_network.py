@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from ._progress import tqdm
 from ._warnings import warn
 from .checkpoints import Checkpoint, EncodingSettings
 from .checkpoints.digests import arrays_digest
-from .checkpoints.embedded import check_embeddable, embed_checkpoint, open_embedded
+from .checkpoints.embedded import check_embeddable, embed_checkpoint, is_embedded, open_embedded
 
 if TYPE_CHECKING:
     from .checkpoints.token_batch import TokenBatch
@@ -46,6 +45,7 @@ class EarlierFit:
 class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
     """A network that is trained together with a head. See MiniLMClassifier for the parameters."""
 
+    warm_start: bool
     coef_: np.ndarray
     intercept_: np.ndarray
     n_iter_: int
@@ -70,6 +70,7 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
         "head_learning_rate": [NumberInterval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
         "n_iter_no_change": [NumberInterval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
         "weight_decay": [NumberInterval(Real, 0, None, closed="left")],
         "warmup_ratio": [NumberInterval(Real, 0, 1, closed="both")],
         "gradient_checkpointing": ["boolean"],
@@ -92,6 +93,17 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             return int(self.epochs)
         steps = math.ceil(n_rows / self.batch_size)
         return min(_MAX_EPOCHS, max(self._min_epochs, math.ceil(_MIN_STEPS / steps)))
+
+    def _open_to_train(self, *, settings_known: bool = False) -> Checkpoint:
+        embedded = getattr(self, "checkpoint_", None)
+        # Where `model` or `revision` was changed since, the new one is opened and compared.
+        if self.warm_start and embedded is not None and is_embedded(embedded, self.model, self.revision):
+            return open_embedded(embedded)
+        return open_checkpoint(self.model, self.revision, settings_known=settings_known)
+
+    def _goes_on(self) -> bool:
+        """Tell whether `fit` begins where an earlier one ended."""
+        return self.warm_start and hasattr(self, "weights_")
 
     def _check_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Check that this estimator can train and keep it."""
@@ -209,12 +221,6 @@ class TrainedNetworkEstimator(CallbackSupportMixin, TextEstimator):
             if error.last_good is not None:
                 self._set_attributes(attributes(error.last_good))
             raise
-        finally:
-            if self.trainable != "head":
-                try:
-                    gc.collect()  # networks that were trained hold on to themselves
-                except KeyboardInterrupt:
-                    is_interrupted = True
         if is_interrupted:
             warn("Training interrupted by user.")
 

@@ -39,6 +39,7 @@ DIFFERENT = {
         "learning_rate",
         "max_length",
         "early_stopping",
+        "warm_start",
         "gradient_checkpointing",
         "device",
         "random_state",

@@ -236,6 +236,22 @@ def test_answers_are_those_of_transformers(make_folder, outputs_of, kind):
         assert spans[0].score == pytest.approx(np.exp(scores[best] - normaliser), abs=1e-5)
 
 
+def test_a_network_that_finds_answers_learns_others(make_folder):
+    folder, _ = make_folder(task="QuestionAnswering")
+    options = dict(max_length=64, stride=8, max_answer_length=9, **FP32)
+    X, y = [("Where is the key?", "The key is under the mat."), ("Wer?", "Morgen kommt Ada.")], ["mat", "Ada"]
+    answerer = MiniLMQuestionAnswerer.from_transformers(folder, **options)
+    coef, expected = answerer.coef_, answerer.predict_spans(X, n_best=3)
+    still = dict(trainable=1, epochs=1, learning_rate=1e-12, head_learning_rate=1e-12, random_state=0)
+    answerer.set_params(warm_start=True, **still).fit(X, y)
+    np.testing.assert_allclose(answerer.coef_, coef, atol=1e-9)
+    for spans, before in zip(answerer.predict_spans(X, n_best=3), expected, strict=True):
+        assert [span[:2] for span in spans] == [span[:2] for span in before]
+        np.testing.assert_allclose([s.score for s in spans], [s.score for s in before], rtol=1e-4)
+    answerer.set_params(warm_start=False).fit(X, y)
+    assert np.abs(answerer.coef_ - coef).max() > 1e-3  # a new head
+
+
 def test_a_network_without_the_head(make_folder, tmp_path):
     folder, _ = make_folder(task="QuestionAnswering")
     with pytest.raises(ValueError, match="holds no head for texts"):

@@ -1,6 +1,8 @@
 import gc
 import subprocess
 import sys
+import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from conftest import largest_change, resident_mib
 
-from skminilm import MiniLMClassifier
+from skminilm import MiniLMClassifier, MiniLMQuestionAnswerer, MiniLMRegressor
 from skminilm._targets import ClassTargets
 from skminilm.finetuning import (
     SoftmaxObjective,
@@ -135,10 +137,48 @@ def test_many_fits_leave_memory_flat(split, monkeypatch):
             else:
                 classifier.fit(X, y)
         del classifier
-        gc.collect()
         sizes.append(resident_mib())
     # One copy of what is trained is 42 MB, and AdamW has two more.
     assert max(sizes[6:]) - max(sizes[3:6]) < 10
+
+
+@pytest.mark.parametrize("ending", ["plain", "interrupted", "diverged"])
+@pytest.mark.parametrize("trainable", [2, "all", "lora"])
+def test_a_trained_network_is_gone_when_fit_ends(split, xlmr_folder, monkeypatch, trainable, ending):
+    """Without the garbage collector, which takes longer than a small fit."""
+    if trainable == "lora":
+        pytest.importorskip("peft")
+    networks, original = [], TrainableEncoder.__init__
+
+    def remembered(self, *args):
+        networks.append(weakref.ref(self))
+        original(self, *args)
+
+    monkeypatch.setattr(TrainableEncoder, "__init__", remembered)
+    X, y = [["Who?", "It is Ada."], ["Where?", "It is here."]], ["Ada", "here"]
+    options = dict(trainable=trainable, max_length=32, epochs=2, gradient_checkpointing=True, random_state=0)
+    models = [
+        MiniLMClassifier(xlmr_folder, **options),
+        MiniLMRegressor(xlmr_folder, early_stopping=True, validation_fraction=0.5, **options),
+        MiniLMQuestionAnswerer(xlmr_folder, stride=4, max_answer_length=4, **options),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        for model, targets in zip(models, [["a", "b"], [1.0, 2.0], y], strict=True):
+            with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+                if ending == "diverged":
+                    model.set_params(learning_rate=1e38, head_learning_rate=1e38, warmup_ratio=0)
+                    with pytest.raises(FloatingPointError):
+                        model.fit(X, targets)
+                else:
+                    if ending == "interrupted":
+                        after_steps(patch, 1, interrupt)
+                    model.fit(X, targets)
+            assert any("interrupted" in str(w.message) for w in caught) is (ending == "interrupted")
+        assert [network() for network in networks] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_an_interruption_while_the_head_is_fitted_anew_keeps_what_was_trained(split, monkeypatch):
@@ -179,6 +219,5 @@ def test_fits_leave_the_memory_of_a_gpu_flat(split, monkeypatch):
             else:
                 classifier.fit(X, y)
         del classifier
-        gc.collect()
         sizes.append(torch.cuda.memory_allocated())
     assert max(sizes[3:]) <= max(sizes[:3]) + 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import unicodedata
 import warnings
 from collections import deque
@@ -22,7 +23,7 @@ from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline
 
-from skminilm import MiniLMQuestionAnswerer
+from skminilm import MiniLMQuestionAnswerer, clear_cache
 from skminilm._answers import check_answers
 from skminilm._spans import choose_answers
 from skminilm._validation import Texts, is_blank
@@ -242,6 +243,66 @@ def test_columns_whose_names_say_another_order_are_refused(make_frame):
     frame = make_frame({"context": ["Ada comes."], "question": ["Who comes?"]})
     with pytest.raises(ValueError, match=r"columns context, question.* X\[\['question', 'context'\]\]"):
         MiniLMQuestionAnswerer().fit(frame, [None])
+
+
+STILL = dict(epochs=1, learning_rate=1e-12, head_learning_rate=1e-12)  # a fit ends where it began
+
+
+@pytest.mark.parametrize("trainable", [1, "all", "lora"])
+def test_warm_start_goes_on(xlmr_folder, trainable):
+    if trainable == "lora":
+        pytest.importorskip("peft")
+    options = {**WEIGHED, "trainable": trainable, "learning_rate": 1e-3, "warm_start": True}
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), **options).fit(QUESTIONS[:6], ANSWERS[:6])
+    expected, loss = model.predict_spans(QUESTIONS, n_best=3), model.history_[-1]["loss"]
+    # Other windows are no reason to begin anew.
+    model.set_params(**STILL, max_length=48, stride=12).fit(QUESTIONS[4:], ANSWERS[4:])
+    assert model.n_iter_ == len(model.history_) == model.best_epoch_ == 3
+    for spans, before in zip(model.predict_spans(QUESTIONS, n_best=3), expected, strict=True):
+        assert [span[:2] for span in spans] == [span[:2] for span in before]
+        np.testing.assert_allclose([s.score for s in spans], [s.score for s in before], rtol=1e-4)
+    model.set_params(**options).fit(QUESTIONS[:6], ANSWERS[:6])
+    assert model.history_[-1]["loss"] < loss
+    assert len(model.set_params(warm_start=False).fit(QUESTIONS, ANSWERS).history_) == 2
+
+
+@pytest.mark.parametrize("save_weights", ["delta", "full"])
+def test_a_warm_start_of_what_was_saved(xlmr_folder, tmp_path, save_weights):
+    folder = shutil.copytree(xlmr_folder, tmp_path / "base")
+    options = {**WEIGHED, "save_weights": save_weights, "warm_start": True}
+    model = MiniLMQuestionAnswerer(str(folder), **options).fit(QUESTIONS[:6], ANSWERS[:6])
+    model.save(tmp_path / "saved")
+    again = MiniLMQuestionAnswerer.load(tmp_path / "saved")
+    if save_weights == "full":
+        shutil.rmtree(folder)
+        clear_cache()
+    for answerer in (model, again):
+        answerer.fit(QUESTIONS[6:], ANSWERS[6:])
+    assert again.weights_digest_ == model.weights_digest_
+    np.testing.assert_array_equal(again.coef_, model.coef_)
+
+
+def test_a_warm_start_from_another_network_is_refused(xlmr_folder):
+    model = MiniLMQuestionAnswerer(str(xlmr_folder), **{**WEIGHED, "warm_start": True})
+    model.fit(QUESTIONS[:2], ANSWERS[:2])
+    weights = model.weights_digest_
+    with pytest.raises(
+        ValueError, match="had another model or revision: restore them, or set warm_start=False"
+    ):
+        model.set_params(model="bundled").fit(QUESTIONS[:2], ANSWERS[:2])
+    with pytest.raises(ValueError, match="trained other weights than trainable=2"):
+        model.set_params(model=str(xlmr_folder), trainable=2).fit(QUESTIONS[:2], ANSWERS[:2])
+    assert model.weights_digest_ == weights
+
+
+def test_early_stopping_may_go_back_to_where_a_warm_start_began(answerer):
+    model = clone(answerer)
+    vars(model).update({name: value for name, value in vars(answerer).items() if name.endswith("_")})
+    model.set_params(warm_start=True, early_stopping=True, epochs=2, learning_rate=0.1)
+    model.fit(QUESTIONS[:2], [None, None], X_val=QUESTIONS, y_val=ANSWERS)
+    assert model.best_epoch_ == answerer.best_epoch_
+    assert model.weights_digest_ == answerer.weights_digest_
+    assert model.predict(QUESTIONS).tolist() == ANSWERS
 
 
 def test_lora(xlmr_folder):
