@@ -298,7 +298,8 @@ class MiniLMQuestionAnswerer(TrainedNetworkEstimator):
         ----------
         model, revision, max_length, stride, max_answer_length, no_answer_threshold, precision, device, save_weights, verbose
             As in the constructor. What trains has its default, and counts
-            when `fit` is called.
+            when `fit` is called, which begins at this network and its head
+            after ``set_params(warm_start=True)``.
 
         Returns
         -------

@@ -539,24 +539,16 @@ def test_validation_counts_rows_alike_however_they_are_set_aside(split):
 
 
 def test_an_interrupt_after_the_last_epoch_loses_nothing(monkeypatch, split):
-    def interrupt():
-        raise KeyboardInterrupt
-
     def interrupt_once(weights, calls=[]):  # noqa: B006
         if not calls:
             calls.append(1)
-            interrupt()
+            raise KeyboardInterrupt
         return arrays_digest(weights)
 
-    collect, digest = "skminilm._trained_network.gc.collect", "skminilm._trained_network.arrays_digest"
-    for place, change in ((collect, interrupt), (digest, interrupt_once)):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, change)
-            with pytest.warns(UserWarning, match="interrupted"):
-                model = MiniLMClassifier(trainable=1, epochs=1).fit(split[0][:8], split[1][:8])
-        assert model.predict(split[2][:2]).shape == (2,)
-    monkeypatch.setattr(collect, interrupt)
-    MiniLMClassifier(trainable="head", epochs=1).fit(split[0], split[1])  # leaves nothing to collect
+    monkeypatch.setattr("skminilm._trained_network.arrays_digest", interrupt_once)
+    with pytest.warns(UserWarning, match="interrupted"):
+        model = MiniLMClassifier(trainable=1, epochs=1).fit(split[0][:8], split[1][:8])
+    assert model.predict(split[2][:2]).shape == (2,)
 
 
 @pytest.mark.parametrize("trainable", ["head", 1, "encoder"])

@@ -413,7 +413,7 @@ def test_the_revision_of_a_question_answerer_arrives(monkeypatch):
         seen.append((model, revision))
         raise OSError("enough")
 
-    monkeypatch.setattr("skminilm._question_answerer.open_checkpoint", stop)
+    monkeypatch.setattr("skminilm._trained_network.open_checkpoint", stop)
     with pytest.raises(OSError, match="enough"):
         MiniLMQuestionAnswerer("owner/name", revision="v2").fit(QUESTIONS, ANSWERS)
     assert seen == [("owner/name", "v2")]
